@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# ./run.sh                       the demo of the flow TTS: corpus, training, evaluation, nothing to download but packages
+# ./run.sh test                  the test suite
+# ./run.sh demo [flow] [--config FILE] [--key value …]
+# ./run.sh [flow] [--gpus N] [--config FILE] [--key value …]
+#                                the published training run, or that of a config; a key is any key of the config
+# NUM_GPUS and BATCH_SIZE stand for --gpus and --batch_size. For several machines set NNODES, NODE_RANK, MASTER_ADDR and
+# MASTER_PORT on each of them. PYTHON names the interpreter for .venv.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+fail() { echo "error: $*" >&2; exit 1; }
+
+# The environment: .venv with the packages of requirements.txt, made again only when those change.
+environment() {
+    local python=${PYTHON:-python3} wanted
+    command -v "$python" >/dev/null || fail "trivox needs Python 3.11 or newer, and there is no $python on the PATH"
+    wanted=$(cat requirements.txt)
+    if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            fail "trivox needs Python 3.11 or newer; $("$python" --version) is too old (PYTHON=/path/to/python ./run.sh names another)"
+        "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+            fail "$python has no module venv: install it (on Debian and Ubuntu: apt install python3-venv)"
+        echo "making .venv and installing requirements.txt"
+        "$python" -m venv .venv || fail "could not make .venv with $python"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
+            fail "could not install requirements.txt; what pip said stands above"
+        echo "$wanted" > .venv/installed
+    fi
+    PATH="$PWD/.venv/bin:$PATH"
+}
+
+# Run a command, and hand SIGINT and SIGTERM on as SIGTERM to the processes that train, so that they end their step and
+# save. They are the command itself, or where it is torchrun its children. A stop that was asked for ends this script too.
+interruptible() {
+    local pid status=0 stopped=
+    set -m  # in a process group of its own, so that Ctrl-C reaches this script alone
+    "$@" &
+    pid=$!
+    set +m
+    trap 'stopped=1' INT TERM
+    while kill -0 "$pid" 2>/dev/null; do
+        if [ -n "$stopped" ]; then
+            if [ "$1" = torchrun ]; then kill -TERM $(cat "/proc/$pid"/task/*/children) || true; else kill -TERM "$pid" || true; fi
+            sleep 1  # and again, in case it had not yet begun to listen
+        else
+            wait "$pid" && status=0 || status=$?
+        fi
+    done 2>/dev/null
+    wait "$pid" 2>/dev/null && status=0 || status=$?
+    trap - INT TERM
+    [ -z "$stopped" ] && [ "$status" = 0 ] || exit "$status"
+}
+
+# torchrun itself ignores the signals: the processes that it starts take them and leave with 0, and then so does it.
+torchrun() {
+    trap "" INT TERM
+    exec python -m torch.distributed.run --signals-to-handle SIGQUIT "$@"
+}
+
+# Train in one process, or by torchrun in one a GPU.
+train() {
+    local found machines=(--standalone)
+    set -- "train_${system}_tts.py" --config "$config" --resume ${flags[@]+"${flags[@]}"}  # bash 3 has no empty arrays
+    if [ "$gpus" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
+        interruptible python "$@"
+        return
+    fi
+    found=$(python -c 'import torch; print(torch.cuda.device_count())')
+    if [ "$found" = 0 ]; then
+        echo "no GPU here: $gpus processes share the CPU and talk over gloo"
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + gpus - 1) / gpus ))}
+    elif [ "$gpus" -gt "$found" ]; then
+        fail "--gpus $gpus, but torch sees $found on this machine"
+    fi
+    [ "${NNODES:-1}" = 1 ] || machines=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?is this machine the 0th, 1st …?}"
+        --master-addr "${MASTER_ADDR:?which machine is the 0th?}" --master-port "${MASTER_PORT:-29500}")
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
+    interruptible torchrun --nproc-per-node "$gpus" "${machines[@]}" "$@"
+}
+
+# What the published run of a system needs and what is not here yet, said before anything is fetched.
+prepare_flow() {
+    if grep -q '^data_dir: data/ljspeech$' "$config" && [ ! -f data/ljspeech/dataset_stats.json ]; then
+        echo "to download: LJSpeech 1.1 (2.6 GB, public domain); then, when they are first used, ByT5-small (1.2 GB, Apache 2.0),"
+        echo "BigVGAN v2 (450 MB, MIT) and Whisper base.en (145 MB, MIT)"
+        python data.py ljspeech
+    fi
+}
+
+demo_flow() {
+    [ -f data/demo/dataset_stats.json ] || python data.py demo
+    train
+    if [ "$run/evaluation/table.txt" -nt "$run/checkpoints/latest/config.yaml" ]; then
+        echo && cat "$run/evaluation/table.txt"
+    else
+        python evaluate.py --ckpt "$run"
+    fi
+    cat <<END
+
+listen  $run/evaluation/000.wav and on; beside each the recording, 000_reference.wav
+look    $run/evaluation/000.png and on, $run/curves.png
+speak   .venv/bin/python sample.py --ckpt $run --text "The captain painted seven wooden boxes yesterday." --out out.wav
+END
+}
+
+case ${1:-demo} in
+    -h|--help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit ;;
+    test) environment; shift; exec python -m pytest -q "$@" ;;
+    demo) mode=demo; shift || true ;;
+    *) mode=train ;;
+esac
+case ${1:-} in
+    flow) system=$1; shift ;;
+    --*|"") system=flow ;;
+    *) fail "there is no '$1': ./run.sh [test | demo] [flow] [--gpus N] [--config FILE] [--key value …]" ;;
+esac
+case $mode-$system in
+    demo-flow) config=configs/flow_demo.yaml ;;
+    train-flow) config=configs/flow_ljspeech.yaml ;;
+esac
+gpus=${NUM_GPUS:-1} flags=() run=
+[ -z "${BATCH_SIZE:-}" ] || flags+=(--batch_size "$BATCH_SIZE")
+while [ $# -gt 0 ]; do
+    key=${1%%=*} value=
+    case $key in --gpus|--config|--out[-_]dir)
+        if [[ $1 = *=* ]]; then value=${1#*=}; else [ $# -gt 1 ] || fail "$1 needs a value"; value=$2; shift; fi ;;
+    esac
+    case $key in
+        --gpus) gpus=$value ;;
+        --config) config=$value ;;
+        --out[-_]dir) run=$value; flags+=(--out_dir "$value") ;;
+        *) flags+=("$1") ;;
+    esac
+    shift
+done
+[[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus takes a whole number from 1, not '$gpus'"
+[ -f "$config" ] || fail "there is no config $config"
+[ -n "$run" ] || run=$(sed -n 's/^out_dir: *//p' "$config")
+
+environment
+if [ "$mode" = demo ]; then
+    "demo_$system"
+else
+    "prepare_$system"
+    train
+fi

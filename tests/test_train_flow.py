@@ -1,0 +1,393 @@
+"""train_flow_tts.py: what a step draws, kills and signals, two processes beside one, learning, refusals."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, checkpoint, finish, launch, refusal, same, tiny_flow, train
+
+import common
+import train_flow_tts as trainer
+from data import MelDataset, TextFeatures
+from sample import load_flow
+from train_flow_tts import POOL, Config, draw, draw_step, flow_loss, make_batch, validate
+
+CPU = torch.device("cpu")
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def losses(run):
+    """{step: loss}; each step has one line."""
+    rows = [(row["step"], row["loss"]) for row in metrics(run) if "loss" in row]
+    assert len(rows) == len(dict(rows))
+    return dict(rows)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What a step draws
+
+def test_an_epoch_has_each_clip_once():
+    """19 epochs of 37 clips in 37 pools of steps: each clip 19 times, with other noise each time."""
+    c, clips, count = Config(), list(range(100, 137)), 1
+    frames = {clip: clip * 7919 % 500 for clip in clips}
+    draws = [d for step in range(37 * POOL) for d in draw_step(c, clips, frames, step, count)]
+    assert set(Counter(d["clip"] for d in draws).values()) == {POOL}
+    assert len({d["noise"] for d in draws}) == len({d["t"] for d in draws}) == len(draws)
+    first = {d["clip"] for d in draws[:32]}  # the first two pools are within the first epoch
+    assert len(first) == 32
+
+
+def test_clips_of_a_step_are_of_like_length():
+    """Within a pool of steps no clip of one is longer than any of the next; the steps themselves are in no order."""
+    c, clips, rng = Config(), list(range(300)), random.Random(0)
+    frames = [rng.randrange(50, 900) for _ in clips]
+    spans = []
+    for step in range(POOL):
+        lengths = [frames[d["clip"]] for d in draw_step(c, clips, frames, step, 8)]
+        spans.append((min(lengths), max(lengths)))
+    for (_, longest), (shortest, _) in zip(sorted(spans), sorted(spans)[1:]):
+        assert longest <= shortest
+    assert spans != sorted(spans)
+
+
+def test_draws_depend_on_seed_epoch_and_clip_alone():
+    """However many clips a step has, and whatever their neighbours, the first epoch draws the same for each clip."""
+    clips, frames = list(range(64)), [100] * 64
+    epochs = [{d["clip"]: d for step in range(64 // count) for d in draw_step(Config(), clips, frames, step, count)}
+              for count in (1, 2, 4)]
+    assert epochs[0] == epochs[1] == epochs[2] == {clip: draw(Config(), 0, clip) for clip in clips}
+    other = {clip: draw(Config(seed=1), 0, clip) for clip in clips}
+    assert not {d["noise"] for d in epochs[0].values()} & {d["noise"] for d in other.values()}
+
+
+def test_distributions():
+    """The moments of what is drawn, each within four standard errors of the config's."""
+    n, c = 4000, Config(timestep_logit_mean=-0.8, timestep_logit_std=0.8, silence_prob=0.3, max_silence_sec=0.5,
+                        text_condition_dropout=0.1)
+    draws = [draw(c, epoch, clip) for epoch in range(40) for clip in range(100)]
+    t = np.array([d["t"] for d in draws])
+    logit = np.log((1 - t) / t)  # t = 1 - sigmoid(N(mean, std))
+    assert logit.mean() == pytest.approx(-0.8, abs=4 * 0.8 / n**0.5)
+    assert logit.std() == pytest.approx(0.8, abs=4 * 0.8 / (2 * n) ** 0.5)
+    assert sum(d["drop"] for d in draws) == pytest.approx(0.1 * n, abs=4 * (n * 0.1 * 0.9) ** 0.5)
+    silences = np.array([d["silence"] for d in draws if d["silence"]])
+    assert len(silences) == pytest.approx(0.3 * n, abs=4 * (n * 0.3 * 0.7) ** 0.5 + 0.05 * n)  # some are of 0 frames
+    assert silences.max() <= 0.5 * 22050 / 256
+    assert silences.mean() == pytest.approx(0.25 * 22050 / 256, abs=4 * 12.5 / len(silences) ** 0.5 + 0.5)
+
+
+def test_a_batch_is_its_clips(data):
+    """Mels with silence at their ends, dropped texts, noise over the frames that count: the same in any company."""
+    c, features = Config(**TINY), TextFeatures("bytes")
+    draws = [dict(clip=i, t=0.1 * i, drop=i == 2, silence=5 * i, noise=77 + i) for i in range(4)]
+    batch = make_batch(c, data, features, draws, CPU)
+    for i, d in enumerate(draws):
+        n = data.rows[i]["frames"]
+        assert batch["frames"][i] == n + 5 * i
+        assert torch.equal(batch["mel"][i, :n], data.mel(i)) and not batch["noise"][i, n + 5 * i:].any()
+        assert (batch["mel"][i, n:n + 5 * i] == np.float32(np.log(1e-5))).all()
+        alone = make_batch(c, data, features, [d], CPU)
+        assert torch.equal(batch["noise"][i, :n + 5 * i], alone["noise"][0, :n + 5 * i])
+        assert torch.equal(batch["text"][i, :batch["length"][i]], alone["text"][0, :alone["length"][0]])
+    assert batch["length"][2] == 1 and batch["mel"].shape[1] % 32 == 0
+
+
+def test_validation_does_not_depend_on_the_batch_size(data):
+    """The mean over all frames and clips, with their texts, whatever the micro-batches."""
+    model, clips = tiny_flow(), list(range(len(data.rows)))[:11]
+    results = [validate(Config(**TINY, batch_size=size, text_condition_dropout=0.5), model, data, TextFeatures("bytes"),
+                        clips, 0, 1, CPU, torch.float32) for size in (1, 4, 16)]
+    np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The same result
+
+def test_ten_sigkills(flags, tmp_path):
+    """Killed ten times at random moments and resumed, a run ends with the bits of the one that nobody disturbed."""
+    settings = dict(steps=60, save_every=3, eval_every=7, dtype="auto", silence_prob=0.5)
+    code, said = finish(train(flags(out_dir=tmp_path / "whole", **settings)))
+    assert code == 0, said
+    run, rng = tmp_path / "run", random.Random()
+    for step in sorted(rng.choices(range(40), k=10)):
+        process = train(flags("--resume", **settings))
+        log = run / "metrics.jsonl"
+        while not (step == 0 or log.exists() and f'"step": {step},' in log.read_text()) and process.is_alive():
+            process.join(0.005)
+        process.join(rng.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        code, said = finish(process)
+        assert code == -signal.SIGKILL, said
+    code, said = finish(train(flags("--resume", **settings)))
+    assert code == 0, said
+    for name in ("latest", "best"):
+        assert same(checkpoint(run, name), checkpoint(tmp_path / "whole", name))
+    assert losses(run) == losses(tmp_path / "whole") and list(losses(run)) == list(range(1, 61))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal(flags, tmp_path, signum):
+    """It saves the step it is at, says which, leaves with 0; resumed, it ends as if it had not stopped, with the same
+    curve. (A line of it is the mean over four steps.)"""
+    settings = dict(steps=40, log_every=4)
+    assert finish(train(flags(out_dir=tmp_path / "whole", **settings)))[0] == 0
+    process, log = train(flags(**settings)), tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and '"step": 8,' in log.read_text()):
+        process.join(0.002)
+    os.kill(process.pid, signum)
+    code, said = finish(process)
+    step = checkpoint(tmp_path / "run")[1]["state"]["step"]
+    assert code == 0 and 8 <= step < 40 and f"after step {step};" in said
+    code, said = finish(train(flags("--resume", **settings)))
+    assert code == 0 and f"from step {step}" in said
+    assert same(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "whole"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+def test_two_processes_are_one(flags, tmp_path):
+    """Over gloo, with the same clips a step: the same curve for 50 steps, the same validation."""
+    settings = dict(steps=50, eval_every=25, silence_prob=0.5)
+    single = train(flags(out_dir=tmp_path / "one", **settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               ROOT / "train_flow_tts.py", *flags(out_dir=tmp_path / "two", **settings | dict(batch_size=2))]
+    pair = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert pair.returncode == 0, pair.stderr
+    assert finish(single)[0] == 0
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for key in one.keys() & {"step", "loss", "duration_loss", "val_loss", "val_duration_loss"}:
+            assert two[key] == pytest.approx(one[key], abs=1e-4)
+        assert two.get("grad_norm", 0) == pytest.approx(one.get("grad_norm", 0), rel=1e-3)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The trainer in this process, whose signal handlers are pytest's, and which fails where it would go on forever."""
+    monkeypatch.setattr(common, "catch_signals", Event)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it goes on forever"))
+    signal.alarm(60)
+    yield trainer.main
+    signal.alarm(0)
+
+
+def test_gradient_accumulation(flags, tmp_path, in_process):
+    """Two micro-batches of two clips have the gradient of one of four. (After one step AdamW's first moment is a tenth
+    of the gradient.)"""
+    moments = []
+    for size in (4, 2):
+        run = tmp_path / str(size)
+        in_process(flags(out_dir=run, batch_size=size, grad_accum_steps=4 // size, steps=1, optimizer="adamw",
+                         silence_prob=0.5))
+        optimizer, = checkpoint(run)[1]["state"]["optimizers"]
+        moments.append({i: m["exp_avg"] for i, m in optimizer["state"].items()})
+    for i, whole in moments[0].items():
+        torch.testing.assert_close(moments[1][i], whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-4)
+    assert metrics(tmp_path / "2")[0]["loss"] == pytest.approx(metrics(tmp_path / "4")[0]["loss"], rel=1e-5)
+
+
+def test_overfit_reads_the_first_clips_alone(flags, data, in_process, monkeypatch):
+    read, mel = set(), MelDataset.mel
+    monkeypatch.setattr(MelDataset, "mel", lambda self, i: read.add(i) or mel(self, i))
+    in_process(flags(overfit=3, eval_every=2))
+    assert read == set(data.clips("all")[:3])
+
+
+def test_schedule_and_average(flags, tmp_path, in_process):
+    """Warm-up in equal steps, then half a cosine down to min_lr; the average follows the weights at (1 + n) / (10 + n)
+    while that is below ema_decay."""
+    in_process(flags(steps=12, warmup_steps=4, lr=1e-2, min_lr=1e-3))
+    rates = [row["lr"] for row in metrics(tmp_path / "run") if "lr" in row]
+    np.testing.assert_allclose(rates[:4], [0.0025, 0.005, 0.0075, 0.01])
+    np.testing.assert_allclose(rates[8], (1e-2 + 1e-3) / 2)
+    assert rates[4:] == sorted(rates[4:], reverse=True) and 1e-3 < rates[-1] < 1.5e-3
+
+    settings = dict(warmup_steps=0, ema_decay=0.15, keep_last=4, save_every=1)
+    in_process(flags(out_dir=tmp_path / "ema", steps=3, **settings))
+    weights = [checkpoint(tmp_path / "ema", f"step_{step:08d}")[1] for step in (1, 2, 3)]
+    for key, second in weights[1]["model"].items():
+        for step, decay in ((1, 0.15), (2, 0.15)):  # (1 + 1) / (10 + 1) is above
+            wanted = torch.lerp(weights[step - 1]["ema"][key], weights[step]["model"][key], 1 - decay)
+            torch.testing.assert_close(weights[step]["ema"][key], wanted)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Learning
+
+def test_it_learns_what_the_text_says(run, data):
+    """Of pure noise, the right text tells at least a fifth more of the mel than its bytes in another order, which a
+    model that ignores them, their order or the clock cannot know. An untrained one is at 2, the variance of both."""
+    model, features, config = load_flow(run, CPU)
+    c = Config(**config)
+    draws = [dict(clip=clip, t=1.0, drop=False, silence=0, noise=clip) for clip in data.clips("train")[:4]]
+    batch = make_batch(c, data, features, draws, CPU)
+    mixed = {**batch, "text": batch["text"].clone()}
+    for text, n in zip(mixed["text"], batch["length"]):
+        text[:n - 1] = text[:n - 1].flip(0)
+    with torch.no_grad():
+        right, wrong = (flow_loss(c, model, b)[0].item() / batch["frames"].sum().item() for b in (batch, mixed))
+    assert right < 0.8 * wrong and right < 1.2
+    assert metrics(run)[-1]["val_duration_loss"] < 0.01  # lengths to 10 %
+
+
+@pytest.mark.parametrize("settings", [dict(optimizer="adamw", lr=3e-3), dict(activation_checkpointing="true"),
+                                      dict(patch=1, text_layers=0), dict(dtype="bfloat16")], ids=str)
+def test_variants_train(flags, tmp_path, in_process, settings):
+    """The validation loss falls by a tenth in 25 steps."""
+    in_process(flags(**dict(steps=25, lr=1e-2, ema_decay=0.5, eval_every=1) | settings))
+    curve = [row["val_loss"] for row in metrics(tmp_path / "run") if "val_loss" in row]
+    assert curve[-1] < 0.9 * curve[0]
+
+
+def test_a_run_keeps_what_it_was_made_of(run):
+    """The effective config beside each checkpoint, the trainer and the model as they were, the curves."""
+    config = common.read_yaml(run / "config.yaml")
+    assert config == common.read_yaml(run / "checkpoints" / "latest" / "config.yaml")
+    assert config["overfit"] == 4 and config.keys() == asdict(Config()).keys()
+    for name in ("train_flow_tts.py", "model.py"):
+        assert (run / "code" / name).read_bytes() == (ROOT / name).read_bytes()
+    assert (run / "code" / "git.diff").exists() and (run / "curves.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_it_speaks_while_it_trains(flags, tmp_path, in_process):
+    """Wavs and a word error rate at the steps asked for, of the sentences of a file."""
+    (tmp_path / "prompts.txt").write_text("The baker bought two boxes today.\n\nAn unheard sentence.\n")
+    in_process(flags(steps=3, speak_every=2, eval_prompts=tmp_path / "prompts.txt", eval_steps=1))
+    rows = [row for row in metrics(tmp_path / "run") if "wer" in row]
+    assert [row["step"] for row in rows] == [2, 3] and all(row["wer"] > 0.5 for row in rows)
+    for step in (2, 3):
+        folder = tmp_path / "run" / "samples" / f"step_{step:08d}"
+        assert sorted(path.name for path in folder.iterdir()) == ["000.wav", "001.wav", "wer.jsonl"]
+
+
+def test_fine_tuning(flags, run, tmp_path, in_process):
+    """A first step at a rate of almost nothing leaves the averaged weights of the other run as they are, which validate
+    as they did there; the optimizer is fresh."""
+    in_process(flags(init_from=run, steps=1, lr=1e-12, min_lr=1e-12, overfit=4, timestep_logit_mean=-2))
+    there, here = checkpoint(run, "best")[1]["ema"], checkpoint(tmp_path / "run")[1]
+    for key in there:
+        torch.testing.assert_close(here["model"][key], there[key], atol=1e-6, rtol=1e-6)
+    best = min(row["val_loss"] for row in metrics(run) if "val_loss" in row)
+    assert metrics(tmp_path / "run")[-1]["val_loss"] == pytest.approx(best, rel=1e-4)
+    assert here["state"]["step"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Refusals
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(data_dir="nowhere"), ["no prepared data set at nowhere"]),
+    (dict(n_mels=100), ["n_mels=80", "n_mels=100"]),
+    (dict(init_from="nowhere"), ["no checkpoint at nowhere"]),
+    (dict(speak_every=1, eval_prompts="nowhere.txt"), ["nowhere.txt"]),
+    (dict(speak_every=1, eval_prompts="long.txt"), ["300 bytes"]),
+    (dict(speak_every=1, eval_vocoder="bigvgan"), ["bigvgan", "config.json"]),
+    (dict(speak_every=1, eval_recogniser="whisper"), ["base.en.pt"]),
+    (dict(text_encoder="google/byt5-small"), ["google/byt5-small"]),
+    (dict(batch_size=0), ["batch_size"]),
+    (dict(grad_accum_steps=0), ["grad_accum_steps"]),
+    (dict(log_every=0), ["log_every"]),
+    (dict(heads=3), ["heads"]),
+    (dict(text_width=96), ["text_width"]),
+], ids=str)
+def test_what_cannot_be_trained(flags, tmp_path, in_process, monkeypatch, settings, words):
+    """Said before the first step, and before there is a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_text("x" * 300 + "\n")
+    said = refusal(in_process, *flags(**settings))
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
+
+
+@pytest.fixture
+def copy(run, flags, tmp_path):
+    """The command line that goes on with a copy of the trained run."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    return partial(flags, steps=104, overfit=4)
+
+
+def test_a_run_is_not_overwritten(copy, tmp_path, in_process):
+    before = files(tmp_path)
+    assert "already holds a run: --resume" in refusal(in_process, *copy())
+    assert files(tmp_path) == before
+
+
+def test_a_finished_run_is_left_alone(copy, tmp_path, in_process, capsys):
+    before = files(tmp_path / "run" / "checkpoints")
+    in_process(copy("--resume", steps=100))
+    assert "complete: 100 of 100" in capsys.readouterr().out and files(tmp_path / "run" / "checkpoints") == before
+
+
+@pytest.mark.parametrize("damage, changes, words", [
+    ("model.safetensors", {}, ["cannot read", "model.safetensors"]),
+    ("ema.safetensors", {}, ["cannot read", "ema.safetensors"]),
+    ("state.pt", {}, ["cannot read", "state.pt"]),
+    ("another system", {}, ["'codec'", "'flow'"]),
+    ("", dict(width=128, heads=4), ["(64, ", "(128, "]),
+    ("", dict(layers=3), ["blocks.2"]),
+    ("", dict(optimizer="adamw"), ["optimizer"]),
+], ids=str)
+def test_what_cannot_be_resumed(copy, tmp_path, in_process, damage, changes, words):
+    """One sentence, and the checkpoints stay as they are."""
+    latest = (tmp_path / "run" / "checkpoints" / "latest").resolve()
+    if damage == "another system":
+        (latest / "config.yaml").write_text("system: codec\n")
+    elif damage:
+        (latest / damage).write_bytes((latest / damage).read_bytes()[:1000])
+    before = files(latest.parent)
+    said = refusal(in_process, *copy("--resume", **changes))
+    assert all(word in said for word in words), said
+    assert files(latest.parent) == before
+
+
+def test_a_kill_while_the_config_was_written(copy, tmp_path, in_process):
+    """RUN/config.yaml is only for the reader; the run goes on without it."""
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text()[:40] + "\nhalf a li")
+    in_process(copy("--resume"))
+    assert checkpoint(tmp_path / "run")[0] == "step_00000104"
+
+
+def _with_little_room(size, argv):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # no file may grow beyond it
+    common.run(trainer.main, argv)
+
+
+@pytest.mark.parametrize("room", [0.5, 1.5], ids=["in the weights", "in the optimizer's state"])
+def test_full_disk(flags, tmp_path, room):
+    """One sentence, exit status 1; the last good checkpoint is there, alone, and the run goes on from it."""
+    settings = dict(optimizer="adamw", save_every=3)
+    assert finish(train(flags(steps=3, **settings)))[0] == 0
+    before = checkpoint(tmp_path / "run")
+    size = (tmp_path / "run" / "checkpoints" / "latest" / "model.safetensors").stat().st_size
+    code, said = finish(launch(_with_little_room, int(room * size), flags("--resume", **settings)))
+    assert code == 1 and "Traceback" not in said
+    assert "error: could not save step 6" in said and "step_00000003" in said.splitlines()[-1]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["best", "latest", before[0]]
+    assert same(checkpoint(tmp_path / "run"), before)
+    assert finish(train(flags("--resume", **settings)))[0] == 0 and checkpoint(tmp_path / "run")[0] == "step_00000006"
+
+
+def test_refused_as_a_program(tmp_path):
+    """From a shell: nothing but the sentence on stderr, and 1."""
+    command = [sys.executable, ROOT / "train_flow_tts.py", "--data_dir", tmp_path / "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("error: no prepared data set")
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

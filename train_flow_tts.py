@@ -1,0 +1,380 @@
+"""Train the flow-matching text-to-speech model: text -> log-mel, and through a vocoder to sound.
+
+    python train_flow_tts.py --config configs/flow_demo.yaml
+    torchrun --nproc-per-node 2 train_flow_tts.py --config configs/flow_ljspeech.yaml --batch_size 32
+
+All that makes up the experiment stands below, in the order in which it happens. Edit it and run it again.
+
+What a step draws at random (noise, time, silence, dropped text) comes from (seed, epoch, clip), and which clips it
+takes from (seed, step). So a result does not depend on how many processes share the work, and a run that was killed
+goes on as if it had not been.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import common
+from audio import LOG_FLOOR, load_vocoder, write_wav
+from common import UserError, all_sum, autocast, barrier
+from data import MAX_TEXT_BYTES, MelDataset, TextFeatures, read_lines
+from evaluate import load_recogniser, word_error_rate
+from model import FlowConfig, FlowTTS
+from page import plot_curves
+from sample import generate_mels, mel_config
+
+
+@dataclass
+class Config(FlowConfig):
+    # data
+    data_dir: str = "data/demo"
+    overfit: int = 0  # train on the first N clips alone, and validate on the same
+    cache_text: Literal["auto", "on", "off"] = "auto"  # keep a frozen encoder's states on disk; auto: where they fit
+    silence_prob: float = 0.0  # how often silence is added at the end of a clip,
+    max_silence_sec: float = 0.5  # and at most how much, so that the duration predictor learns that there may be some
+    # flow matching
+    timestep_logit_mean: float = 0.0  # t = 1 - sigmoid(N(mean, std)), and t = 1 is noise
+    timestep_logit_std: float = 1.0
+    text_condition_dropout: float = 0.1  # how often the text is empty, for classifier-free guidance
+    duration_loss_weight: float = 0.1
+    # optimisation
+    batch_size: PositiveInt = 32  # clips per process and micro-step
+    grad_accum_steps: PositiveInt = 1
+    steps: PositiveInt = 1000
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices of the blocks, with adamw for all else
+    lr: float = 1e-3
+    min_lr: float = 6e-5
+    warmup_steps: int = 50
+    weight_decay: float = 0.1  # of the matrices of the blocks
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    init_from: str = ""  # start from the weights of this checkpoint, with a fresh optimizer
+    # evaluation
+    eval_every: PositiveInt = 500  # steps; the validation loss chooses the checkpoint `best`
+    speak_every: int = 1000  # steps; 0 for never
+    eval_prompts: str = "heldout"  # heldout, overfit (the first clips trained on), or a file with a sentence a line
+    eval_prompts_max: PositiveInt = 8
+    eval_steps: PositiveInt = 16  # of the solver
+    eval_cfg_scale: float = 2.0
+    eval_solver: Literal["euler", "midpoint", "heun"] = "euler"
+    eval_vocoder: Literal["griffinlim", "bigvgan"] = "griffinlim"
+    eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
+    # run
+    out_dir: str = "runs/flow"
+    resume: bool = False  # go on with the run in out_dir, if there is one
+    save_every: PositiveInt = 500  # steps
+    keep_last: PositiveInt = 2  # checkpoints, besides the best
+    log_every: PositiveInt = 10  # steps
+    seed: int = 0
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
+    compile: bool = False
+    activation_checkpointing: bool = False
+    deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    wandb_url: str = ""  # of a W&B server of one's own
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Batches
+
+POOL = 16  # steps whose clips are drawn together and sorted by length, so that those of a batch are about equally long
+
+
+def draw(c, epoch, clip):
+    """What is random about a clip in an epoch, as a dict: clip, t, drop, silence in frames, the seed of its noise."""
+    rng = np.random.default_rng([c.seed, 0, epoch, clip])
+    silence = rng.random() * c.max_silence_sec * (rng.random() < c.silence_prob)
+    t = 1 - 1 / (1 + np.exp(-(c.timestep_logit_mean + c.timestep_logit_std * rng.standard_normal())))
+    return {"clip": clip, "t": t, "drop": rng.random() < c.text_condition_dropout,
+            "silence": int(silence * c.sample_rate / c.hop_length), "noise": int(rng.integers(2**62))}
+
+
+def draw_step(c, clips, frames, step, count):
+    """The draws of the `count` clips of one step, a function of its arguments alone. frames: how long each clip is.
+
+    Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
+    """
+    pool, place = divmod(step, POOL)
+    start, stop = pool * POOL * count, (pool + 1) * POOL * count
+    pairs = []
+    for epoch in range(start // len(clips), (stop - 1) // len(clips) + 1):
+        order = np.random.default_rng([c.seed, 1, epoch]).permutation(clips).tolist()
+        first = epoch * len(clips)
+        pairs += [(epoch, clip) for clip in order[max(0, start - first):stop - first]]
+    pairs.sort(key=lambda pair: frames[pair[1]])
+    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[place]
+    return [draw(c, *pair) for pair in pairs[place * count:(place + 1) * count]]
+
+
+def make_batch(c, data, features, draws, device):
+    """The tensors of a micro-batch, on the device. Lengths are padded to multiples of 16: so there are fewer shapes."""
+    mels = [F.pad(data.mel(d["clip"]), (0, 0, 0, d["silence"]), value=math.log(LOG_FLOOR)) for d in draws]
+    text, length = features(["" if d["drop"] else data.rows[d["clip"]]["text"] for d in draws], multiple=16)
+    longest = -(-max(map(len, mels)) // (16 * c.patch)) * 16 * c.patch
+    batch = {
+        "mel": torch.stack([F.pad(m, (0, 0, 0, longest - len(m))) for m in mels]),  # (B, T, n_mels)
+        "frames": torch.tensor([len(m) for m in mels]), "text": text, "length": length,
+        "t": torch.tensor([d["t"] for d in draws], dtype=torch.float32),
+        "drop": torch.tensor([d["drop"] for d in draws]),
+    }
+    if device.type == "cuda":
+        batch = {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
+    batch["noise"] = torch.zeros_like(batch["mel"])
+    for row, m, d in zip(batch["noise"], mels, draws):
+        generator = torch.Generator(device).manual_seed(d["noise"])
+        row[:len(m)] = torch.randn(len(m), c.n_mels, generator=generator, device=device)
+    return batch
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Loss
+
+def flow_loss(c, model, batch):
+    """The squared errors of the velocity, summed over a micro-batch's frames and averaged over mel bands, and those of
+    log seconds, summed over the clips that have text."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    x, noise, t = (batch["mel"] - inner.mel_mean) / inner.mel_std, batch["noise"], batch["t"][:, None, None]
+    velocity, log_seconds = model((1 - t) * x + t * noise, batch["t"], batch["frames"], batch["text"], batch["length"])
+    real = torch.arange(x.shape[1], device=x.device) < batch["frames"][:, None]
+    flow = ((velocity.float() - (noise - x)).square().mean(-1) * real).sum()
+    log_length = (batch["frames"] * (c.hop_length / c.sample_rate)).log()
+    return flow, ((log_seconds - log_length).square() * ~batch["drop"]).sum()
+
+
+def counts(data, draws):
+    """Over how many frames, and over how many clips with text, those sums go."""
+    return sum(data.rows[d["clip"]]["frames"] + d["silence"] for d in draws), max(1, sum(not d["drop"] for d in draws))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+@torch.no_grad()
+def validate(c, model, data, features, clips, rank, world, device, dtype):
+    """Mean losses over all validation clips with their text, each at a noise and a time that never change."""
+    model.eval()
+    draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.rows[clip]["frames"])]
+    sums = [0.0, 0.0]
+    for i in range(rank * c.batch_size, len(draws), world * c.batch_size):
+        with autocast(device, dtype):
+            losses = flow_loss(c, model, make_batch(c, data, features, draws[i:i + c.batch_size], device))
+        sums = [total + loss.item() for total, loss in zip(sums, losses)]
+    return [total / count for total, count in zip(all_sum(sums, device), counts(data, draws))]
+
+
+def speak(c, model, features, prompts, hear, vocode, folder):
+    """Speak the prompts into a folder and judge them. Returns the word error rate."""
+    model.eval()
+    mels = generate_mels(model, features, prompts, steps=c.eval_steps, cfg_scale=c.eval_cfg_scale, solver=c.eval_solver)
+    wavs = [vocode(m) for m in mels]
+    heard = [hear(wav, c.sample_rate) for wav in wavs]
+    for n, wav in enumerate(wavs):
+        write_wav(folder / f"{n:03d}.wav", wav, c.sample_rate)
+    rows = [{"text": t, "heard": h, "wer": word_error_rate([t], [h])} for t, h in zip(prompts, heard)]
+    (folder / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return word_error_rate(prompts, heard)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The run
+
+def main(argv):
+    c = common.load_config(Config, argv)
+    if c.width % (2 * c.heads) or c.text_width % 64:
+        raise UserError(f"width {c.width} should be a multiple of twice its {c.heads} heads, and text_width "
+                        f"{c.text_width} of 64")
+    stop = common.catch_signals()
+    rank, world, device = common.init_distributed(c.device)
+    dtype = common.pick_dtype(c.dtype, device)
+    if c.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(c.seed)  # for the first weights; nothing else draws from it
+    say = print if rank == 0 else lambda text: None
+
+    # Data
+    data = MelDataset(c.data_dir, mel_config(c))
+    features = TextFeatures(c.text_encoder, device)
+    train, val = data.clips("train"), data.clips("val")
+    if c.overfit:
+        train = val = data.clips("all")[:c.overfit]
+    frames = [row["frames"] for row in data.rows]
+    for writes in (True, False):  # the first process writes the cache of text states, then the others read it
+        if writes == (rank == 0):
+            features.fill_cache(data.folder, [row["text"] for row in data.rows], c.cache_text, writes)
+        barrier()
+
+    # Model
+    model = FlowTTS(c).to(device)
+    model.mel_mean.fill_(data.stats["mel_mean"])
+    model.mel_std.fill_(data.stats["mel_std"])
+    model.checkpointing = c.activation_checkpointing
+    ema = deepcopy(model)  # a moving average of the weights; it is what is evaluated and what speaks
+
+    # Optimizer: Muon (Jordan et al., 2024), its steps scaled to the size of AdamW's, for the matrices of the blocks
+    blocks = [*model.blocks, *model.text_blocks]
+    matrices = [m.weight for block in blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    adamw = dict(lr=c.lr, betas=(0.9, 0.99), fused=True)
+    if c.optimizer == "muon":
+        optimizers = [torch.optim.Muon(matrices, c.lr, weight_decay=c.weight_decay, adjust_lr_fn="match_rms_adamw"),
+                      torch.optim.AdamW(others, weight_decay=0, **adamw)]
+    else:
+        optimizers = [torch.optim.AdamW([{"params": matrices, "weight_decay": c.weight_decay},
+                                         {"params": others, "weight_decay": 0}], **adamw)]
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # Where the run stands
+    step, best = 0, float("inf")
+    sums = torch.zeros(3, device=device)  # of losses and gradient norms since the last line of the log
+    checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
+    if checkpoint:
+        before, weights, averages, state = common.load_checkpoint(checkpoint, "flow", "model", "ema", "state")
+        common.load_weights(model, weights, checkpoint)
+        common.load_weights(ema, averages, checkpoint)
+        if before["optimizer"] != c.optimizer:
+            raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
+                            "--init_from starts a fresh one")
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        scaler.load_state_dict(state["scaler"])
+        step, best = state["step"], state["best"]
+        sums += torch.tensor(state["sums"], device=device) * (rank == 0)
+        say(f"going on from step {step} of {c.out_dir}")
+    elif c.init_from:
+        source = common.find_checkpoint(c.init_from)
+        common.load_weights(model, common.load_checkpoint(source, "flow", "ema")[1], source)
+        ema.load_state_dict(model.state_dict())
+    if step >= c.steps:
+        return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
+
+    if c.compile:
+        for block in blocks:  # blocks of a kind share their compiled code
+            block.compile(dynamic=True)
+    trained = model
+    if world > 1:
+        own = [device.index] if device.type == "cuda" else None
+        trained = DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(train):,} clips, {len(val)} for validation; "
+        f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
+    prompts = []
+    if rank == 0:
+        log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
+        if c.speak_every:
+            clips = {"heldout": val, "overfit": train}.get(c.eval_prompts, [])
+            prompts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts, MAX_TEXT_BYTES)
+            prompts = prompts[:c.eval_prompts_max]
+            _, hear = load_recogniser(c.eval_recogniser, prompts, data.grammar, device)
+            vocode = load_vocoder(c.eval_vocoder, mel_config(c), device)
+
+    def batches(step):
+        """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
+        micro = c.batch_size * world
+        while True:
+            draws = draw_step(c, train, frames, step, micro * c.grad_accum_steps)
+            for i in range(0, len(draws), micro):
+                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device), counts(data, draws)
+            step += 1
+
+    source = batches(step)
+    batch, (n_frames, n_texts) = next(source)
+    since = time.perf_counter()
+    bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
+    while step < c.steps:
+        # Schedule: linear warm-up, then a cosine from lr to min_lr
+        progress = max(0, step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
+        lr = c.min_lr + (c.lr - c.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+        lr *= min(1, (step + 1) / max(1, c.warmup_steps))
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["lr"] = lr
+
+        # Gradient of the mean over all frames of all micro-batches of all processes
+        model.train()
+        for i in range(c.grad_accum_steps):
+            last = i == c.grad_accum_steps - 1
+            try:
+                with nullcontext() if last or world == 1 else trained.no_sync():
+                    with autocast(device, dtype):
+                        flow, duration = flow_loss(c, trained, batch)
+                    flow, duration = flow / n_frames, duration / n_texts
+                    loss = (flow + c.duration_loss_weight * duration) * world  # DDP takes the mean over processes
+                    scaler.scale(loss).backward()
+            except torch.OutOfMemoryError:
+                raise UserError(f"no GPU memory for micro-batches of {c.batch_size} clips; for as many a step try "
+                                f"--batch_size {max(1, c.batch_size // 2)} --grad_accum_steps {2 * c.grad_accum_steps}"
+                                ) from None
+            sums[:2] += torch.stack((flow, duration)).detach()
+            batch, upcoming = next(source)  # made while a GPU is still busy with the one before
+        n_frames, n_texts = upcoming
+
+        # Step
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        sums[2] += torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scaler.update()
+        decay = min(c.ema_decay, (1 + step) / (10 + step))  # a shorter memory while it is young
+        with torch.no_grad():
+            torch._foreach_lerp_([*ema.parameters()], [*model.parameters()], 1 - decay)
+        step += 1
+        bar.update()
+
+        # Log
+        if step % c.log_every == 0 or step == c.steps:
+            n, took = step % c.log_every or c.log_every, time.perf_counter() - since
+            flow, duration, norm = (total / n for total in all_sum(sums.tolist(), device))
+            if rank == 0:
+                log(step, loss=flow, duration_loss=duration, grad_norm=norm / world, lr=lr, steps_per_second=n / took,
+                    clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps)
+                bar.set_postfix_str(f"loss {flow:.3f}", refresh=False)
+            if step % c.log_every == 0:
+                sums.zero_()
+        stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+
+        # Evaluate and save
+        is_best = False
+        if step % c.eval_every == 0 or step == c.steps:
+            flow, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
+            is_best, best = flow < best, min(flow, best)
+            if rank == 0:
+                log(step, val_loss=flow, val_duration_loss=duration)
+                bar.write(f"step {step}: validation loss {flow:.4f}")
+        if prompts and (step % c.speak_every == 0 or step == c.steps):
+            folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
+            wer = speak(c, ema, features, prompts, hear, vocode, folder)
+            log(step, wer=wer)
+            bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
+        if is_best or stopping or step % c.save_every == 0 or step == c.steps:
+            totals = all_sum(sums.tolist(), device)
+            if rank == 0:
+                state = {"step": step, "best": best, "sums": totals, "optimizers": [o.state_dict() for o in optimizers],
+                         "scaler": scaler.state_dict()}
+                weights = {"model": model.state_dict(), "ema": ema.state_dict()}
+                common.save_checkpoint(c.out_dir, step, weights, state, asdict(c), is_best, c.keep_last)
+                plot_curves(c.out_dir)
+            barrier()
+        if step % c.log_every == 0:  # evaluation does not count as training time
+            since = time.perf_counter()
+        if stopping:
+            return say(f"stopped by a signal after step {step}; the same command with --resume goes on")
+
+
+if __name__ == "__main__":
+    common.run(main, sys.argv[1:])
