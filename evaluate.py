@@ -152,8 +152,7 @@ def evaluate_flow(args, folder, config, out):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
     texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)
     references = [data.mel(i).numpy() for i in clips]
-    every = [row["text"] for row in data.rows] if clips else texts
-    judge, hear = load_recogniser(args.recogniser, every, data.grammar, device)
+    judge, hear = load_recogniser(args.recogniser, texts, data.grammar, device)
     model, features, _ = load_flow(folder, device)
     mels = generate_mels(model, features, texts, args.seed, steps=args.eval_steps, cfg_scale=args.eval_cfg_scale,
                          solver=args.eval_solver)

@@ -29,12 +29,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import common
-from audio import LOG_FLOOR, load_vocoder, write_wav
+from audio import LOG_FLOOR, load_vocoder
 from common import UserError, all_sum, autocast, barrier
 from data import MAX_TEXT_BYTES, MelDataset, TextFeatures, read_lines
-from evaluate import load_recogniser, word_error_rate
+from evaluate import load_recogniser, mel_distances, word_error_rate
 from model import FlowConfig, FlowTTS
-from page import plot_curves
+from page import save_clip, write_page
 from sample import generate_mels, mel_config
 
 
@@ -177,17 +177,21 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
     return [total / count for total, count in zip(all_sum(sums, device), counts(data, draws))]
 
 
-def speak(c, model, features, prompts, hear, vocode, folder):
-    """Speak the prompts into a folder and judge them. Returns the word error rate."""
+def speak(c, model, features, prompts, references, hear, vocode, folder):
+    """Speak the prompts into a folder, for the run's page, and judge them. references: log-mels of the recordings, or
+    none. Returns the word error rate."""
     model.eval()
     mels = generate_mels(model, features, prompts, steps=c.eval_steps, cfg_scale=c.eval_cfg_scale, solver=c.eval_solver)
-    wavs = [vocode(m) for m in mels]
-    heard = [hear(wav, c.sample_rate) for wav in wavs]
-    for n, wav in enumerate(wavs):
-        write_wav(folder / f"{n:03d}.wav", wav, c.sample_rate)
-    rows = [{"text": t, "heard": h, "wer": word_error_rate([t], [h])} for t, h in zip(prompts, heard)]
-    (folder / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return word_error_rate(prompts, heard)
+    clips = []
+    for n, (text, mel) in enumerate(zip(prompts, mels)):
+        wav = vocode(mel)
+        heard = hear(wav, c.sample_rate)
+        clips.append({"text": text, "heard": heard, "wer": word_error_rate([text], [heard])})
+        if references:
+            clips[n]["mel_distance"] = mel_distances(mel, references[n])[0]
+        save_clip(folder / f"{n:03d}", wav, mel, mel_config(c))
+    (folder / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    return word_error_rate(prompts, [clip["heard"] for clip in clips])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -270,7 +274,8 @@ def main(argv):
     if world > 1:
         own = [device.index] if device.type == "cuda" else None
         trained = DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
-    say(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(train):,} clips, {len(val)} for validation; "
+    parameters = sum(p.numel() for p in model.parameters())
+    say(f"{parameters:,} parameters; {len(train):,} clips, {len(val)} for validation; "
         f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
     prompts = []
     if rank == 0:
@@ -281,6 +286,9 @@ def main(argv):
             prompts = prompts[:c.eval_prompts_max]
             _, hear = load_recogniser(c.eval_recogniser, prompts, data.grammar, device)
             vocode = load_vocoder(c.eval_vocoder, mel_config(c), device)
+            references = [data.mel(i) for i in clips[:c.eval_prompts_max]]
+            for n, mel in enumerate(references):
+                save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", vocode(mel), mel, mel_config(c))
 
     def batches(step):
         """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
@@ -340,9 +348,10 @@ def main(argv):
         if step % c.log_every == 0 or step == c.steps:
             n, took = step % c.log_every or c.log_every, time.perf_counter() - since
             flow, duration, norm = (total / n for total in all_sum(sums.tolist(), device))
+            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
             if rank == 0:
                 log(step, loss=flow, duration_loss=duration, grad_norm=norm / world, lr=lr, steps_per_second=n / took,
-                    clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps)
+                    clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps, **memory)
                 bar.set_postfix_str(f"loss {flow:.3f}", refresh=False)
             if step % c.log_every == 0:
                 sums.zero_()
@@ -358,7 +367,7 @@ def main(argv):
                 bar.write(f"step {step}: validation loss {flow:.4f}")
         if prompts and (step % c.speak_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
-            wer = speak(c, ema, features, prompts, hear, vocode, folder)
+            wer = speak(c, ema, features, prompts, references, hear, vocode, folder)
             log(step, wer=wer)
             bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
         if is_best or stopping or step % c.save_every == 0 or step == c.steps:
@@ -368,7 +377,7 @@ def main(argv):
                          "scaler": scaler.state_dict()}
                 weights = {"model": model.state_dict(), "ema": ema.state_dict()}
                 common.save_checkpoint(c.out_dir, step, weights, state, asdict(c), is_best, c.keep_last)
-                plot_curves(c.out_dir)
+                write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
             barrier()
         if step % c.log_every == 0:  # evaluation does not count as training time
             since = time.perf_counter()

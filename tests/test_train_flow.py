@@ -270,7 +270,8 @@ def test_it_speaks_while_it_trains(flags, tmp_path, in_process):
     assert [row["step"] for row in rows] == [2, 3] and all(row["wer"] > 0.5 for row in rows)
     for step in (2, 3):
         folder = tmp_path / "run" / "samples" / f"step_{step:08d}"
-        assert sorted(path.name for path in folder.iterdir()) == ["000.wav", "001.wav", "wer.jsonl"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "000.png", "000.wav", "001.png", "001.wav", "clips.jsonl"]
 
 
 def test_fine_tuning(flags, run, tmp_path, in_process):
