@@ -72,7 +72,7 @@ def plot_curves(path, runs):
             if points:
                 axis.plot(*zip(*points), style, color=f"C{i if len(runs) > 1 else int(key == 'val_loss')}",
                           label=" ".join(filter(None, (name if len(runs) > 1 else "", what))))
-            axis.set(xlabel="step", ylabel=label)
+            axis.set(xlabel="step", ylabel=label, xlim=(0, None))
     axes[0, 0].set_yscale("log")
     for text in axes[0, 0].legend().get_texts():
         text.set_parse_math(False)

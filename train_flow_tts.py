@@ -323,9 +323,10 @@ def main(argv):
                     loss = (flow + c.duration_loss_weight * duration) * world  # DDP takes the mean over processes
                     scaler.scale(loss).backward()
             except torch.OutOfMemoryError:
+                less = max((d for d in range(1, c.batch_size) if c.batch_size % d == 0), default=0)
+                advice = f"--batch_size {less} --grad_accum_steps {c.grad_accum_steps * c.batch_size // max(less, 1)}"
                 raise UserError(f"no GPU memory for micro-batches of {c.batch_size} clips; for as many a step try "
-                                f"--batch_size {max(1, c.batch_size // 2)} --grad_accum_steps {2 * c.grad_accum_steps}"
-                                ) from None
+                                f"{advice if less else '--activation_checkpointing'}") from None
             sums[:2] += torch.stack((flow, duration)).detach()
             batch, upcoming = next(source)  # made while a GPU is still busy with the one before
         n_frames, n_texts = upcoming

@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 NOWHERE = mkdtemp(prefix="trivox-tests-")  # no weights here, and no way to any: a test that reaches for the net fails
 os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRIVOX_WEIGHTS": NOWHERE,
-               "XDG_CACHE_HOME": NOWHERE, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+               "XDG_CACHE_HOME": NOWHERE, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
+               "no_proxy": "127.0.0.1,localhost"}
 
 import pytest
 import torch

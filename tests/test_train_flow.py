@@ -313,6 +313,18 @@ def test_what_cannot_be_trained(flags, tmp_path, in_process, monkeypatch, settin
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("size, advice", [(12, "--batch_size 6 --grad_accum_steps 6"), (1, "--activation_checkpointing"),
+                                          (3, "--batch_size 1 --grad_accum_steps 9")])
+def test_out_of_memory(flags, in_process, monkeypatch, size, advice):
+    """The micro-batch it was, and settings of the same effective batch that need less."""
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer, "flow_loss", full)
+    said = refusal(in_process, *flags(batch_size=size, grad_accum_steps=3))
+    assert f"micro-batches of {size} clips" in said and said.endswith(advice)
+
+
 def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
 
