@@ -16,7 +16,7 @@ from audio import MelConfig
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'n' {{ 7 * 7 }}"
 
 
-def make_run(folder, steps=(10, 20), prompts=("One.", HOSTILE, "A third, somewhat longer, sentence."), wers=(0.5, 0.25)):
+def make_run(folder, steps=(10, 20), prompts=("One.", HOSTILE, "A third, longer, sentence."), wers=(0.5, 0.25)):
     """The folder of a run, with clips that are sines of 0.5 s and more. Returns it."""
     rng = np.random.default_rng(len(prompts))
     for step in ("reference", *(f"step_{step:08d}" for step in steps)):
@@ -24,7 +24,8 @@ def make_run(folder, steps=(10, 20), prompts=("One.", HOSTILE, "A third, somewha
         for n, text in enumerate(prompts):
             samples = 11025 + int(rng.integers(11025))
             wav = 0.1 * np.sin(np.arange(samples) / (9 + n))
-            page.save_clip(folder / "samples" / step / f"{n:03d}", wav, rng.normal(-5, 2, (samples // 256, 80)), MelConfig())
+            mel = rng.normal(-5, 2, (samples // 256, 80))
+            page.save_clip(folder / "samples" / step / f"{n:03d}", wav, mel, MelConfig())
             clips.append({"text": text, "heard": text.lower(), "wer": 0.125, "mel_distance": 0.5})
         if step != "reference":
             (folder / "samples" / step / "clips.jsonl").write_text("".join(json.dumps(c) + "\n" for c in clips))
@@ -128,8 +129,8 @@ def test_fits_the_screen(visit, tmp_path, width, scheme):
 
 def test_players_load_on_demand(visit, tmp_path):
     """50 checkpoints of 16 prompts: what is far away is not loaded."""
-    folder = make_run(tmp_path / "run", steps=range(1, 51), prompts=[f"Prompt {n}." for n in range(16)], wers=[0.1] * 50)
-    tab = visit(folder)
+    prompts = [f"Prompt {n}." for n in range(16)]
+    tab = visit(make_run(tmp_path / "run", steps=range(1, 51), prompts=prompts, wers=[0.1] * 50))
     tab.wait_for_timeout(300)
     players = tab.locator("table.clips audio")
     loaded = players.evaluate_all("all => all.filter(a => a.readyState > 0).length")

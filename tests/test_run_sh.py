@@ -85,7 +85,8 @@ def test_the_demo_repeats_nothing(house):
     status, out, _ = house()
     assert status == 0 and [line.split()[1] for line in out[:3]] == ["data.py", "train_flow_tts.py", "evaluate.py"]
     assert out[-1].startswith("speak") and "runs/flow_demo" in out[-1]
-    for path in ("data/demo/dataset_stats.json", "runs/x/checkpoints/latest/config.yaml", "runs/x/evaluation/table.txt"):
+    for path in ("data/demo/dataset_stats.json", "runs/x/checkpoints/latest/config.yaml",
+                 "runs/x/evaluation/table.txt"):
         (house.folder / path).parent.mkdir(parents=True)
         (house.folder / path).write_text("the table\n")
         os.utime(house.folder / path, (1e9 + len(path), 1e9 + len(path)))

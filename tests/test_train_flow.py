@@ -313,8 +313,10 @@ def test_what_cannot_be_trained(flags, tmp_path, in_process, monkeypatch, settin
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("size, advice", [(12, "--batch_size 6 --grad_accum_steps 6"), (1, "--activation_checkpointing"),
-                                          (3, "--batch_size 1 --grad_accum_steps 9")])
+@pytest.mark.parametrize("size, advice", [
+    (12, "--batch_size 6 --grad_accum_steps 6"), (3, "--batch_size 1 --grad_accum_steps 9"),
+    (1, "--activation_checkpointing"),
+])
 def test_out_of_memory(flags, in_process, monkeypatch, size, advice):
     """The micro-batch it was, and settings of the same effective batch that need less."""
     def full(*_):
