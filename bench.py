@@ -1,17 +1,30 @@
 """Sizes and speeds.
 
     python bench.py params configs/*.yaml    parameters and FLOPs of a training step, a row a config
+    python bench.py decode CONFIG            milliseconds a step of a codec LM's sampling, one clip at a time
+    python bench.py delta_rule               the delta rule: on a GPU the kernels' errors, then times beside fla-core;
+                                             on a CPU our chunks beside transformers' plain PyTorch function
+    python bench.py delta_rule check         errors alone, at small sizes: for compute-sanitizer
 """
 
+import inspect
+import json
+import re
+import statistics
 import sys
+import time
+from dataclasses import fields
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import UserError, load_config, read_yaml, run
+from common import UserError, keep_freed_memory, load_config, read_yaml, run
 
 SECONDS, TEXT_BYTES = 6.57, 100  # of LJSpeech's mean clip
+DEVICE, ERRORS = "cuda", ("o", "dq", "dk", "dv", "dg", "dbeta")
 
 
 def flow_row(path):
@@ -34,11 +47,34 @@ def flow_row(path):
         return sum(p.numel() for module in modules for p in module.parameters())
 
     trained, blocks = count(model), count(model.blocks)
-    text = count(model.text_input, model.text_blocks, model.duration)
+    text = count(model.encode_text)
     frozen = 0 if c.text_encoder == "bytes" else byt5_parameters()
     return {"config": Path(path).name, "total": trained + frozen, "trained": trained, "text": text, "blocks": blocks,
             "rest": trained - text - blocks, "frozen": frozen, "clips a step": c.batch_size * c.grad_accum_steps,
             "TFLOP a step": flops.get_total_flops() * c.grad_accum_steps / 1e12}
+
+
+def codec_row(path):
+    """The same of a codec LM's config, at its full context."""
+    from model import CodecConfig, CodecLM
+
+    settings = read_yaml(path)
+    c = CodecConfig(**{f.name: settings[f.name] for f in fields(CodecConfig) if f.name in settings})
+    clips = settings.get("batch_size", 24) * settings.get("grad_accum_steps", 1)
+    # one clip is enough: all take the same. Tensors are fake, as autocast, which the delta rule leaves, knows no "meta"
+    with FakeTensorMode(), FlopCounterMode(display=False) as flops:
+        model, tokens = CodecLM(c), torch.zeros(1, c.context, c.codebooks, dtype=torch.long)
+        text = (tokens[:, :TEXT_BYTES, 0], tokens[:, 0, 0]) if c.cross_every else ()
+        logits, log_seconds = model(tokens, *text)
+        (logits.mean() + (log_seconds.mean() if text else 0)).backward()
+
+    def count(*modules):
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    total, blocks, text = count(model), count(model.blocks), count(*([model.encode_text] if c.cross_every else []))
+    return {"config": Path(path).name, "total": total, "trained": total, "text": text, "blocks": blocks,
+            "rest": total - text - blocks, "frozen": 0, "clips a step": clips,
+            "TFLOP a step": flops.get_total_flops() * clips / 1e12}
 
 
 def byt5_parameters():
@@ -57,20 +93,233 @@ def params(paths):
         raise UserError("name the configs: python bench.py params configs/*.yaml")
     rows = []
     for path in paths:
-        if (system := read_yaml(path).get("system", "flow")) != "flow":
+        row = {"flow": flow_row, "codec": codec_row}.get(system := read_yaml(path).get("system", "flow"))
+        if row is None:
             raise UserError(f"{path} is of the unknown system {system!r}")
-        rows.append(flow_row(path))
+        rows.append(row(path))
     shown = {int: "{:,}", float: "{:.3f}", str: "{}"}
     cells = [list(rows[0]), *([shown[type(value)].format(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for name, *numbers in cells:
         print("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:]))]))
-    print(f"FLOPs: matrix products, forward and backward, for clips of {SECONDS} s and {TEXT_BYTES} bytes of text")
+    print(f"FLOPs: matrix products, forward and backward, for clips of {SECONDS} s (codec LMs: of the whole "
+          f"context) and {TEXT_BYTES} bytes of text")
+
+
+def decode(path):
+    """Print how long a codec LM takes to sample, one clip at a time, in float32 and bfloat16, and the real-time factor:
+    seconds of computing a second of audio. On a shared machine the fastest tenth says more than the median."""
+    from model import CodecConfig, CodecLM
+    from sample import cast_matrices
+
+    keep_freed_memory()
+    settings = read_yaml(path)
+    c = CodecConfig(**{f.name: settings[f.name] for f in fields(CodecConfig) if f.name in settings})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model, marks = cast_matrices(CodecLM(c).eval().to(device), dtype), []
+        for codes in model.stream(round(8 * c.frame_rate), [0], top_k=256):
+            codes.cpu()
+            marks.append(time.perf_counter())
+        took = sorted(1e3 * (b - a) for a, b in zip(marks, marks[1:]))
+        for name, ms in (("median", statistics.median(took)), ("fastest tenth", took[len(took) // 10])):
+            print(f"{dtype}, {torch.get_num_threads()} threads, {name}: {ms:.2f} ms a step, real-time factor "
+                  f"{ms / 1e3 * c.frame_rate:.2f}")
+
+
+def bench_delta_rule_cpu(repeats=15):
+    """Print milliseconds of one forward + backward in float32 of transformers' function and ours, by turns, medians: on
+    a shared machine only the ratios mean something."""
+    from transformers.models.olmo_hybrid import modeling_olmo_hybrid
+
+    from delta_rule import chunk_gated_delta_rule
+
+    # unwrapped: where fla-core is installed, the name itself is a GPU kernel
+    peer = inspect.unwrap(modeling_olmo_hybrid.torch_chunk_gated_delta_rule)
+    torch.manual_seed(0)
+    print(f"{torch.get_num_threads()} threads, median of {repeats}\n"
+          f"{'(B, T, H, K, V)':24s}{'transformers':>14s}{'ours':>11s}{'ratio':>8s}{'its forward':>14s}{'ours':>11s}")
+    for B, T, H, K, V in (2, 1024, 6, 48, 96), (1, 2048, 16, 64, 64):
+        q, k = torch.randn(B, T, H, K), F.normalize(torch.randn(B, T, H, K), dim=-1)
+        g, beta = F.logsigmoid(torch.randn(B, T, H) + 2), 2 * torch.rand(B, T, H)
+        inputs = [x.requires_grad_() for x in (q, k, torch.randn(B, T, H, V), g, beta)]
+        do, took = torch.randn(B, T, H, V), {peer: [], chunk_gated_delta_rule: []}
+        for i in range(repeats + 2):
+            for f, times in took.items():
+                start = time.perf_counter()
+                o = f(*inputs)[0]
+                forward = time.perf_counter()
+                torch.autograd.grad(o, inputs, do)
+                if i > 1:  # the first two warm up
+                    times.append((1e3 * (time.perf_counter() - start), 1e3 * (forward - start)))
+        (theirs, forward), (ours, our_forward) = (map(statistics.median, zip(*times)) for times in took.values())
+        print(f"{str((B, T, H, K, V)):24s}{theirs:11.1f} ms{ours:8.1f} ms{theirs / ours:7.2f}x{forward:11.1f} ms"
+              f"{our_forward:8.1f} ms")
+
+
+def delta_rule_inputs(B, T, H, K, V, dtype, normalise, gate=None, beta=None):
+    """Fresh q, k, v, g, beta of a model's kind, with gradients, and the gradient of the output; g and beta float32."""
+    q, k = torch.randn(B, T, H, K, device=DEVICE), torch.randn(B, T, H, K, device=DEVICE)
+    k = k if normalise else F.normalize(k, dim=-1)
+    g = F.logsigmoid(torch.randn(B, T, H, device=DEVICE) + 2) if gate is None else gate
+    beta = 2 * torch.rand(B, T, H, device=DEVICE) if beta is None else beta
+    v, do = torch.randn(2, B, T, H, V, device=DEVICE).to(dtype)
+    return [x.requires_grad_() for x in (q.to(dtype), k.to(dtype), v, g, beta)], do
+
+
+def delta_rule_errors(rule, inputs, do, **options):
+    """Relative errors of o, dq, dk, dv, dg and dbeta to our chunks in plain PyTorch in float64, which the test suite
+    holds to the loop. What `torch.empty` returns is NaN meanwhile."""
+    from delta_rule import chunk_gated_delta_rule
+
+    results = []
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for f, x in (chunk_gated_delta_rule, [y.detach().double().requires_grad_() for y in inputs]), (rule, inputs):
+        o = f(*x, **options)[0]
+        results.append([o, *torch.autograd.grad(o, x, do.to(o.dtype))])
+    torch.use_deterministic_algorithms(False)
+    floor = 1e-6 * (results[0][0] * do).norm()                                # dg cancels where g << 0
+    return {name: ((a - b).norm() / (b.norm().clamp(min=floor) if name == "dg" else b.norm())).item()
+            for name, b, a in zip(ERRORS, *results)}
+
+
+def delta_rule_is_correct(peer, shapes):
+    """Print errors and what is wrong with them; returns whether nothing is."""
+    from delta_rule import chunk_gated_delta_rule as ours
+
+    print("relative errors to float64".ljust(34) + "".join(f"{name:>9s}" for name in ERRORS))
+    wrong = []
+    for *shape, normalise in shapes:
+        for dtype in torch.bfloat16, torch.float32:
+            rows, (x, do) = {}, delta_rule_inputs(*shape, dtype, normalise)
+            for name, rule in ("trivox", ours), ("fla", peer):
+                if rule and (name == "trivox" or dtype == torch.bfloat16):
+                    rows[name] = delta_rule_errors(rule, x, do, use_qk_l2norm_in_kernel=normalise)
+                    print(f"{str(tuple(shape)):24s}{name:8s}{str(dtype)[6:8]}",
+                          "".join(f"{error:9.1e}" for error in rows[name].values()))
+            for key, error in rows["trivox"].items():
+                limit = 1e-4 if dtype == torch.float32 else 2e-2 if key == "o" else 3e-2
+                limit = 1.1 * rows["fla"][key] if "fla" in rows else limit
+                if not error <= limit:
+                    wrong.append(f"{shape} {dtype}: {key} is off by {error:.2e}, may be by {limit:.2e}")
+    for _ in range(200):
+        depth, share, beta = 10 ** (6 * torch.rand(1).item() - 2), torch.rand(1).item(), 2 * torch.rand(1).item()
+        B, T, H, K, V = 1, 200, 2, 64, 32
+        gate = -depth * torch.rand(B, T, H, device=DEVICE) * (torch.rand(B, T, H, device=DEVICE) < share)
+        x, do = delta_rule_inputs(B, T, H, K, V, torch.bfloat16, False, gate, torch.full_like(gate, beta))
+        o = ours(*x)[0]
+        if not all(y.isfinite().all() for y in (o, *torch.autograd.grad(o, x, do))):
+            wrong.append(f"not finite where g reaches {-depth:.3g} in {share:.0%} of the steps and beta is {beta:.2f}")
+    print("\n".join(wrong) if wrong else "errors are within bounds; all finite over 200 random gates")
+    return not wrong
+
+
+def bench_delta_rule_gpu(only_check=False):
+    """On a GPU: whether the kernels are right, then medians of `do_bench` in µs beside flash-linear-attention (where
+    fla-core is installed), our plain PyTorch and the floor; where it pays to cut time into segments; and the step of
+    decoding. Prints, and writes benchmarks/delta_rule_<gpu>.json after each part. `check` ends after the first part, at
+    small sizes: for compute-sanitizer."""
+    import triton
+    from triton.testing import do_bench
+
+    import delta_rule
+
+    try:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as peer
+    except ImportError:
+        peer = None
+    ours = delta_rule.chunk_gated_delta_rule
+    torch.manual_seed(int(time.time()))
+    if only_check:
+        if not delta_rule_is_correct(None, [(1, 130, 2, 48, 96, True), (2, 100, 2, 64, 64, False)]):
+            raise UserError("the kernels are wrong here: see above")
+        return
+    shapes = (24, 1024, 6, 48, 96, True), (4, 2048, 16, 64, 64, False), (1, 16384, 16, 64, 64, False)
+    right = delta_rule_is_correct(peer, shapes)
+
+    gpu = torch.cuda.get_device_name()
+    found = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__, "right": right, "times_us": [],
+             "segments_us": [], "command": "python bench.py delta_rule"}
+    path = Path("benchmarks") / f"delta_rule_{re.sub('[^A-Za-z0-9]+', '_', gpu)}.json"
+    path.parent.mkdir(exist_ok=True)
+
+    def microseconds(f, rep=300):
+        return 1e3 * do_bench(f, warmup=50, rep=rep, return_mode="median")
+
+    def both(rule, x, do, **options):
+        return microseconds(lambda: rule(*x, **options)), microseconds(
+            lambda: torch.autograd.grad(rule(*x, **options)[0], x, do))
+
+    much = torch.empty(2**29, dtype=torch.uint8, device=DEVICE)
+    bytes_per_us = 2 * much.numel() / microseconds(lambda: much.clone())
+    found["copy_TB_per_s"] = bytes_per_us / 1e6
+    print(f"\n{gpu}, {bytes_per_us / 1e6:.2f} TB/s in a copy; bfloat16, µs, forward / forward + backward\n"
+          f"{'':24s}{'trivox':>16s}{'fla-core':>16s}{'PyTorch':>18s}{'floor':>14s}{'fla-core / trivox':>20s}")
+    for *shape, normalise in shapes:
+        (B, T, H, K, V), (x, do) = shape, delta_rule_inputs(*shape, torch.bfloat16, normalise)
+        options, row = dict(use_qk_l2norm_in_kernel=normalise), {"shape": shape}
+        floor = B * T * H * (4 * K + 4 * V + 8) / bytes_per_us, B * T * H * (12 * K + 10 * V + 24) / bytes_per_us
+        row |= {"trivox": both(ours, x, do, **options), "fla": peer and both(peer, x, do, **options), "floor": floor}
+        delta_rule.PATH = "torch"
+        row["torch"] = both(ours, x, do, **options)
+        delta_rule.PATH = ""
+        with torch.profiler.profile() as profile:
+            torch.autograd.grad(ours(*x, **options)[0], x, do)
+            torch.cuda.synchronize()
+        row["kernels"] = {e.key: e.device_time_total for e in profile.key_averages() if e.key.endswith("_kernel")}
+        found["times_us"].append(row)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        cells = ["{:.0f} / {:.0f}".format(*row[name]) if row[name] else "-"
+                 for name in ("trivox", "fla", "torch", "floor")]
+        ratio = "{:.2f} / {:.2f}".format(*(a / b for a, b in zip(row["fla"], row["trivox"]))) if peer else "-"
+        print(f"{str(tuple(shape)):24s}{cells[0]:>16s}{cells[1]:>16s}{cells[2]:>18s}{cells[3]:>14s}{ratio:>20s}")
+        print("    " + ", ".join(f"{name[1:-7]} {us:.0f}" for name, us in row["kernels"].items()))
+
+    print("\none scan or segments, 16 heads of 64, forward + backward, µs (* is what `_segments` chooses)\n"
+          f"{'':24s}" + "".join(f"{n:>10d}" for n in (1, 2, 4, 8, 16)))
+    choose = delta_rule._segments
+    for B, T in (1, 2048), (1, 4096), (1, 16384), (1, 65536), (2, 16384), (4, 16384):
+        (x, do), times = delta_rule_inputs(B, T, 16, 64, 64, torch.bfloat16, False), {}
+        chosen = choose(T // 32, B * 16 * 4, x[0].device)
+        for n in sorted({1, 2, 4, 8, 16, chosen}):
+            delta_rule._segments = lambda chunks, programs, device: n
+            times[n] = microseconds(lambda: torch.autograd.grad(ours(*x)[0], x, do), 100)
+        delta_rule._segments = choose
+        found["segments_us"].append({"batch": B, "steps": T, "chosen": chosen, "times": times})
+        print(f"B {B}, T {T:<17d}" + "".join(f"{us:10.0f}{'*' if n == chosen else ''}" for n, us in times.items()))
+
+    x, _ = delta_rule_inputs(1, 1, 16, 64, 64, torch.bfloat16, False)
+    x, states = [y.detach()[:, 0] for y in x], [torch.zeros(1, 16, 64, 64, device=DEVICE) for _ in range(17)]
+    delta_rule.recurrent_step(*x, states[0])                                  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for state in states:
+            delta_rule.recurrent_step(*x, state)
+    found["step_us_a_layer"] = microseconds(graph.replay) / len(states)
+    print(f"\nrecurrent_step, 17 layers of 16 heads of 64 in a CUDA graph: {found['step_us_a_layer']:.2f} µs a layer")
+
+    x, do = delta_rule_inputs(4, 2048, 16, 64, 64, torch.bfloat16, False)
+    graph, expected = torch.cuda.CUDAGraph(), [*torch.autograd.grad(ours(*x)[0], x, do)]
+    with torch.cuda.graph(graph):
+        captured = torch.autograd.grad(ours(*x)[0], x, do)
+    graph.replay()
+    found["captured_equals_eager"] = all(torch.equal(a, b) for a, b in zip(captured, expected))
+    found["captured_us"] = microseconds(graph.replay)
+    print(f"forward + backward of (4, 2048, 16, 64, 64) in a CUDA graph: {found['captured_us']:.0f} µs, results "
+          f"{'equal' if found['captured_equals_eager'] else 'DIFFER'}")
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    if not right or not found["captured_equals_eager"]:
+        raise UserError("the kernels are wrong here: see above")
 
 
 def main(argv):
     if argv[:1] == ["params"]:
         return params(argv[1:])
+    if argv[:1] == ["decode"] and len(argv) == 2:
+        return decode(argv[1])
+    if argv in (["delta_rule"], ["delta_rule", "check"]):
+        return bench_delta_rule_gpu(argv[1:] == ["check"]) if torch.cuda.is_available() else bench_delta_rule_cpu()
     raise UserError(__doc__)
 
 

@@ -3,6 +3,9 @@
     python data.py demo                  speak and prepare the demo corpus; nothing to download
     python data.py ljspeech              download and prepare LJSpeech 1.1 (2.6 GB, public domain)
     python data.py ljspeech --root DIR   prepare any folder in LJSpeech's layout, or of bare recordings
+    python data.py tokenize --codec NAME --root DIR --out DIR
+                                         encode such a corpus, or nested folders of music, with a neural audio codec
+    python data.py demo_music            compose and tokenize pieces of music; nothing to download
 
 A corpus is a folder in LJSpeech's layout: `metadata.csv`, a line `id|text|normalized text|speaker` a clip of which the
 last two may be missing, and the recordings `wavs/<id>.wav` (or flac, ogg, mp3; any rate). Where there is a
@@ -11,6 +14,8 @@ occur, for evaluate.py.
 
 A data set is a folder of shards made from a corpus: `mels_00000.f16` holds log-mels, (frames, n_mels) float16, one clip
 after the other, and `mels_00000.jsonl` a line a clip. `dataset_stats.json` is written last and marks a whole one.
+A data set of tokens is made likewise of `tokens_00000.u16`, (frames, Q) uint16, and `tokens_00000.jsonl`; what is
+written last is `codec.json`, and beside it mel_rvq leaves its centroids, `codec.safetensors`.
 """
 
 import argparse
@@ -23,16 +28,19 @@ import random
 import re
 import shutil
 import sys
+import threading
+import time
 from dataclasses import asdict, fields
 from functools import cache, cached_property
 from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from audio import MelConfig, log_mel, read_wav, write_wav
+from audio import CODECS, MelConfig, MelRVQ, load_codec, log_mel, read_codec, read_wav, write_wav
 from common import UserError, run
 
 # ------------------------------------------------------------------------------------------------------------
@@ -147,6 +155,114 @@ def make_demo_corpus(root, sentences, heldout, voices, transcripts=None):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# The music of the demo
+
+MUSIC_RATE = 22050  # Hz
+SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10))  # major and minor, in semitones
+PROGRESSIONS = ((0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 1, 4), (5, 3, 0, 4), (0, 2, 3, 4), (0, 3, 5, 4))  # scale degrees
+RHYTHMS = ((1, 1, 1, 1), (1, .5, .5, 1, 1), (.5, .5, 1, .5, .5, 1), (1.5, .5, 1, 1), (1.5, .5, 1.5, .5),
+           (.75, .75, .5, 1, 1))  # beats
+KICKS = ((0, 8), (0, 6, 8), (0, 8, 10), (0, 4, 8, 12), (0, 7, 10))  # sixteenths of a bar
+HATS = (4, 2, 1)  # sixteenths from one to the next
+
+
+def compose(seed):
+    """A piece of music of 6 to 11 s, (samples,) float32 at MUSIC_RATE: four bars, A A B A, and a last chord.
+
+    Tempo, key, chords, motif, timbres and drums are drawn; in B the motif is turned over above other chords. The parts
+    come in one after the other while all grow louder and brighter, so that each bar is known by its sound.
+    """
+    rng = np.random.default_rng(seed)
+    beat, key, scale = 60 / rng.uniform(98, 170), rng.integers(45, 57), SCALES[rng.integers(2)]
+    chords, rhythm = PROGRESSIONS[rng.integers(len(PROGRESSIONS))], RHYTHMS[rng.integers(len(RHYTHMS))]
+    motif = rng.choice((0, 2, 4)) + np.cumsum([0, *rng.choice((-2, -1, -1, 1, 1, 2), len(rhythm) - 1)])
+    kick, hat = KICKS[rng.integers(len(KICKS))], HATS[rng.integers(len(HATS))]
+    pad, bass, lead = (waveform(rng) for _ in range(3))
+    entries = dict(zip(("bass", "drums", "lead"), rng.permutation((1, 2, rng.integers(2)))))
+    wav = np.zeros(int((18 * beat + 0.3) * MUSIC_RATE))
+
+    def pitch(degree, octave):  # Hz
+        return 440 * 2 ** ((key + scale[degree % 7] + 12 * (degree // 7 + octave) - 69) / 12)
+
+    def add(sound, start, gain):  # start in beats
+        at = int(start * beat * MUSIC_RATE)
+        wav[at:at + len(sound)] += gain * sound[:len(wav) - at]
+
+    for bar, section in enumerate("AABA"):
+        gain, harmonics = 0.4 + 0.2 * bar, 3 + 3 * bar
+        for half, root in enumerate(chords[2:] if section == "B" else chords[:2]):
+            for degree in (root, root + 2, root + 4):
+                add(note(pitch(degree, 0), 2 * beat, pad(harmonics), 0.05, 1.5), 4 * bar + 2 * half, 0.16 * gain)
+            if bar >= entries["bass"]:
+                for start, octave in ((0, -1), (1, -1), (1.5, 0)):
+                    sound = note(pitch(root, octave), beat, bass(harmonics), 0.01, 0.4)
+                    add(sound, 4 * bar + 2 * half + start, 0.3 * gain)
+        if bar >= entries["drums"]:
+            for step in kick:
+                add(drum(rng, "kick"), 4 * bar + step / 4, 0.7 * gain)
+            for step in (4, 12):
+                add(drum(rng, "snare"), 4 * bar + step / 4, 0.35 * gain)
+            for step in range(0, 16, hat):
+                add(drum(rng, "hat"), 4 * bar + step / 4, 0.1 * gain)
+        if bar >= entries["lead"]:
+            start = 4 * bar
+            for degree, length in zip(chords[2] - motif if section == "B" else chords[0] + motif, rhythm):
+                add(note(pitch(degree, 1 + (bar == 3)), length * beat, lead(harmonics), 0.02, 0.8), start, 0.3 * gain)
+                start += length
+    for degree in (chords[0], chords[0] + 2, chords[0] + 4, chords[0] + 7):
+        add(note(pitch(degree, 0), 2 * beat, pad(12), 0.01, 0.5), 16, 0.2)
+    return (0.9 * wav / np.abs(wav).max()).astype(np.float32)
+
+
+def waveform(rng):
+    """Draw a timbre: a function from a number of harmonics to one period of the sound, 1,024 samples."""
+    slope, even, phases = rng.uniform(0.7, 2), rng.choice((0.1, 1)), rng.uniform(0, 2 * np.pi, 20)
+
+    def period(harmonics):
+        k = np.arange(1, harmonics + 1)[:, None]
+        waves = np.sin(2 * np.pi * k * np.arange(1024) / 1024 + phases[:harmonics, None])
+        wave = (k ** -slope * np.where(k % 2, 1, even) * waves).sum(0)
+        return wave / np.abs(wave).max()
+
+    return period
+
+
+def note(hertz, seconds, period, attack, decay):
+    """A note of a waveform, swelling for `attack` seconds and falling by 1/e in `decay`; the end is faded."""
+    t = np.arange(int(seconds * MUSIC_RATE)) / MUSIC_RATE
+    wave = period[(t * hertz * len(period)).astype(int) % len(period)]
+    return wave * np.minimum(t / attack, 1) * np.exp(-t / decay) * np.minimum((seconds - t) / 0.02, 1)
+
+
+def drum(rng, name):
+    t = np.arange(int(0.25 * MUSIC_RATE)) / MUSIC_RATE
+    if name == "kick":
+        return np.sin(2 * np.pi * (45 * t - 4 * np.exp(-30 * t))) * np.exp(-t / 0.08)
+    noise = rng.standard_normal(len(t) + 1)
+    if name == "snare":
+        return (0.5 * noise[1:] + np.sin(2 * np.pi * 190 * t)) * np.exp(-t / 0.06)
+    return np.diff(noise) * np.exp(-t / 0.02)
+
+
+def _compose_piece(job):
+    path, seed = job
+    if not path.exists():
+        write_wav(path.with_suffix(".part.wav"), compose(seed), MUSIC_RATE)
+        path.with_suffix(".part.wav").replace(path)
+
+
+def make_demo_music(root, pieces, heldout):
+    """Compose pieces into a corpus at `root`: wavs/piece-00000.wav and on, of which the last `heldout` are held out."""
+    if heldout >= pieces:
+        raise UserError(f"{heldout} of {pieces} pieces held out leave none to train on")
+    names = [f"wavs/piece-{i:05d}" for i in range(pieces)]
+    with parallel() as pool:
+        jobs = [(root / f"{name}.wav", seed) for seed, name in enumerate(names)]
+        list(tqdm(pool.imap(_compose_piece, jobs, chunksize=16), "composing", pieces, unit=" pieces", leave=False))
+    (root / "heldout.txt").write_text("".join(name + "\n" for name in names[pieces - heldout:]))
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Corpora in LJSpeech's layout
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
@@ -246,9 +362,14 @@ SHARD_CLIPS = 256
 MAX_TEXT_BYTES = 256  # what the text encoder reads
 
 
+def cores():
+    """The processor cores that are for this process, one of those that torchrun started here."""
+    return max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def parallel():
     """A pool of a process a core. They start anew, since the fork of a process that runs torch's threads can hang."""
-    return get_context("spawn").Pool(os.cpu_count())
+    return get_context("spawn").Pool(cores(), torch.set_num_threads, (1,))
 
 
 def prepare(root, out, mel, max_seconds, metadata=None, columns="id|text|normalized|speaker"):
@@ -304,10 +425,10 @@ def prepare(root, out, mel, max_seconds, metadata=None, columns="id|text|normali
           f"{len(skipped)} skipped; log-mel mean {mean:.4f}, std {stats['mel_std']:.4f}")
 
 
-def draw_validation(ids):
+def draw_validation(ids, share=0.02):
     """2 % of the ids, at least one where there are two, chosen by hash: the same whatever the order or the machine."""
     ranked = sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())
-    return set(ranked[:max(round(0.02 * len(ids)), int(len(ids) > 1))])
+    return set(ranked[:max(round(share * len(ids)), int(len(ids) > 1))])
 
 
 def _prepare_shard(job):
@@ -381,6 +502,233 @@ class MelDataset:
         row = self.rows[i]
         shard, start = self.shards[row["shard"]], row["offset"]
         return torch.from_numpy(shard[start:start + row["frames"]].astype(np.float32))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tokens
+
+SHARD_SOURCES = 64
+FIT_SOURCES, FIT_FRAMES = 1000, 100_000  # what mel_rvq is fitted to: so many recordings, and at most so many frames
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, columns="id|text|normalized|speaker"):
+    """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped.
+
+    root: in LJSpeech's layout, or any folder in which recordings lie. name: one of audio.CODECS, or "mel_rvq", which is
+    fitted first: mel is its MelConfig, sizes those of its books. chunk: (number, "frames" or "seconds") to cut the
+    recordings at; a rest is kept from a quarter of that on. None keeps them whole. Under torchrun each process writes
+    its own shards, and the first of them closes the data set.
+
+    Recordings that cannot be read or are silent are skipped and listed with the reason. Raises UserError where nothing
+    is left or `out` holds other tokens.
+    """
+    rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    sources = corpus_sources(root, columns)
+    plan = {"codec": name, "chunk": chunk, "root": str(root.resolve()), "mel": mel and asdict(mel), "sizes": sizes,
+            "sources": hashlib.sha256(json.dumps(sources).encode()).hexdigest()}
+    plan = json.dumps(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "plan.json").exists() and (out / "plan.json").read_text() != plan:
+        raise UserError(f"{out} holds data of another corpus or other settings: delete it, or choose another --out")
+    write_whole(out / "plan.json", plan)
+
+    if name == "mel_rvq":
+        if rank == 0 and not (out / "codec.safetensors").exists():
+            fit_mel_rvq(root, sources, mel, sizes).save(out)
+        wait_for([out / "codec.safetensors"])
+        codec = job_codec = MelRVQ.load(out, mel)
+        device = "cpu"
+    else:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        job_codec = (name, f"cuda:{local}" if device == "cuda" else "cpu")
+        codec = cached_codec(*job_codec)  # here as well, so that missing weights are one error
+    frames = chunk and (chunk[0] if chunk[1] == "frames" else round(chunk[0] * codec.frame_rate))
+    jobs = [(out / f"tokens_{i:05d}", root, sources[i * SHARD_SOURCES:(i + 1) * SHARD_SOURCES], job_codec, frames)
+            for i in range(-(-len(sources) // SHARD_SOURCES))]
+    todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".jsonl").exists()]
+    if todo:
+        bar = tqdm(None, "tokens", sum(len(job[2]) for job in todo), unit=" recordings", leave=False)
+        with (ThreadPool(cores()) if device == "cuda" else parallel()) as pool, bar:
+            for sources_done in pool.imap_unordered(_tokenize_shard, todo):
+                bar.update(sources_done)
+    if rank > 0:
+        return
+
+    indices = [job[0].with_suffix(".jsonl") for job in jobs]
+    wait_for(indices)
+    rows = [json.loads(line) for index in indices for line in index.open(encoding="utf-8")]
+    skipped = [r for r in rows if "skipped" in r]
+    kept = [r for r in rows if "skipped" not in r]
+    for r in skipped:
+        print(f"skipped {r['id']}: {r['skipped']}")
+    if not kept:
+        raise UserError(f"none of the {len(sources)} recordings of {root} could be used")
+    if (root / "grammar.jsgf").exists():
+        shutil.copy(root / "grammar.jsgf", out)
+    seconds = sum(r["frames"] for r in kept) / codec.frame_rate
+    info = {
+        "codec": name, "sample_rate": codec.sample_rate, "hop_length": codec.hop_length,
+        "frame_rate": codec.frame_rate, "codebooks": codec.codebooks, "codebook_size": codec.codebook_size,
+        "mel": mel and asdict(mel), "chunk_frames": frames, "clips": len(kept),
+        "validation_clips": sum(r["split"] == "val" for r in kept), "skipped": len(skipped), "seconds": seconds,
+        "max_frames": max(r["frames"] for r in kept),
+    }
+    write_whole(out / "codec.json", json.dumps(info, indent=2) + "\n")
+    print(f"{out}: {len(kept):,} clips, {seconds / 3600:.2f} h, {info['validation_clips']} held out, {len(skipped)} "
+          f"skipped; {name}, {codec.frame_rate:.1f} frames/s of {codec.codebooks} x {codec.codebook_size} codes")
+
+
+def corpus_sources(root, columns="id|text|normalized|speaker"):
+    """The recordings of a corpus: dicts of id, text, speaker, source (the file's path under `root`), split.
+
+    heldout.txt names those for validation, by id; else 5 % of the files are drawn. Raises UserError for none.
+    """
+    if (root / "metadata.csv").exists():
+        sources = [{**c, "source": c["id"]} for c in read_metadata(root / "metadata.csv", columns)]
+        for s in sources:
+            try:
+                s["source"] = f"wavs/{clip_path(root, s['id']).relative_to((root / 'wavs').resolve())}"
+            except UserError as e:
+                s["skipped"] = str(e)
+    else:
+        files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
+        sources = [{"id": str(Path(f).with_suffix("")), "text": "", "speaker": "", "source": f} for f in files]
+    if not sources:
+        raise UserError(f"{root} holds neither metadata.csv nor a recording ({', '.join(AUDIO_ENDINGS)})")
+    if (root / "heldout.txt").exists():
+        heldout = set((root / "heldout.txt").read_text(encoding="utf-8").splitlines())
+        val = {s["source"] for s in sources if s["id"] in heldout}
+    else:
+        val = draw_validation(sorted({s["source"] for s in sources}), 0.05)
+    return [{**s, "split": "val" if s["source"] in val else "train"} for s in sources]
+
+
+def fit_mel_rvq(root, sources, mel, sizes):
+    """Fit mel_rvq to frames of the recordings for training, drawn by hash."""
+    train = {s["source"] for s in sources if s["split"] == "train"}
+    drawn = sorted(train, key=lambda source: hashlib.sha256(source.encode()).digest())[:FIT_SOURCES]
+    jobs = [(root / source, mel, -(-FIT_FRAMES // len(drawn))) for source in drawn]
+    with parallel() as pool:
+        mels = list(tqdm(pool.imap(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
+    print(f"fitting mel_rvq to {sum(map(len, mels)):,} frames of {len(jobs):,} recordings")
+    return MelRVQ.fit(torch.from_numpy(np.concatenate(mels)), mel, sizes)
+
+
+def _some_mels(job):
+    """At most so many frames of a recording, evenly spaced; none of one that cannot be read."""
+    path, mel, count = job
+    try:
+        mels = log_mel(read_wav(path, mel.sample_rate), mel).numpy()
+    except UserError:
+        return np.zeros((0, mel.n_mels), np.float32)
+    return mels[np.linspace(0, len(mels) - 1, min(count, len(mels))).astype(int)]
+
+
+cached_codec = cache(load_codec)
+on_gpu = threading.Lock()  # of the threads that read for one GPU, one encodes at a time
+
+
+def _tokenize_shard(job):
+    """One shard: first the codes, then, as the mark that they are whole, the index. Returns the number of sources."""
+    path, root, sources, codec, chunk_frames = job
+    if isinstance(codec, tuple):
+        codec = cached_codec(*codec)
+    lines, offset, waiting = [], 0, []  # waiting: (line, wav) that have been read
+    part = path.with_suffix(f".{os.getpid()}.part")  # the workers of a killed run may still be at this shard
+    with part.open("wb") as f:
+        for n, source in enumerate(sources):
+            try:
+                waiting += cut_source(root, source, codec, chunk_frames)
+            except UserError as e:
+                lines.append({**source, "skipped": str(e)})
+            seconds = sum(len(wav) for _, wav in waiting) / codec.sample_rate
+            if waiting and (seconds > 600 or n == len(sources) - 1):
+                with on_gpu:
+                    codes = codec.encode([wav for _, wav in waiting])
+                for (line, _), c in zip(waiting, codes):
+                    c.astype(np.uint16).tofile(f)
+                    lines.append({**line, "offset": offset, "frames": len(c)})
+                    offset += len(c)
+                waiting = []
+    part.replace(path.with_suffix(".u16"))
+    write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+    return len(sources)
+
+
+def cut_source(root, source, codec, chunk_frames):
+    """One recording, whole or in chunks: [(line of the index, wav)]. Raises UserError where it cannot be used."""
+    if "skipped" in source:
+        raise UserError(source["skipped"])
+    wav = read_wav(root / source["source"], codec.sample_rate)
+    if np.abs(wav).max() < 1e-4:
+        raise UserError("it is silent")
+    size = (chunk_frames or 0) * codec.hop_length
+    if len(wav) <= size or not size:
+        return [({**source, "start": 0.0}, wav)]
+    starts = [start for start in range(0, len(wav), size) if len(wav) - start >= size / 4]
+    return [({**source, "id": f"{source['id']}_{n:03d}", "text": "", "start": start / codec.sample_rate},
+             wav[start:start + size]) for n, start in enumerate(starts)]
+
+
+def write_whole(path, text):
+    """Write a text file at once and whole, or not at all."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def wait_for(paths):
+    """Wait for files that other processes write. There is no limit: torchrun ends all processes when one fails."""
+    while not all(path.exists() for path in paths):
+        time.sleep(0.2)
+
+
+class TokenDataset:
+    """Read-only view of a token data set.
+
+    rows: a dict a clip, with id, text ("" where it is not a whole recording), speaker, split, source, start (seconds),
+    frames. codec: codec.json. grammar: JSGF or None. Raises UserError where the folder holds no token data set, a
+    damaged one, or one that is not what the config asks for: the codec's name, codebooks, codebook_size, frame_rate.
+    """
+
+    def __init__(self, folder, **wanted):
+        folder = Path(folder)
+        if not (folder / "codec.json").exists():
+            raise UserError(f"no token data set at {folder}: python data.py tokenize makes one")
+        self.codec = read_codec(folder)
+        for key, value in wanted.items():
+            found = self.codec[key]
+            if value is not None and (abs(found - value) > 0.01 if key == "frame_rate" else found != value):
+                raise UserError(f"the tokens at {folder} have {key} {found}, but the config asks for {value}")
+        self.folder, self.rows, self.shards = folder, [], []
+        grammar = folder / "grammar.jsgf"
+        self.grammar = grammar.read_text() if grammar.exists() else None
+        for index in sorted(folder.glob("tokens_*.jsonl")):
+            rows = [json.loads(line) for line in index.open(encoding="utf-8")]
+            rows = [{**row, "shard": len(self.shards)} for row in rows if "skipped" not in row]
+            shard = index.with_suffix(".u16")
+            shape = sum(row["frames"] for row in rows), self.codec["codebooks"]
+            if not shard.exists() or shard.stat().st_size != 2 * shape[0] * shape[1]:
+                raise UserError(f"{shard} does not hold the {shape[0]} x {shape[1]} codes of its index: tokenize again")
+            self.rows += rows
+            self.shards.append(np.memmap(shard, np.uint16, "r", shape=shape) if rows else None)
+
+    def clips(self, split):
+        """Indices of the clips of "train", "val" or "all"; UserError where there is none."""
+        if clips := [i for i, row in enumerate(self.rows) if split in (row["split"], "all")]:
+            return clips
+        raise UserError(f"{self.folder} has no {split} clips")
+
+    def codes(self, i):
+        """The codes of clip i, (frames, Q) int64. Raises UserError for codes that the codec does not have."""
+        row = self.rows[i]
+        codes = self.shards[row["shard"]][row["offset"]:row["offset"] + row["frames"]].astype(np.int64)
+        if codes.max() >= self.codec["codebook_size"]:
+            raise UserError(f"clip {row['id']} of {self.folder} has a code {codes.max()}, beyond the codebook's "
+                            f"{self.codec['codebook_size']}")
+        return torch.from_numpy(codes)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -474,27 +822,61 @@ class TextFeatures:
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("demo", "speak and prepare the demo corpus"), ("ljspeech", "prepare LJSpeech or its like")):
+    for name, help in (("demo", "speak and prepare the demo corpus"), ("ljspeech", "prepare LJSpeech or its like"),
+                       ("tokenize", "encode a corpus with a neural audio codec"),
+                       ("demo_music", "compose and tokenize pieces of music")):
         p = commands.add_parser(name, help=help)
         p.add_argument("--out", type=Path, default=Path("data") / name, help="folder of the data set (%(default)s)")
-        p.add_argument("--max_seconds", type=float, default=11.88, help="skip longer clips (%(default)s, 1,024 frames)")
+        mel = MelConfig(n_fft=2048, hop_length=512) if name == "demo_music" else MelConfig()
         for f in fields(MelConfig):
-            p.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help="of log-mels (%(default)s)")
+            p.add_argument(f"--{f.name}", type=type(f.default), default=getattr(mel, f.name),
+                           help=f"of {'mel_rvq' if name in ('tokenize', 'demo_music') else 'log-mels'} (%(default)s)")
+        if name in ("demo", "ljspeech"):
+            p.add_argument("--max_seconds", type=float, default=11.88,
+                           help="skip longer clips (%(default)s, 1,024 frames)")
+        else:
+            p.add_argument("--codebooks", type=int, default=4, help="of mel_rvq (%(default)s)")
+            p.add_argument("--codebook_size", default="1024", help="of mel_rvq; a number, or one a book (%(default)s)")
         if name == "demo":
             p.add_argument("--root", type=Path, help="folder of the spoken corpus (OUT/corpus)")
             p.add_argument("--sentences", type=int, default=4000, help="how many (%(default)s)")
             p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
             p.add_argument("--voices", default="en-us", help="espeak-ng voices, with commas between (%(default)s)")
             p.add_argument("--transcripts", type=Path, help="speak these instead: metadata.csv, or a sentence a line")
+        elif name == "demo_music":
+            p.add_argument("--root", type=Path, help="folder of the composed corpus (OUT/corpus)")
+            p.add_argument("--pieces", type=int, default=800, help="how many (%(default)s)")
+            p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
         else:
-            p.add_argument("--root", type=Path, help="a corpus that is here; without it LJSpeech 1.1 is downloaded")
+            p.add_argument("--root", type=Path, required=name == "tokenize",
+                           help="a corpus that is here" + "; else LJSpeech 1.1 is downloaded" * (name == "ljspeech"))
             p.add_argument("--columns", default="id|text|normalized|speaker", help="of its metadata.csv (%(default)s)")
+        if name == "tokenize":
+            p.add_argument("--codec", choices=(*CODECS, "mel_rvq"), required=True)
+            p.add_argument("--chunk_frames", type=int, help="cut recordings to so many (2040 for bare folders of them; "
+                           "those that metadata.csv names are kept whole)")
+            p.add_argument("--chunk_seconds", type=float, help="or to so many")
+            p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)
     mel = MelConfig(**{f.name: getattr(args, f.name) for f in fields(MelConfig)})
     if args.command == "demo":
         root = args.root or args.out / "corpus"
         make_demo_corpus(root, args.sentences, args.heldout, args.voices.split(","), args.transcripts)
         prepare(root, args.out, mel, args.max_seconds)
+        return
+    if args.command == "demo_music":
+        root = args.root or args.out / "corpus"
+        make_demo_music(root, args.pieces, args.heldout)
+        tokenize(root, args.out, "mel_rvq", mel=mel, sizes=book_sizes(args))
+        return
+    if args.command == "tokenize":
+        chunk = None if (args.root / "metadata.csv").exists() else (2040, "frames")
+        if args.chunk_seconds or args.chunk_frames:
+            chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
+        if args.codec == "mel_rvq":
+            tokenize(args.root, args.out, args.codec, chunk, mel=mel, sizes=book_sizes(args), columns=args.columns)
+        else:
+            tokenize(args.root, args.out, args.codec, chunk, args.device, columns=args.columns)
         return
     root = args.root or download_ljspeech(args.out.parent)
     if not (root / "wavs").is_dir():
@@ -505,6 +887,15 @@ def main(argv):
         if not metadata.exists():
             transcribe(root, args.out)
     prepare(root, args.out, mel, args.max_seconds, metadata, args.columns)
+
+
+def book_sizes(args):
+    """The sizes of mel_rvq's books that --codebooks and --codebook_size ask for."""
+    sizes = args.codebook_size.split(",")
+    if not all(size.isdigit() and 0 < int(size) <= 65536 for size in sizes) or len(sizes) not in (1, args.codebooks):
+        raise UserError(f"--codebook_size {args.codebook_size}: expected one number of at most 65,536, or one for each "
+                        f"of --codebooks {args.codebooks}")
+    return [int(size) for size in sizes] * (args.codebooks if len(sizes) == 1 else 1)
 
 
 if __name__ == "__main__":

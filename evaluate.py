@@ -1,10 +1,12 @@
-"""From a checkpoint to numbers: how well is what it says understood, and how near is it to the recordings?
+"""From checkpoints to numbers: how near is what they make to the recordings, and how well is what they say understood?
 
     python evaluate.py --ckpt runs/flow_demo                  on the held-out clips of its data set
     python evaluate.py --ckpt runs/flow_demo --prompts FILE   on the sentences of a file, one a line
+    python evaluate.py --ckpt runs/codec_demo
+    python evaluate.py --ckpt runs/codec_demo_music*          several runs of one system, side by side
 
-Writes wavs, spectrograms, wer.jsonl and summary.json into RUN/evaluation, or --out. Beside each figure stands that of
-the recordings themselves after the same mel and vocoder: the best that the vocoder allows. Durations are predicted.
+Writes wavs, spectrograms and summary.json into RUN/evaluation, or --out. Beside what was generated stand the recordings
+themselves after the same mel and vocoder, or the same codec: the best that it allows. Durations are predicted.
 """
 
 import argparse
@@ -18,12 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-from audio import load_vocoder, write_wav
-from common import UserError, find_checkpoint, init_distributed, read_yaml, run
-from data import MelDataset, read_lines
+from audio import MelConfig, load_codec, load_vocoder, log_mel, write_wav
+from common import UserError, autocast, find_checkpoint, init_distributed, pick_dtype, read_yaml, run
+from data import MelDataset, TextFeatures, read_lines
+from model import delayed_batch
 from page import plot_spectrograms
-from sample import add_options, fill_options, generate_mels, load_flow, mel_config
+from sample import (add_options, codec_folder, fill_options, generate_codes, generate_mels, load_codec_lm, load_flow,
+                    mel_config, open_tokens, refuse_options, sampling)
 
 # ------------------------------------------------------------------------------------------------------------
 # Recognisers: functions from (wav, sample rate) to text
@@ -118,6 +124,26 @@ def exact(texts, heard):
     return sum(spoken_words(t) == spoken_words(h) for t, h in zip(texts, heard))
 
 
+def judge_speech(hear, rate, texts, wavs, ceilings):
+    """Word error rates and wholly right sentences: of wavs, of noise, of another sentence, and in the mean of each list
+    of recordings in `ceilings`. Returns (a summary, a row for each text)."""
+    rng = np.random.default_rng(0)
+    noise = [0.1 * rng.standard_normal(len(wav)) for wav in wavs[:16]]
+    heard = [hear(wav, rate) for wav in wavs]
+    summary = {
+        "wer": word_error_rate(texts, heard),
+        "wer_noise": word_error_rate(texts[:16], [hear(wav, rate) for wav in noise]),
+        "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1]),
+        "exact": exact(texts, heard),
+    }
+    if ceilings:
+        best = [[hear(wav, rate) for wav in ceiling] for ceiling in ceilings]
+        summary |= {"wer_ceiling": float(np.mean([word_error_rate(texts, h) for h in best])),
+                    "exact_ceiling": float(np.mean([exact(texts, h) for h in best]))}
+    return summary, [{"text": t, "heard": h, "wer": word_error_rate([t], [h]), "seconds": len(wav) / rate}
+                     for t, h, wav in zip(texts, heard, wavs)]
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Distances between log-mels (frames, n_mels)
 
@@ -136,6 +162,146 @@ def mel_distances(mel, reference):
     i, j = path.T
     mcd = 10 / np.log(10) * np.sqrt(2 * np.square(a[i] - b[j]).sum(1)).mean()
     return float(np.abs(mel[i] - reference[j]).mean()), float(mcd)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Distances between sets of recordings, and structure within one
+
+def frechet_distance(a, b):
+    """|mean difference|² + tr(A + B − 2 (A B)^½) of the Gaussians fitted to two sets of vectors (N, D) (Fréchet, 1957;
+    as a measure of audio: Kilgour et al., 2019). The trace of the root comes from A^½ B A^½, which stays symmetric and
+    so can be had where there are fewer vectors than dimensions."""
+    from scipy.linalg import eigh
+
+    (mean_a, A), (mean_b, B) = ((x.mean(0), np.cov(x, rowvar=False)) for x in map(np.float64, (a, b)))
+    values, vectors = eigh(A)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.sqrt(eigh(root @ B @ root, eigvals_only=True).clip(0)).sum()
+    return float(np.square(mean_a - mean_b).sum() + np.trace(A) + np.trace(B) - 2 * cross)
+
+
+def band_frames(wav, rate):
+    """(samples,) -> log-mels in 24 bands, (frames, 24), 40 a second."""
+    import librosa
+
+    mel = librosa.feature.melspectrogram(y=np.asarray(wav, np.float32), sr=rate, n_fft=2048, hop_length=rate // 40,
+                                         n_mels=24, fmax=min(8000, rate / 2))
+    return np.log(mel.T + 1e-4)
+
+
+def load_embedding(name, device="cpu"):
+    """What the Fréchet distance is taken of. Returns (its name, a function from (wav, rate) to vectors (N, D)).
+
+    logmel: mean and standard deviation of 24 bands in windows of 1 s, every half second. clap: LAION's CLAP for music
+    (Wu et al., 2023), windows of 10 s. auto: clap where its weights are to be had.
+    """
+    if name == "auto":
+        try:
+            return load_embedding("clap", device)
+        except UserError:
+            name = "logmel"
+    if name == "clap":
+        return "CLAP embeddings", load_clap(device)
+
+    def embed(wav, rate):
+        frames = band_frames(wav, rate)
+        frames = np.pad(frames, ((0, max(0, 40 - len(frames))), (0, 0)), mode="edge")
+        windows = [frames[i:i + 40] for i in range(0, len(frames) - 39, 20)]
+        return np.array([np.concatenate((w.mean(0), w.std(0))) for w in windows])
+
+    return "log-mel statistics", embed
+
+
+CLAP = "laion/larger_clap_music"
+
+
+def load_clap(device):
+    """CLAP through transformers. Raises UserError where its weights cannot be had."""
+    import librosa
+    from transformers import ClapFeatureExtractor, ClapModel
+
+    by_hand = Path(os.environ.get("TRIVOX_WEIGHTS", "weights")) / CLAP.split("/")[-1]
+    try:
+        source = by_hand if by_hand.exists() else CLAP
+        model, extract = ClapModel.from_pretrained(source), ClapFeatureExtractor.from_pretrained(source)
+    except Exception as e:  # offline, moved, damaged: each its own class
+        raise UserError(f"cannot load {CLAP} (780 MB, {type(e).__name__}): get config.json, preprocessor_config.json "
+                        f"and the weights from https://huggingface.co/{CLAP}/tree/main and put them into {by_hand}/, "
+                        "or take --embedding logmel") from None
+    model.eval().to(device)
+
+    @torch.inference_mode()
+    def embed(wav, rate):
+        wav = librosa.resample(np.asarray(wav, np.float32), orig_sr=rate, target_sr=48000)
+        windows = [wav[i:i + 480_000] for i in range(0, max(1, len(wav) - 239_999), 480_000)]
+        features = extract(windows, sampling_rate=48000, return_tensors="pt").to(device)
+        states = model.get_audio_features(**features)
+        return getattr(states, "pooler_output", states).float().cpu().numpy()  # transformers 5 wraps it
+
+    return embed
+
+
+def coherence(frames, window=20, hop=5):
+    """How well a piece keeps to where it is, at long range, from `band_frames` (40 a second): about 0 to 1.
+
+    The distances between sliding windows, here of 0.5 s, are the piece's self-similarity matrix (Foote, 1999). This is
+    the correlation, over all pairs of windows that do not overlap, of their distance in sound with their distance in
+    time: Mantel's statistic (1967). With its windows in a random order a piece has about 0; one that goes somewhere,
+    section by section, has more, and so has one that only drifts: read it beside that of real pieces. Returns None for
+    pieces of less than 5 s, which have no long range.
+    """
+    if len(frames) < 200:
+        return None
+    windows = [frames[i:i + window] for i in range(0, len(frames) - window + 1, hop)]
+    sound = np.array([np.concatenate((w.mean(0), w.std(0))) for w in windows])
+    i, j = np.triu_indices(len(sound), window // hop)
+    return float(np.corrcoef(j - i, np.linalg.norm(sound[i] - sound[j], axis=1))[0, 1])
+
+
+def shuffled(frames, rng, window=20):
+    """The piece with its windows of 0.5 s in a random order: what it sounds like stays, its form goes."""
+    whole = frames[:len(frames) // window * window].reshape(-1, window, frames.shape[1])
+    return rng.permutation(whole).reshape(-1, frames.shape[1])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Codes
+
+def unigram_cross_entropy(train, held_out, size):
+    """What a model that knows only how often each code occurs pays for held-out codes, in nats, book by book.
+
+    train, held_out: lists of (frames, Q) integers below `size`. To each count one half is added. Returns (Q,).
+    """
+    train, held_out = np.concatenate(train), np.concatenate(held_out)
+    books = range(train.shape[1])
+    counts = np.stack([np.bincount(train[:, q], minlength=size) for q in books]) + 0.5
+    log_p = np.log(counts / counts.sum(1, keepdims=True))
+    return np.array([-log_p[q, held_out[:, q]].mean() for q in books])
+
+
+def score_clips(model, data, features, clips, device, dtype):
+    """What the model knows of some clips, with their texts, as far as its context reaches.
+
+    Returns three sums in one vector (2 Q + 1,) float64: the cross-entropies of their codes for each book, given all
+    that comes before; for each book how many were the most probable; the squared errors of log seconds.
+    """
+    c, Q = model.c, model.c.codebooks
+    codes = [data.codes(i)[:c.context - Q] for i in clips]
+    seconds = torch.tensor([len(x) / c.frame_rate for x in codes], device=device)
+    text = features([data.rows[i]["text"] for i in clips], multiple=16) if c.cross_every else ()
+    model.eval()
+    with torch.no_grad(), autocast(device, dtype):
+        tokens = delayed_batch(c, codes, multiple=16)[:, :-1].to(device)
+        logits, log_seconds = model(tokens, *(x.to(device) for x in text), seconds=seconds)
+    sums = np.zeros(2 * Q + 1)
+    for row, x in zip(logits, codes):
+        x = x.to(device)
+        row = torch.stack([row[q:q + len(x), q] for q in range(Q)], -1).float()  # (frames, symbols, Q)
+        sums[:Q] += F.cross_entropy(row, x, reduction="none").sum(0).cpu().numpy()
+        sums[Q:-1] += (row.argmax(1) == x).sum(0).cpu().numpy()
+    if log_seconds is not None:
+        sums[-1] = (log_seconds - seconds.log()).square().sum().item()
+    return sums
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -163,29 +329,15 @@ def evaluate_flow(args, folder, config, out):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         wavs = list(pool.map(vocoders[0], mels))
         ceilings = [list(pool.map(vocoder, references)) for vocoder in vocoders]
-    rng = np.random.default_rng(0)
-    noise = [0.1 * rng.standard_normal(len(wav)) for wav in wavs[:16]]
-    heard = [hear(wav, mel.sample_rate) for wav in wavs]
-    summary = {
-        "judge": judge, "vocoder": args.eval_vocoder, "prompts": len(texts),
-        "steps": args.eval_steps, "cfg_scale": args.eval_cfg_scale, "solver": args.eval_solver, "seed": args.seed,
-        "wer": word_error_rate(texts, heard),
-        "wer_noise": word_error_rate(texts[:16], [hear(wav, mel.sample_rate) for wav in noise]),
-        "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1]),
-        "exact": exact(texts, heard),
-    }
-    rows = [{"text": t, "heard": h, "wer": word_error_rate([t], [h]), "seconds": len(m) / mel.frame_rate}
-            for t, h, m in zip(texts, heard, mels)]
+    heard, rows = judge_speech(hear, mel.sample_rate, texts, wavs, ceilings if clips else [])
+    summary = {"judge": judge, "vocoder": args.eval_vocoder, "prompts": len(texts), "steps": args.eval_steps,
+               "cfg_scale": args.eval_cfg_scale, "solver": args.eval_solver, "seed": args.seed, **heard}
     if clips:
-        per_seed = [[hear(wav, mel.sample_rate) for wav in ceiling] for ceiling in ceilings]
         for row, m, reference in zip(rows, mels, references):
             row["mel_distance"], row["mcd"] = mel_distances(m, reference)
             row["duration_error"] = abs(len(m) / len(reference) - 1)
-        summary |= {
-            "wer_ceiling": float(np.mean([word_error_rate(texts, h) for h in per_seed])),
-            "exact_ceiling": float(np.mean([exact(texts, h) for h in per_seed])),
-            **{key: float(np.mean([row[key] for row in rows])) for key in ("mel_distance", "mcd", "duration_error")},
-        }
+        for key in ("mel_distance", "mcd", "duration_error"):
+            summary[key] = float(np.mean([row[key] for row in rows]))
 
     for n, (wav, m) in enumerate(zip(wavs, mels)):
         write_wav(out / f"{n:03d}.wav", wav, mel.sample_rate)
@@ -199,32 +351,201 @@ def evaluate_flow(args, folder, config, out):
     return summary
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Evaluation of the codec LM
+
+def evaluate_codec(args, folder, config, out):
+    """Score the held-out codes, sample as many clips, and judge them beside the recordings through the same codec.
+    Writes files to `out`, returns the summary."""
+    _, _, device = init_distributed(args.device)
+    model, _ = load_codec_lm(folder, device)
+    c, dtype, features = model.c, pick_dtype(config["dtype"], device), TextFeatures("bytes")
+    source = args.data_dir or config["data_dir"]
+    kept, options = codec_folder(folder, config), sampling(args, c.codebooks)
+    data, codec = open_tokens(source, c, kept), load_codec(kept, device)
+    val, train = data.clips("val"), data.clips("train")
+    if config["overfit"]:
+        val = train = data.clips("all")[:config["overfit"]]
+    real = [data.codes(i)[:c.context - c.codebooks] for i in val]
+
+    # What it knows of the codes, beside what their frequencies tell
+    order, sums = sorted(range(len(val)), key=lambda n: len(real[n])), 0
+    for some in (order[i:i + 8] for i in range(0, len(order), 8)):
+        sums = sums + score_clips(model, data, features, [val[n] for n in some], device, dtype)
+    losses, hits = (part / sum(map(len, real)) for part in (sums[:c.codebooks], sums[c.codebooks:-1]))
+    unigram = unigram_cross_entropy([data.codes(i).numpy() for i in train], [x.numpy() for x in real], c.codebook_size)
+    summary = {
+        "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": folder.name,
+        "steps_per_second": training_speed(args.ckpt), "clips": len(val), "seed": args.seed, **options,
+        "val_loss": losses.mean(), "perplexity": math.exp(losses.mean()), "accuracy": hits.mean(),
+        "unigram": unigram.mean(), "below_unigram": 1 - losses.mean() / unigram.mean(),
+        "books": [dict(zip(("loss", "unigram", "below_unigram", "accuracy"), map(float, book)))
+                  for book in zip(losses, unigram, 1 - losses / unigram, hits)],
+    }
+
+    # What it makes: for each of the first held-out clips one as long, or with text, the same sentence
+    real = real[:args.clips]
+    texts = [data.rows[i]["text"] for i in val[:args.clips]] if c.cross_every else [None] * len(real)
+    start, empty = round(args.eval_prompt_seconds * c.frame_rate), torch.zeros(0, c.codebooks, dtype=torch.long)
+    prompts = [{"seed": args.seed * 1_000_003 + n, "codes": empty, "text": t} for n, t in enumerate(texts)]
+    limit = round(config["eval_seconds"] * c.frame_rate) if c.cross_every else [len(x) for x in real]
+    made = generate_codes(model, features, prompts, limit, **options)
+    again = [n for n, x in enumerate(real) if len(x) > start > 0][:0 if c.cross_every else 4]
+    continued = generate_codes(model, features, [prompts[n] | {"codes": real[n][:start]} for n in again],
+                               [len(real[n]) for n in again], **options)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
+        wavs, recordings, goes_on = (list(pool.map(codec.decode, codes)) for codes in (made, real, continued))
+
+    rate, rng = codec.sample_rate, np.random.default_rng(0)
+    if c.cross_every:
+        judge, hear = load_recogniser(args.recogniser, [row["text"] for row in data.rows], data.grammar, device)
+        heard, rows = judge_speech(hear, rate, texts, wavs, [recordings])
+        summary |= {"judge": judge, "prompts": len(texts), **heard}
+        (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        summary["duration_error"] = float(np.mean([abs(len(a) / len(b) - 1) for a, b in zip(made, real)]))
+    summary["embedding"], embed = load_embedding(args.eval_embedding, device)
+    known = [embed(wav, rate) for wav in recordings]  # one (N, D) a clip
+    heard = np.concatenate([embed(wav, rate) for wav in wavs])
+    noise = np.concatenate([embed(0.1 * rng.standard_normal(len(wav)), rate) for wav in recordings])
+    if len(known) > 1:
+        summary["frechet_halves"] = frechet_distance(np.concatenate(known[::2]), np.concatenate(known[1::2]))
+    known = np.concatenate(known)
+    summary |= {"frechet": frechet_distance(heard, known), "frechet_noise": frechet_distance(noise, known),
+                **judge_form([band_frames(wav, rate) for wav in wavs], [band_frames(wav, rate) for wav in recordings])}
+
+    mel = MelConfig(sample_rate=rate)
+    for n, (wav, recording) in enumerate(zip(wavs, recordings)):
+        write_wav(out / f"{n:03d}.wav", wav, rate)
+        if n < 8 or c.cross_every:
+            write_wav(out / f"{n:03d}_reference.wav", recording, rate)
+        if n < 8:
+            plot_spectrograms(out / f"{n:03d}.png", texts[n] or "", {
+                "generated": log_mel(wav, mel), "recording, codec": log_mel(recording, mel)}, mel)
+    for n, wav in zip(again, goes_on):
+        write_wav(out / f"{n:03d}_continued.wav", wav, rate)
+        plot_spectrograms(out / f"{n:03d}_continued.png", f"after {args.eval_prompt_seconds:.1f} s of the recording", {
+            "continued": log_mel(wav, mel), "recording, codec": log_mel(recordings[n], mel)}, mel)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
+    return summary
+
+
+def training_speed(ckpt):
+    """The median of the steps a second that a run logged; None where there is no log."""
+    log = Path(ckpt) / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.open()] if log.exists() else []
+    speeds = [row["steps_per_second"] for row in rows if "steps_per_second" in row]
+    return float(np.median(speeds)) if speeds else None
+
+
+def judge_form(made, real, orders=8):
+    """Coherence of generated and of real pieces, and whether it sees form: how often a real piece is above all of
+    `orders` shuffles of its own windows. Empty where pieces are too short."""
+    rng = np.random.default_rng(0)
+    pieces = [(frames, value) for frames in real if (value := coherence(frames)) is not None]
+    if not pieces:
+        return {}
+    mixed = [[coherence(shuffled(frames, rng)) for _ in range(orders)] for frames, _ in pieces]
+    own = [value for frames in made if (value := coherence(frames)) is not None]
+    return {"coherence": float(np.mean(own)) if own else None, "coherence_real": float(np.mean([v for _, v in pieces])),
+            "coherence_shuffled": float(np.mean(mixed)),
+            "coherence_ranked": float(np.mean([value > max(some) for (_, value), some in zip(pieces, mixed)]))}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables: label, how a run's figure is written, what stands beside it
+
+FLOW_ROWS = [
+    ("word error rate", "{wer:.1%}", "{wer_ceiling:.1%}"),
+    ("wholly right", "{exact} of {prompts}", "{exact_ceiling:.1f}"),
+    ("mel-cepstral distortion", "{mcd:.2f} dB", ""),
+    ("log-mel distance", "{mel_distance:.3f}", ""),
+    ("duration error", "{duration_error:.1%}", ""),
+]
+CODEC_ROWS = [
+    ("parameters", "{parameters:,}", ""),
+    ("checkpoint", "{checkpoint}", ""),
+    ("steps a second", "{steps_per_second:.2f}", ""),
+    ("validation loss", "{val_loss:.4f}", "{unigram:.4f} training unigrams"),
+    ("perplexity", "{perplexity:.2f}", ""),
+    ("below the unigrams", "{below_unigram:.1%}", ""),
+    ("accuracy", "{accuracy:.1%}", ""),
+    ("word error rate", "{wer:.1%}", "{wer_ceiling:.1%} recordings through the codec"),
+    ("wholly right", "{exact} of {prompts}", "{exact_ceiling:.0f}"),
+    ("duration error", "{duration_error:.1%}", ""),
+    ("Fréchet distance", "{frechet:.2f}", "{frechet_halves:.2f} halves of the recordings, {frechet_noise:.0f} noise"),
+    ("coherence", "{coherence:.3f}", "{coherence_real:.3f} recordings, {coherence_shuffled:.3f} shuffled"),
+]
+
+
+def table(rows, names, summaries, beside):
+    """Lines of text: a column for each run, and one for what stands beside, as the first run has it."""
+    def written(form, summary):
+        try:
+            return form.format(**summary)
+        except (KeyError, TypeError):  # not measured
+            return ""
+
+    cells = [["", *names, beside]]
+    for label, form, other in rows:
+        cells.append([label, *(written(form, summary) for summary in summaries), written(other, summaries[0])])
+    widths = [max(map(len, column)) + 2 for column in zip(*cells)]
+    return ["".join(map(str.ljust, row, widths)).rstrip() for row in cells if any(row[1:])]
+
+
+def book_rows(summary):
+    """Rows for the codebooks of a codec LM."""
+    return [row for q in range(len(summary["books"])) for row in (
+        (f"book {q}: loss", f"{{books[{q}][loss]:.4f}}", f"{{books[{q}][unigram]:.4f}} training unigrams"),
+        (f"book {q}: below, right", f"{{books[{q}][below_unigram]:.1%}}, {{books[{q}][accuracy]:.1%}}", ""))]
+
+
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    parser.add_argument("--prompts", help="heldout, overfit (the clips trained on), or a file with a sentence a line")
+    parser.add_argument("--ckpt", required=True, nargs="+", help="run folders, checkpoint folders or files in them")
+    flow, codec = add_options(parser)
+    flow.add_argument("--prompts", help="heldout, overfit (the clips trained on), or a file with a sentence a line")
     parser.add_argument("--data_dir", help="data set of the prompts and references (the one trained on)")
     parser.add_argument("--out", type=Path, help="folder for what is written (RUN/evaluation)")
     parser.add_argument("--recogniser", choices=("auto", "whisper", "grammar", "sentences", "open"), default="auto")
+    codec.add_argument("--clips", type=int, default=64, help="how many to sample at most (%(default)s)")
+    codec.add_argument("--embedding", dest="eval_embedding", choices=("auto", "clap", "logmel"),
+                       help="of the Fréchet distance")
     args = parser.parse_args(argv)
-    folder = find_checkpoint(args.ckpt)
-    out = args.out or Path(args.ckpt) / "evaluation"
-    out.mkdir(parents=True, exist_ok=True)
-    config = read_yaml(folder / "config.yaml")
-    fill_options(args, config)
-    s = evaluate_flow(args, folder, config, out)
-    rows = [("", "generated", f"recordings through {s['vocoder']}"),
-            ("word error rate", f"{s['wer']:.1%}", f"{s.get('wer_ceiling', math.nan):.1%}"),
-            ("wholly right", f"{s['exact']} of {s['prompts']}", f"{s.get('exact_ceiling', math.nan):.1f}")]
-    if "mcd" in s:
-        rows += [("mel-cepstral distortion", f"{s['mcd']:.2f} dB", ""),
-                 ("log-mel distance", f"{s['mel_distance']:.3f}", ""),
-                 ("duration error", f"{s['duration_error']:.1%}", "")]
-    lines = [f"{label:25}{value:14}{ceiling}".rstrip() for label, value, ceiling in rows]
-    lines.append(f"judge: {s['judge']}")
-    lines.append(f"by chance: {s['wer_other_sentence']:.0%} for another sentence, {s['wer_noise']:.0%} for noise")
+    configs = [read_yaml(find_checkpoint(ckpt) / "config.yaml") for ckpt in args.ckpt]
+    if len({config["system"] for config in configs}) > 1:
+        raise UserError("runs of different systems cannot stand side by side")
+    system, summaries = configs[0]["system"], []
+    if system == "codec":
+        refuse_options(args, system, "prompts")
+    for ckpt, config in zip(args.ckpt, configs):
+        run_args = argparse.Namespace(**vars(args) | {"ckpt": ckpt})
+        fill_options(run_args, config)
+        out = args.out / Path(ckpt).name if args.out and len(configs) > 1 else args.out or Path(ckpt) / "evaluation"
+        out.mkdir(parents=True, exist_ok=True)
+        summaries.append((evaluate_codec if system == "codec" else evaluate_flow)(
+            run_args, find_checkpoint(ckpt), config, out))
+        lines = describe(system, ["generated"], summaries[-1:])
+        (out / "table.txt").write_text("\n".join(lines) + "\n")
+    if len(configs) > 1:
+        lines = describe(system, [Path(ckpt).name for ckpt in args.ckpt], summaries)
     print("\n" + "\n".join(lines))
-    (out / "table.txt").write_text("\n".join(lines) + "\n")
+
+
+def describe(system, names, summaries):
+    """The table of some runs of one system, and how to read it."""
+    first = summaries[0]
+    if system == "flow":
+        lines = table(FLOW_ROWS, names, summaries, f"recordings through {first['vocoder']}")
+    else:
+        lines = table(CODEC_ROWS + book_rows(first), names, summaries, "beside it")
+        lines.append(f"Fréchet distance of {first['embedding']}; {first['clips']} held-out clips")
+        if "coherence_ranked" in first:
+            lines.append(f"{first['coherence_ranked']:.0%} of the recordings have more coherence than 8 shuffles each")
+    if "judge" in first:
+        lines.append(f"judge: {first['judge']}")
+        lines.append(f"by chance: {first['wer_other_sentence']:.0%} for another sentence, {first['wer_noise']:.0%} for "
+                     "noise")
+    return lines
 
 
 if __name__ == "__main__":

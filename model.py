@@ -8,7 +8,16 @@ FlowTTS, a text-to-speech model by flow matching on log-mels. Notable:
   spoken, and there the rotary embedding of the cross-attention puts it. So alignment is learned as durations, from the
   lengths of whole clips and through the flow's own loss, and attention starts on the diagonal.
 
-Shapes: B batch, T mel frames, L bytes of text, H heads, D width of the decoder, E width of the text.
+CodecLM, a language model over the token streams of a neural audio codec. Notable:
+- all books of a step are predicted at once, each delayed by one step more than the one before (MusicGen's pattern);
+- a letter a block says how it mixes time: attention (rotary, grouped queries, normed queries and keys), gated DeltaNet
+  as in OLMo Hybrid, a plainer delta mixer, or Mamba-2; every block is pre-norm, with a SwiGLU;
+- every mixer has a state, by which a step costs the same however long the clip is: the recurrent ones a matrix a head,
+  attention a ring of the last keys and values;
+- text, where there is any, through the same encoder, clock and positional cross-attention as in FlowTTS.
+
+Shapes: B batch, T mel frames or codec frames, S delayed steps, Q codebooks, L bytes of text, H heads, D width of the
+decoder, E width of the text.
 """
 
 import math
@@ -18,17 +27,20 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch.utils.checkpoint import checkpoint
+
+from common import UserError
+from delta_rule import chunk_gated_delta_rule, recurrent_step
 
 # ------------------------------------------------------------------------------------------------------------
 # Parts
 
-def rms_norm(x):
+def rms_norm(x, eps=1e-6):
     """x / root mean square of x over the last dimension (Zhang & Sennrich, 2019), without weights."""
     if x.is_cpu:  # three passes over memory, where PyTorch's own takes ten
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True, dtype=torch.float32) + 1e-6).to(x.dtype)
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True, dtype=torch.float32) + eps).to(x.dtype)
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 def rotary(position, head_width, base):
@@ -74,13 +86,22 @@ class Attention(nn.Module):
 
     def forward(self, x, source, rope, source_rope, mask):
         """x (B, T, width), source (B, S, source_width), mask (B, 1, 1, S) -> (B, T, width)."""
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, head_width)
-                   for y in (self.query(x), self.key(source), self.value(source)))
-        q, k = rms_norm(q), rms_norm(k)
-        if self.constant is not None:
-            q, k = q + self.constant[0].to(q.dtype), k + self.constant[1].to(k.dtype)
-        y = attend(rotate(q, rope), rotate(k, source_rope), v, mask)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.look(x, rope, *self.keys_values(source, source_rope), mask)
+
+    def keys_values(self, source, rope):
+        """What `look` needs of a source (B, S, source_width): keys and values, each (B, H, S, head_width)."""
+        k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.key(source), self.value(source)))
+        return self.place(k, 1, rope), v
+
+    def look(self, x, rope, k, v, mask):
+        """x (B, T, width) -> (B, T, width)."""
+        q = self.place(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), 0, rope)
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def place(self, x, side, rope):
+        """Queries (side 0) or keys (side 1), normed, with their constant part and rotated to their positions."""
+        x = rms_norm(x)
+        return rotate(x if self.constant is None else x + self.constant[side].to(x.dtype), rope)
 
 
 class SwiGLU(nn.Module):
@@ -111,6 +132,47 @@ class LocalMix(nn.Module):
         return x + self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
+class TextBlock(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.local = LocalMix(width)
+        self.attention = Attention(width, heads)
+        self.ffn = SwiGLU(width, 2 * width)
+
+    def forward(self, x, rope, mask):
+        x = self.local(x, mask)
+        h = rms_norm(x)
+        x = x + self.attention(h, h, rope, rope, mask)
+        return x + self.ffn(rms_norm(x))
+
+
+class TextEncoder(nn.Module):
+    """Text to states, and to the duration of each byte in seconds."""
+
+    def __init__(self, input, width, layers):
+        super().__init__()
+        self.input = input
+        self.blocks = nn.ModuleList(TextBlock(width, width // 64) for _ in range(layers))
+        self.duration = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, text, length):
+        """text (B, L) byte ids or (B, L, E') states, as `input` reads it, and length (B,).
+
+        Returns ((states (B, L, E), mask (B, 1, 1, L), clock (B, L)), log_seconds (B,)). clock is the middle of each
+        byte's duration, in units of the mean duration of the text's bytes.
+        """
+        mask = torch.arange(text.shape[1], device=text.device) < length[:, None]
+        x = self.input(text)
+        rope = rotary(torch.arange(text.shape[1], device=text.device)[None], 64, 100.0)
+        for block in self.blocks:
+            x = block(x, rope, mask[:, None, None])
+        x = rms_norm(x)
+        duration = self.duration(x)[..., 0].float().clamp(-7, 2).exp() * mask  # seconds
+        seconds = duration.sum(1)
+        clock = (duration.cumsum(1) - duration / 2) * (length / seconds)[:, None]
+        return (x, mask[:, None, None], clock), seconds.log()
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Flow-matching TTS
 
@@ -135,20 +197,6 @@ class FlowConfig:
     text_width: PositiveInt = 256  # of the byte encoder, and of the projection of ByT5's states
     text_layers: int = 2  # of the byte encoder
     byt5_width: int = 1472  # of the frozen states
-
-
-class TextBlock(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.local = LocalMix(width)
-        self.attention = Attention(width, heads)
-        self.ffn = SwiGLU(width, 2 * width)
-
-    def forward(self, x, rope, mask):
-        x = self.local(x, mask)
-        h = rms_norm(x)
-        x = x + self.attention(h, h, rope, rope, mask)
-        return x + self.ffn(rms_norm(x))
 
 
 class FlowBlock(nn.Module):
@@ -182,11 +230,10 @@ class FlowTTS(nn.Module):
         self.register_buffer("mel_mean", torch.tensor(-5.5175))  # LJSpeech's; the trainer sets the corpus's own
         self.register_buffer("mel_std", torch.tensor(2.0644))
         if c.text_encoder == "bytes":
-            self.text_input = nn.Embedding(259, c.text_width)
+            text_input = nn.Embedding(259, c.text_width)
         else:
-            self.text_input = nn.Linear(c.byt5_width, c.text_width, bias=False)
-        self.text_blocks = nn.ModuleList(TextBlock(c.text_width, c.text_width // 64) for _ in range(c.text_layers))
-        self.duration = nn.Sequential(nn.Linear(c.text_width, c.text_width), nn.SiLU(), nn.Linear(c.text_width, 1))
+            text_input = nn.Linear(c.byt5_width, c.text_width, bias=False)
+        self.encode_text = TextEncoder(text_input, c.text_width, c.text_layers)
         self.time = nn.Sequential(nn.Linear(256, c.width), nn.SiLU(), nn.Linear(c.width, c.width), nn.SiLU())
         self.modulation = nn.Linear(c.width, 9 * c.width)
         self.mel_input = nn.Linear(c.patch * c.n_mels, c.width)
@@ -198,28 +245,11 @@ class FlowTTS(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features ** -0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in (self.modulation, self.final_modulation, self.mel_output, self.duration[-1]):
+        for module in (self.modulation, self.final_modulation, self.mel_output, self.encode_text.duration[-1]):
             nn.init.zeros_(module.weight)  # at first: no modulation by time, velocity 0, all bytes equally long
         with torch.no_grad():
             self.modulation.bias.view(9, -1)[2::3] = 0.3  # gates
-            self.duration[-1].bias.fill_(math.log(0.07))  # seconds a byte
-
-    def encode_text(self, text, length):
-        """text (B, L) byte ids or (B, L, byt5_width) states, length (B,) -> what `velocity` needs of it, log seconds.
-
-        Returns ((states (B, L, E), mask (B, 1, 1, L), clock (B, L)), log_seconds (B,)). clock is the middle of each
-        byte's duration, in units of the mean duration of the text's bytes.
-        """
-        mask = torch.arange(text.shape[1], device=text.device) < length[:, None]
-        x = self.text_input(text)
-        rope = rotary(torch.arange(text.shape[1], device=text.device)[None], 64, 100.0)
-        for block in self.text_blocks:
-            x = block(x, rope, mask[:, None, None])
-        x = rms_norm(x)
-        duration = self.duration(x)[..., 0].float().clamp(-7, 2).exp() * mask  # seconds
-        seconds = duration.sum(1)
-        clock = (duration.cumsum(1) - duration / 2) * (length / seconds)[:, None]
-        return (x, mask[:, None, None], clock), seconds.log()
+            self.encode_text.duration[-1].bias.fill_(math.log(0.07))  # seconds a byte
 
     def velocity(self, x_t, t, frames, encoded):
         """d x_t / dt of x_t = (1 - t) data + t noise.
@@ -287,3 +317,478 @@ class FlowTTS(nn.Module):
                 v = (v + velocity(x + dt * v, t + dt)) / 2
             x = x + dt * v
         return [mel[:n].cpu() for mel, n in zip(x * self.mel_std + self.mel_mean, frames.tolist())]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Codec LM
+
+@dataclass
+class CodecConfig:
+    system: Literal["codec"] = "codec"
+    # tokens; a data set must be of the same
+    codec: str = "encodec_24khz"
+    sample_rate: int = 24000  # Hz
+    frame_rate: float = 75.0  # frames a second
+    codebooks: PositiveInt = 8
+    codebook_size: PositiveInt = 1024
+    context: PositiveInt = 1024  # delayed steps that are trained on at once, and that attention looks back over
+    # decoder
+    width: PositiveInt = 384
+    layers: PositiveInt = 8
+    heads: PositiveInt = 6  # of every mixer but mamba2, whose heads are 64 wide
+    kv_heads: PositiveInt = 2  # of attention
+    ffn_width: PositiveInt = 1024
+    mixer: Literal["attention", "gdn", "delta", "mamba2"] = "gdn"  # of the blocks that the next two lines leave
+    attn_every: NonNegativeInt = 4  # each block of this number is attention; 0 for none
+    last_layer_attention: bool = True
+    pattern: str = ""  # instead of those three, a letter a block: A attention, G gdn, D delta, M mamba2
+    negative_eigenvalues: bool = True  # gdn: corrections of up to 2, which can turn a state around
+    dropout: float = 0.0
+    # text: a byte-level encoder that every n-th block looks at; clips are then whole sentences, which end in EOS
+    cross_every: NonNegativeInt = 0  # 0 for a model without text
+    text_width: PositiveInt = 256
+    text_layers: NonNegativeInt = 2
+
+    @property
+    def layout(self):
+        """A letter for each block."""
+        attention = {i for i in range(self.layers) if self.attn_every and (i + 1) % self.attn_every == 0}
+        attention |= {self.layers - 1} if self.last_layer_attention else set()
+        return self.pattern or "".join("A" if i in attention else LETTERS[self.mixer] for i in range(self.layers))
+
+    def __post_init__(self):
+        if unknown := set(self.layout) - set(LETTERS.values()):
+            raise UserError(f"pattern {self.pattern!r} has the letter {min(unknown)!r}; it may have "
+                            + ", ".join(f"{letter} for {name}" for name, letter in LETTERS.items()))
+        if len(self.layout) != self.layers:
+            raise UserError(f"pattern {self.pattern!r} lays out {len(self.pattern)} blocks, not {self.layers}")
+        if self.width % (4 * self.heads):
+            raise UserError(f"{self.heads} heads do not divide the width {self.width} into multiples of 4")
+        if self.heads % self.kv_heads:
+            raise UserError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
+        if "M" in self.layout and self.width % 32:
+            raise UserError(f"the width {self.width} is not a multiple of 32, which mamba2 needs")
+        if self.cross_every and self.text_width % 64:
+            raise UserError(f"the text_width {self.text_width} is not a multiple of 64")
+
+
+LETTERS = {"attention": "A", "gdn": "G", "delta": "D", "mamba2": "M"}
+
+
+def delay(codes, bos, pad):
+    """Codes (B, T, Q) to delayed steps (B, T + Q, Q): MusicGen's pattern (Copet et al., 2023), with BOS in front.
+
+    Book q's code of frame t stands in row 1 + t + q. Rows before a book's first code hold `bos`, after its last `pad`:
+
+        row       0    1    2    3    4    5
+        book 0  BOS    a    b    c  PAD  PAD
+        book 1  BOS  BOS    a    b    c  PAD      so that a row can be predicted from those above it at once, and
+        book 2  BOS  BOS  BOS    a    b    c      each code from all coarser ones of its frame.
+
+    A clip that is whole ends in one more frame, (EOS, PAD, …, PAD), to be appended before.
+    """
+    B, T, Q = codes.shape
+    row, book = (torch.arange(n, device=codes.device) for n in (T + Q, Q))
+    frame = row[:, None] - 1 - book  # (T + Q, Q)
+    delayed = codes.gather(1, frame.clamp(0, max(T - 1, 0)).expand(B, -1, -1)) if T else codes.new_zeros(B, Q, Q)
+    return delayed.masked_fill(frame >= T, pad).masked_fill(frame < 0, bos)
+
+
+def undelay(delayed):
+    """Delayed steps (B, T + Q, Q) back to codes (B, T, Q)."""
+    T, Q = delayed.shape[1] - delayed.shape[2], delayed.shape[2]
+    return torch.stack([delayed[:, 1 + q:1 + q + T, q] for q in range(Q)], 2)
+
+
+def delayed_batch(c, clips, multiple=1):
+    """Clips, a list of (frames, Q) codes, to delayed steps (B, S, Q) in one tensor: PAD fills what the shorter ones
+    lack to a multiple of frames, and where the model has text, and so clips are whole, EOS ends each of them."""
+    bos, pad, eos = c.codebook_size + 1, c.codebook_size, c.codebook_size + 2
+    whole = int(c.cross_every > 0)
+    longest = -(-(max(map(len, clips)) + whole) // multiple) * multiple
+    codes = torch.stack([F.pad(clip, (0, 0, 0, longest - len(clip)), value=pad) for clip in clips])
+    if whole:
+        codes[range(len(clips)), [len(clip) for clip in clips], 0] = eos
+    return delay(codes, bos, pad)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, eps=1e-6):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x):
+        return rms_norm(x, self.eps) * self.weight.to(x.dtype)
+
+
+class CausalAttention(nn.Module):
+    """Grouped-query attention (Ainslie et al., 2023) with rotary embeddings and RMS-normed queries and keys.
+
+    Its state is a ring of the last keys and values: attention looks back over so many steps and no further.
+    """
+
+    def __init__(self, c):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = c.heads, c.kv_heads, c.width // c.heads
+        # queries, keys, values
+        self.input = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * self.head_width, bias=False)
+        self.query_norm, self.key_norm = RMSNorm(self.head_width), RMSNorm(self.head_width)
+        self.out = nn.Linear(c.width, c.width, bias=False)
+
+    def empty_state(self, batch, steps):
+        return [self.out.weight.new_zeros(batch, self.kv_heads, steps, self.head_width) for _ in range(2)]
+
+    def forward(self, x, position, rope, state=None):
+        x = self.input(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # (B, all heads, T, head_width)
+        q, k, v = x.split((self.heads, self.kv_heads, self.kv_heads), 1)
+        q, k = rotate(self.query_norm(q), rope), rotate(self.key_norm(k), rope)
+        T = q.shape[2]
+        if state is not None:
+            steps = state[0].shape[2]
+            for kept, new in zip(state, (k, v)):
+                kept.index_copy_(2, position % steps, new.to(kept.dtype))
+            k, v = (kept.to(q.dtype) for kept in state)
+            y = self.attend(q, k, v, torch.arange(steps, device=x.device) <= position[:, None])
+        elif q.is_cpu and q.requires_grad:  # as in `attend`
+            y = self.attend(q, k, v, torch.ones(T, T, dtype=torch.bool).tril())
+        else:  # no mask tensor, so that a GPU takes its flash kernel
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def attend(self, q, k, v, mask):
+        """Plain products; q (B, H, T, head_width), k and v (B, KV heads, S, head_width), mask (T, S)."""
+        q = (q * self.head_width ** -0.5).unflatten(1, (self.kv_heads, -1))  # (B, KV, H / KV, T, head_width)
+        scores = (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4])
+        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        return ((scores + bias).softmax(-1).flatten(2, 3) @ v).unflatten(2, q.shape[2:4]).flatten(1, 2)
+
+
+def causal_conv(x, weight, past=None):
+    """Depthwise convolution of x (B, T, C) over this step and the 3 before, weight (4, C), oldest first.
+
+    past: the 3 steps before x, (B, 3, C), zeros unless given; it is replaced by x's last.
+    """
+    T = x.shape[1]
+    x = F.pad(x, (0, 0, 3, 0)) if past is None else torch.cat((past.to(x.dtype), x), 1)
+    if past is not None:
+        past.copy_(x[:, T:])
+    if T == 1:
+        return (x * weight.to(x.dtype)).sum(1, keepdim=True)
+    a, b, c, d = (x[:, i:i + T] * w for i, w in enumerate(weight.to(x.dtype)))  # a CPU's own convolution is slower
+    return a + b + c + d
+
+
+def delta_rule(q, k, v, g, beta, S, normalise):
+    """The gated delta rule, arguments as for `chunk_gated_delta_rule`, from the state S (B, H, K, V), which is updated,
+    or from none."""
+    if S is not None and q.shape[1] == 1:
+        step = (x[:, 0] for x in (q, k, v, g, beta))
+        return recurrent_step(*step, S, use_qk_l2norm_in_kernel=normalise)[:, None]
+    o, last = chunk_gated_delta_rule(q, k, v, g, beta, initial_state=S, output_final_state=S is not None,
+                                     use_qk_l2norm_in_kernel=normalise)
+    if S is not None:
+        S.copy_(last)
+    return o
+
+
+class GatedDeltaNet(nn.Module):
+    """Gated DeltaNet (Yang et al., 2024) as OLMo Hybrid has it: keys 3/4 and values 3/2 as wide as attention's."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.heads, self.keys, self.values = c.heads, c.width * 3 // 4, c.width * 3 // 2
+        self.correction = 2 if c.negative_eigenvalues else 1
+        # queries, keys, values; output gate; step size and correction of each head
+        self.input = nn.Linear(c.width, 2 * self.keys + 2 * self.values + 2 * c.heads, bias=False)
+        self.conv = nn.Parameter(torch.empty(4, 2 * self.keys + self.values).uniform_(-0.5, 0.5))
+        self.A_log, self.dt_bias = decay_parameters(c.heads)
+        self.norm = RMSNorm(self.values // c.heads, eps=1e-5)  # the state begins at 0, so outputs may be small
+        self.out = nn.Linear(self.values, c.width, bias=False)
+
+    def empty_state(self, batch, steps):
+        shape = batch, self.heads, self.keys // self.heads, self.values // self.heads
+        return [self.conv.new_zeros(batch, 3, self.conv.shape[1]), self.conv.new_zeros(shape, dtype=torch.float32)]
+
+    def forward(self, x, position, rope, state=None):
+        past, S = state or (None, None)
+        qkv, gate, dt, beta = self.input(x).split((self.conv.shape[1], self.values, self.heads, self.heads), -1)
+        qkv = F.silu(causal_conv(qkv, self.conv, past))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in qkv.split((self.keys, self.keys, self.values), -1))
+        g = -self.A_log.float().exp() * F.softplus(dt.float() + self.dt_bias)
+        o = delta_rule(q, k, v, g, self.correction * beta.sigmoid(), S, normalise=True)
+        return self.out(self.norm(o).flatten(2) * F.silu(gate))
+
+
+def decay_parameters(heads):
+    """A_log and dt_bias as Mamba-2 begins with them (Dao & Gu, 2024): decay rates exp(A_log) uniform in 1..16, step
+    sizes softplus(dt_bias) log-uniform in 0.001..0.1."""
+    dt = torch.empty(heads).uniform_(math.log(0.001), math.log(0.1)).exp()
+    return (nn.Parameter(torch.empty(heads).uniform_(1, 16).log()), nn.Parameter(dt + (-torch.expm1(-dt)).log()))
+
+
+class DeltaMixer(nn.Module):
+    """The gated delta rule with RMS-normed queries and keys and two gates, forget and update, per head."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.heads, self.head_width = c.heads, c.width // c.heads
+        self.input = nn.Linear(c.width, 3 * c.width, bias=False)  # queries, keys, values
+        self.query_norm, self.key_norm = RMSNorm(self.head_width), RMSNorm(self.head_width)
+        self.gates = nn.Linear(c.width, 2 * c.heads)
+        self.out = nn.Linear(c.width, c.width, bias=False)
+
+    def empty_state(self, batch, steps):
+        shape = batch, self.heads, self.head_width, self.head_width
+        return [self.gates.weight.new_zeros(shape, dtype=torch.float32)]
+
+    def forward(self, x, position, rope, state=None):
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.input(x).chunk(3, -1))
+        k = self.key_norm(k) * self.head_width ** -0.5  # longer than 1 the update would diverge
+        forget, update = self.gates(x).float().chunk(2, -1)
+        S = None if state is None else state[0]
+        o = delta_rule(self.query_norm(q), k, v, F.logsigmoid(forget), update.sigmoid(), S, normalise=False)
+        return self.out(o.flatten(2))
+
+
+def decayed_attention(q, k, v, g, state=None, C=64):
+    """Mamba-2's recurrence, S ← exp(g_t) S + k_t v_tᵀ, o_t = Sᵀq_t, in chunks of C steps (Dao & Gu, 2024, section 6).
+
+    q, k (B, T, K), the same for all heads; v (B, T, H, V); g (B, T, H) ≤ 0; state (B, H, K, V), zeros unless given, is
+    updated. Returns (B, T, H, V), all in float32.
+    """
+    T = q.shape[1]
+    with torch.autocast(q.device.type, enabled=False):
+        if T % C and T > 1:
+            q, k, v, g = (F.pad(x, (0, 0) * (x.ndim - 2) + (0, -T % C)) for x in (q, k, v, g))
+        q, k, v, g = (x.float().unflatten(1, (-1, min(C, x.shape[1]))) for x in (q, k, v, g))  # (B, N, C, …)
+        v, g = v.transpose(2, 3), g.transpose(2, 3).cumsum(-1)  # (B, N, H, C, V), (B, N, H, C)
+        past = torch.ones(g.shape[-1], g.shape[-1], dtype=torch.bool, device=g.device).tril()
+        decay = (g[..., None] - g[..., None, :]).masked_fill(~past, -torch.inf).exp()  # (B, N, H, C, C)
+        o = ((q @ k.mT)[:, :, None] * decay) @ v
+        added = k.mT[:, :, None] @ ((g[..., -1:] - g).exp()[..., None] * v)  # (B, N, H, K, V)
+        S, starts = torch.zeros_like(added[:, 0]) if state is None else state, []
+        for new, kept in zip(added.unbind(1), g[..., -1, None, None].exp().unbind(1)):
+            starts.append(S)
+            S = kept * S + new
+        if state is not None:
+            starts[0] = state.clone()
+            state.copy_(S)
+        o = o + (q[:, :, None] @ torch.stack(starts, 1)) * g.exp()[..., None]
+        return o.transpose(2, 3).flatten(1, 2)[:, :T]
+
+
+class Mamba2(nn.Module):
+    """Mamba-2's block (Dao & Gu, 2024) with one group: twice as wide inside, heads of 64, states of 128."""
+
+    K = 128
+
+    def __init__(self, c):
+        super().__init__()
+        self.inner, self.heads = 2 * c.width, c.width // 32
+        # gate; values, keys, queries; step size of each head
+        self.input = nn.Linear(c.width, 2 * self.inner + 2 * self.K + self.heads, bias=False)
+        self.conv = nn.Parameter(torch.empty(4, self.inner + 2 * self.K).uniform_(-0.5, 0.5))
+        self.conv_bias = nn.Parameter(torch.zeros(self.inner + 2 * self.K))
+        self.A_log, self.dt_bias = decay_parameters(self.heads)
+        self.skip = nn.Parameter(torch.ones(self.heads))
+        self.norm = RMSNorm(self.inner)
+        self.out = nn.Linear(self.inner, c.width, bias=False)
+
+    def empty_state(self, batch, steps):
+        return [self.conv.new_zeros(batch, 3, self.conv.shape[1]),
+                self.conv.new_zeros(batch, self.heads, self.K, 64, dtype=torch.float32)]
+
+    def forward(self, x, position, rope, state=None):
+        past, S = state or (None, None)
+        gate, vkq, dt = self.input(x).split((self.inner, self.conv.shape[1], self.heads), -1)
+        vkq = F.silu(causal_conv(vkq, self.conv, past) + self.conv_bias.to(vkq.dtype))
+        v, k, q = vkq.split((self.inner, self.K, self.K), -1)
+        v, dt = v.unflatten(-1, (self.heads, 64)), F.softplus(dt.float() + self.dt_bias)  # (B, T, H, 64), (B, T, H)
+        o = decayed_attention(q, k, v * dt[..., None], -self.A_log.float().exp() * dt, S)
+        o = (o + self.skip[:, None] * v).to(v.dtype)
+        return self.out(self.norm(o.flatten(2) * F.silu(gate)))
+
+
+MIXERS = {"A": CausalAttention, "G": GatedDeltaNet, "D": DeltaMixer, "M": Mamba2}
+
+
+class CodecBlock(nn.Module):
+    def __init__(self, c, letter, reads_text):
+        super().__init__()
+        self.norm = RMSNorm(c.width)
+        self.mixer = MIXERS[letter](c)
+        self.cross_norm = RMSNorm(c.width) if reads_text else None
+        self.cross_attention = Attention(c.width, c.heads, c.text_width, positional=True) if reads_text else None
+        self.ffn_norm = RMSNorm(c.width)
+        self.ffn = SwiGLU(c.width, c.ffn_width)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x, position, rope, state, text, cross_rope, text_mask):
+        x = x + self.dropout(self.mixer(self.norm(x), position, rope, state))
+        if self.cross_attention is not None:
+            x = x + self.dropout(self.cross_attention.look(self.cross_norm(x), cross_rope, *text, text_mask))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class CodecLM(nn.Module):
+    """A language model over the token streams of a neural audio codec, all books of a delayed step at once.
+
+    Symbols of each book: the codes, then PAD, BOS and EOS.
+    """
+
+    def __init__(self, c: CodecConfig):
+        super().__init__()
+        self.c = c
+        self.checkpointing = False  # recompute the blocks in the backward pass
+        self.symbols = c.codebook_size + 3
+        self.pad, self.bos, self.eos = range(c.codebook_size, self.symbols)
+        self.embedding = nn.Embedding(c.codebooks * self.symbols, c.width)  # a table a book, one after the other
+        self.blocks = nn.ModuleList(CodecBlock(c, letter, bool(c.cross_every) and (i + 1) % c.cross_every == 0)
+                                    for i, letter in enumerate(c.layout))
+        self.norm = RMSNorm(c.width)
+        self.heads = nn.Linear(c.width, c.codebooks * self.symbols, bias=False)
+        if c.cross_every:
+            self.encode_text = TextEncoder(nn.Embedding(259, c.text_width), c.text_width, c.text_layers)
+        nn.init.normal_(self.embedding.weight, std=c.codebooks ** -0.5)  # so that their sum has the size of 1
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, DeltaMixer):
+                nn.init.constant_(module.gates.bias[:c.heads], 4.0)  # a state lasts some fifty steps
+        nn.init.zeros_(self.heads.weight)  # at first all symbols are equally likely
+        if c.cross_every:
+            nn.init.zeros_(self.encode_text.duration[-1].weight)  # and all bytes equally long
+            nn.init.constant_(self.encode_text.duration[-1].bias, math.log(0.07))  # seconds a byte
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):  # as in GPT-2: the sum over all blocks has the size of 1
+                nn.init.normal_(weight, std=(2 * c.layers * weight.shape[1]) ** -0.5)
+
+    def read_text(self, text, length, seconds=None):
+        """text (B, L) byte ids, length (B,) -> (what the blocks need of it, log_seconds (B,) as predicted).
+
+        seconds (B,): how long the clip is, where that is known; else the prediction sets the clock's pace.
+        """
+        (states, mask, clock), log_seconds = self.encode_text(text, length)
+        seconds = log_seconds.detach().exp() if seconds is None else seconds
+        pace = length / (seconds * self.c.frame_rate)  # bytes a frame
+        rope = rotary(clock, self.c.width // self.c.heads, 100.0)
+        kv = [b.cross_attention and b.cross_attention.keys_values(states, rope) for b in self.blocks]
+        return (kv, mask, pace), log_seconds
+
+    def empty_cache(self, batch, steps):
+        """What `hidden` keeps of the steps it has seen, for attention of the last `steps`: (their number, states)."""
+        zero = torch.zeros((), dtype=torch.long, device=self.heads.weight.device)
+        return zero, [block.mixer.empty_state(batch, steps) for block in self.blocks]
+
+    def hidden(self, tokens, text=None, cache=None):
+        """Delayed steps (B, S, Q) -> states (B, S, D), of which `heads` makes logits.
+
+        text: from `read_text`. cache: from `empty_cache`, moved on by S steps. A ring that is full takes one step at a
+        time.
+        """
+        c, (_, S, Q) = self.c, tokens.shape
+        x = self.embedding(tokens + torch.arange(Q, device=tokens.device) * self.symbols).sum(2)  # (B, S, D)
+        position, states = torch.arange(S, device=x.device), [None] * len(self.blocks)
+        if cache is not None:
+            seen, states = cache
+            position = position + seen
+            seen += S
+        rope = rotary(position[None], c.width // c.heads, 10000.0)
+        kv, mask, cross_rope = [None] * len(self.blocks), None, None
+        if text is not None:
+            kv, mask, pace = text
+            cross_rope = rotary((position + 0.5) * pace[:, None], c.width // c.heads, 100.0)
+        for block, state, pair in zip(self.blocks, states, kv):
+            args = (x, position, rope, state, pair, cross_rope, mask)
+            x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)
+        return self.norm(x)
+
+    def forward(self, tokens, text=None, length=None, seconds=None):
+        """Delayed steps (B, S, Q), and what `read_text` takes where the model has text.
+
+        Returns (logits (B, S, Q, symbols), of which position s predicts the step s + 1; log_seconds (B,) or None).
+        """
+        read, log_seconds = (None, None) if text is None else self.read_text(text, length, seconds)
+        logits = self.heads(self.hidden(tokens, read)).unflatten(-1, (self.c.codebooks, self.symbols))
+        return logits, log_seconds
+
+    def generate(self, frames, seeds, prompts=None, **options):
+        """Sample clips of at most `frames` frames, arguments as for `stream`. Returns a list of codes (T, Q), each with
+        its prompt; clips of a model with text end where it says EOS."""
+        codes = torch.stack(list(self.stream(frames, seeds, prompts, **options)), 1)  # (B, T, Q)
+        return [clip[:int((clip[:, 0] < self.c.codebook_size).sum())] for clip in codes.cpu()]
+
+    @torch.inference_mode()
+    def stream(self, frames, seeds, prompts=None, temperature=1.0, top_k=0, top_p=1.0, text=None, length=None,
+               seconds=None, cfg_scale=1.0):
+        """Sample in delayed space, and yield frame after frame, (B, Q) codes, as soon as it has its last book.
+
+        frames: how long a clip may become. seeds: a number for each clip; what it becomes does not depend on its
+        neighbours. prompts: for each clip codes (T, Q) to go on from, T from 0 up; they are yielded too. temperature,
+        top_k (0 for all codes) and top_p (Holtzman et al., 2020): a number, or one for each book; temperature 0 takes
+        the most probable code. text (B, L), length (B,), seconds (B,): see `read_text`; cfg_scale is the weight of
+        classifier-free guidance by the text, 1 for none. Frames beyond a clip's end hold no code, but PAD or EOS.
+
+        Raises UserError for a prompt that is longer than the context.
+        """
+        c, B, Q, device = self.c, len(seeds), self.c.codebooks, self.heads.weight.device
+        prompts = prompts or [torch.zeros(0, Q, dtype=torch.long)] * B
+        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+        if longest + Q > c.context:
+            raise UserError(f"a prompt of {longest} frames is longer than the context, {c.context} steps, allows")
+        known = torch.full((B, max(frames, longest), Q), -1)
+        for row, prompt in zip(known, prompts):
+            row[:len(prompt)] = prompt
+        known = delay(known, self.bos, self.pad).to(device)  # -1 where a code is to be sampled
+        rows, last = known.clone(), known.shape[1] - 1
+        uniform = torch.stack([torch.rand(last, Q, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        uniform = uniform.to(device)
+
+        guided = c.cross_every and text is not None and cfg_scale != 1
+        read = None
+        if c.cross_every:
+            empty = torch.ones(B, 1, dtype=torch.long, device=device)  # a text is bytes and 1, which ends it
+            text, length = (empty, empty[:, 0]) if text is None else (text, length)
+            if guided:
+                text, length = torch.cat((text, F.pad(empty, (0, text.shape[1] - 1)))), torch.cat((length, empty[:, 0]))
+                seconds = seconds if seconds is None else seconds.repeat(2)
+            read, _ = self.read_text(text, length, seconds)
+        cache = self.empty_cache(B * (1 + guided), min(c.context, last))
+
+        book = torch.arange(Q, device=device)
+        barred = (torch.arange(self.symbols, device=device) >= c.codebook_size).repeat(Q, 1)  # (Q, symbols)
+        barred[0, self.eos] = not c.cross_every
+        top_k = torch.where((top_k := torch.tensor(top_k)) > 0, top_k, self.symbols).clamp(max=self.symbols)
+        most = int(top_k.max())
+        temperature, top_k, top_p = (torch.as_tensor(x, dtype=torch.float32).to(device).expand(Q)[:, None]
+                                     for x in (temperature, top_k, top_p))
+        end, seen, whole = torch.full((B, 1), known.shape[1] - Q, device=device), 0, 0  # frames; rows; frames yielded
+        for row in range(shortest + 1, last + 1):  # the delayed step to be sampled
+            x = self.hidden(rows[:, seen:row].repeat(1 + guided, 1, 1), read, cache)[:, -1]
+            logits, seen = self.heads(x).float().unflatten(-1, (Q, self.symbols)), row
+            if guided:
+                given, free = logits.chunk(2)
+                logits = torch.lerp(free, given, cfg_scale)
+            new = pick(logits.masked_fill(barred, -torch.inf), uniform[:, row - 1], temperature, top_k, top_p, most)
+            new = torch.where(known[:, row] < 0, new, known[:, row]).masked_fill(row - 1 - book >= end, self.pad)
+            rows[:, row] = new
+            if c.cross_every:
+                end = end.where(new[:, :1] != self.eos, row - 1)
+                if bool((end < row - Q).all()):
+                    return
+            while whole <= row - Q:
+                yield rows[:, 1 + whole + book, book]
+                whole += 1
+
+
+def pick(logits, uniform, temperature, top_k, top_p, most):
+    """One symbol for each row of logits (B, Q, symbols): the one that uniform (B, Q) in [0, 1) falls on where the
+    probabilities stand side by side, the largest first. temperature, top_k, top_p (Q, 1); most: the largest top_k."""
+    p, symbol = (logits / temperature.clamp(min=1e-6)).softmax(-1).topk(most, -1)  # in order; quick where most is small
+    upto = p.cumsum(-1)
+    kept = (upto - p < top_p) & (torch.arange(most, device=p.device) < top_k)
+    kept[..., 0] = True
+    choice = (upto < uniform[..., None] * (p * kept).sum(-1, keepdim=True)).sum(-1, keepdim=True)
+    return symbol.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))[..., 0]

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # ./run.sh                       the demo of the flow TTS: corpus, training, evaluation, nothing to download but packages
 # ./run.sh test                  the test suite
-# ./run.sh demo [flow] [--config FILE] [--key value …]
-# ./run.sh [flow] [--gpus N] [--config FILE] [--key value …]
+# ./run.sh demo [flow | codec] [--config FILE] [--key value …]
+#                                a system's demo, or that of a config: codec_demo_text.yaml, codec_demo_music.yaml …
+# ./run.sh [flow | codec] [--gpus N] [--config FILE] [--key value …]
 #                                the published training run, or that of a config; a key is any key of the config
 # NUM_GPUS and BATCH_SIZE stand for --gpus and --batch_size. For several machines set NNODES, NODE_RANK, MASTER_ADDR and
 # MASTER_PORT on each of them. PYTHON names the interpreter for .venv.
@@ -61,7 +62,7 @@ torchrun() {
 # Train in one process, or by torchrun in one a GPU.
 train() {
     local found machines=(--standalone)
-    set -- "train_${system}_tts.py" --config "$config" --resume ${flags[@]+"${flags[@]}"}  # bash 3 has no empty arrays
+    set -- "$trainer" --config "$config" --resume ${flags[@]+"${flags[@]}"}  # bash 3 has no empty arrays
     if [ "$gpus" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
         interruptible python "$@"
         return
@@ -88,14 +89,58 @@ prepare_flow() {
     fi
 }
 
-demo_flow() {
-    [ -f data/demo/dataset_stats.json ] || python data.py demo
-    train
+# Likewise the tokens of a codec LM's config.
+prepare_codec() {
+    [ -n "$tokens" ] || tokens=$(sed -n 's/^data_dir: *//p' "$config")
+    [ ! -f "$tokens/codec.json" ] || return 0
+    case $tokens in
+        data/demo_mel_rvq)
+            [ -f data/demo/dataset_stats.json ] || python data.py demo
+            python data.py tokenize --codec mel_rvq --root data/demo/corpus --out "$tokens" --hop_length 441 \
+                --codebooks 4 --codebook_size 256 ;;
+        data/demo_music)
+            python data.py demo_music --out "$tokens" --codebook_size 256 ;;
+        data/ljspeech_encodec|data/ljspeech_encodec_sentences)
+            echo "to download: LJSpeech 1.1 (2.6 GB, public domain) and EnCodec's weights (93 MB, MIT)"
+            python -c 'import common, data, pathlib
+common.run(lambda _: data.download_ljspeech(pathlib.Path("data")), [])'
+            [ "$tokens" = data/ljspeech_encodec ] && chunks=(--chunk_seconds 8) || chunks=()
+            python data.py tokenize --codec encodec_24khz --root data/LJSpeech-1.1 --out "$tokens" \
+                ${chunks[@]+"${chunks[@]}"} ;;
+        data/fma_large_dac)
+            [ -d data/fma_large ] || fail "FMA-Large is not at data/fma_large: unpack fma_large.zip (93 GiB, Creative" \
+                "Commons, https://github.com/mdeff/fma) there, or link to it"
+            echo "to download: DAC's weights (307 MB, MIT)"
+            python data.py tokenize --codec dac_44khz --root data/fma_large --out "$tokens" ;;
+        *) fail "there are no tokens at $tokens: python data.py tokenize --codec … --root … --out $tokens" ;;
+    esac
+}
+
+# Evaluate a run, or show again what was found.
+evaluate() {
     if [ "$run/evaluation/table.txt" -nt "$run/checkpoints/latest/config.yaml" ]; then
         echo && cat "$run/evaluation/table.txt"
     else
         python evaluate.py --ckpt "$run"
     fi
+}
+
+demo_codec() {
+    prepare_codec
+    train
+    evaluate
+    cat <<END
+
+listen  $run/evaluation/000.wav and on, $run/samples/step_…/; recordings through the codec are 000_reference.wav and on
+look    $run/evaluation/000.png and on, $run/curves.png
+sample  .venv/bin/python sample.py --ckpt $run --seconds 10 --temperature 0.8 --out out.wav
+END
+}
+
+demo_flow() {
+    [ -f data/demo/dataset_stats.json ] || python data.py demo
+    train
+    evaluate
     cat <<END
 
 listen  $run/evaluation/000.wav and on; beside each the recording, 000_reference.wav
@@ -111,25 +156,29 @@ case ${1:-demo} in
     *) mode=train ;;
 esac
 case ${1:-} in
-    flow) system=$1; shift ;;
+    flow|codec) system=$1; shift ;;
     --*|"") system=flow ;;
-    *) fail "there is no '$1': ./run.sh [test | demo] [flow] [--gpus N] [--config FILE] [--key value …]" ;;
+    *) fail "there is no '$1': ./run.sh [test | demo] [flow | codec] [--gpus N] [--config FILE] [--key value …]" ;;
 esac
 case $mode-$system in
     demo-flow) config=configs/flow_demo.yaml ;;
     train-flow) config=configs/flow_ljspeech.yaml ;;
+    demo-codec) config=configs/codec_demo.yaml ;;
+    train-codec) config=configs/codec_ljspeech.yaml ;;
 esac
-gpus=${NUM_GPUS:-1} flags=() run=
+case $system in flow) trainer=train_flow_tts.py ;; codec) trainer=train_codec_lm.py ;; esac
+gpus=${NUM_GPUS:-1} flags=() run= tokens=
 [ -z "${BATCH_SIZE:-}" ] || flags+=(--batch_size "$BATCH_SIZE")
 while [ $# -gt 0 ]; do
     key=${1%%=*} value=
-    case $key in --gpus|--config|--out[-_]dir)
+    case $key in --gpus|--config|--out[-_]dir|--data[-_]dir)
         if [[ $1 = *=* ]]; then value=${1#*=}; else [ $# -gt 1 ] || fail "$1 needs a value"; value=$2; shift; fi ;;
     esac
     case $key in
         --gpus) gpus=$value ;;
         --config) config=$value ;;
         --out[-_]dir) run=$value; flags+=(--out_dir "$value") ;;
+        --data[-_]dir) tokens=$value; flags+=(--data_dir "$value") ;;
         *) flags+=("$1") ;;
     esac
     shift

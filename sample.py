@@ -1,6 +1,10 @@
-"""From a checkpoint and text to a waveform.
+"""From a checkpoint to a waveform.
 
     python sample.py --ckpt runs/flow_demo --text "The baker sold nine golden apples." --out out.wav
+    python sample.py --ckpt runs/codec_demo --seconds 20 --temperature 0.9
+    python sample.py --ckpt runs/codec_demo --prompt_wav voice.wav --prompt_seconds 3 --seconds 10
+
+The checkpoint decides what can be asked for; what is not given is taken from the config that it was trained with.
 """
 
 import argparse
@@ -8,53 +12,54 @@ import re
 import sys
 import time
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from audio import MelConfig, load_vocoder, write_wav
+from audio import MelConfig, load_codec, load_vocoder, read_wav, write_wav
 from common import (UserError, autocast, find_checkpoint, init_distributed, load_checkpoint, load_weights, pick_dtype,
-                    run)
-from data import MAX_TEXT_BYTES, TextFeatures, read_lines
-from model import FlowConfig, FlowTTS
+                    read_yaml, run)
+from data import MAX_TEXT_BYTES, TextFeatures, TokenDataset, read_lines
+from model import CodecConfig, CodecLM, FlowConfig, FlowTTS
 
-
-def mel_config(c):
-    """The log-mel settings in a config."""
-    return MelConfig(**{f.name: getattr(c, f.name) for f in fields(MelConfig)})
-
-
-def load_flow(ckpt, device):
-    """The flow TTS of a run folder or checkpoint, with its averaged weights.
-
-    Returns (model, its TextFeatures, the config it was trained with, a dict).
-    """
-    folder = find_checkpoint(ckpt)
-    config, weights = load_checkpoint(folder, "flow", "ema")
-    model = FlowTTS(FlowConfig(**{f.name: config[f.name] for f in fields(FlowConfig)}))
-    load_weights(model, weights, folder / "ema.safetensors")
-    return model.eval().to(device), TextFeatures(config["text_encoder"], device), config
-
+# ------------------------------------------------------------------------------------------------------------
+# Options and texts
 
 def add_options(parser):
     """The options that sample.py and evaluate.py share; what is not given is taken from the checkpoint's config."""
-    parser.add_argument("--ckpt", required=True, help="run folder, checkpoint folder or .safetensors file in one")
-    parser.add_argument("--steps", dest="eval_steps", type=int, help="of the solver")
-    parser.add_argument("--cfg_scale", dest="eval_cfg_scale", type=float, help="guidance by the text, 1 for none")
-    parser.add_argument("--solver", dest="eval_solver", choices=("euler", "midpoint", "heun"))
-    parser.add_argument("--vocoder", dest="eval_vocoder", choices=("griffinlim", "bigvgan"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--cfg_scale", dest="eval_cfg_scale", type=float, help="guidance by the text, 1 for none")
+    flow = parser.add_argument_group("flow TTS")
+    flow.add_argument("--steps", dest="eval_steps", type=int, help="of the solver")
+    flow.add_argument("--solver", dest="eval_solver", choices=("euler", "midpoint", "heun"))
+    flow.add_argument("--vocoder", dest="eval_vocoder", choices=("griffinlim", "bigvgan"))
+    codec = parser.add_argument_group("codec LM")
+    codec.add_argument("--temperature", dest="eval_temperature", type=float, help="0 takes the most probable codes")
+    codec.add_argument("--top_k", dest="eval_top_k", type=int, nargs="+", help="0 for all; one number, or one a book")
+    codec.add_argument("--top_p", dest="eval_top_p", type=float, nargs="+", help="one number, or one a book")
+    codec.add_argument("--prompt_seconds", dest="eval_prompt_seconds", type=float, help="of a recording that goes on")
+    return flow, codec
 
 
 def fill_options(args, config):
-    """Replace the options that were not given by the config's. Raises UserError for a solver without steps."""
+    """Replace the options that were not given by the config's. Raises UserError for one of another system's."""
     for key, value in vars(args).items():
-        if key.startswith("eval_") and value is None:
-            setattr(args, key, config[key])
-    if args.eval_steps < 1:
+        if key.startswith("eval_"):
+            if value is not None and key not in config:
+                raise UserError(f"--{key.removeprefix('eval_')} is not an option of {config['system']!r} checkpoints")
+            setattr(args, key, config.get(key) if value is None else value)
+    if args.eval_steps is not None and args.eval_steps < 1:
         raise UserError(f"--steps {args.eval_steps}: the solver needs at least one")
+
+
+def refuse_options(args, system, *names):
+    """Raises UserError for the first of the named options that was given: checkpoints of `system` do not have it."""
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} is not an option of {system!r} checkpoints")
 
 
 def split_text(text, limit=MAX_TEXT_BYTES - 1):
@@ -75,6 +80,39 @@ def split_text(text, limit=MAX_TEXT_BYTES - 1):
             piece = f"{piece} {word}".strip()
         pieces.append(piece)
     return pieces
+
+
+def jobs(args):
+    """What to make, (wav, text) one by one; a text of None where none was given."""
+    if args.text_file:
+        return [(args.out / f"{n:04d}.wav", line) for n, line in enumerate(read_lines(args.text_file))]
+    return [(args.out, args.text)]
+
+
+def report(path, seconds, took):
+    print(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, real-time factor {took / max(seconds, 1e-3):.2f}")
+
+
+PAUSE = 0.15  # seconds between sentences
+
+# ------------------------------------------------------------------------------------------------------------
+# Flow TTS
+
+def mel_config(c):
+    """The log-mel settings in a config."""
+    return MelConfig(**{f.name: getattr(c, f.name) for f in fields(MelConfig)})
+
+
+def load_flow(ckpt, device):
+    """The flow TTS of a run folder or checkpoint, with its averaged weights.
+
+    Returns (model, its TextFeatures, the config it was trained with, a dict).
+    """
+    folder = find_checkpoint(ckpt)
+    config, weights = load_checkpoint(folder, "flow", "ema")
+    model = FlowTTS(FlowConfig(**{f.name: config[f.name] for f in fields(FlowConfig)}))
+    load_weights(model, weights, folder / "ema.safetensors")
+    return model.eval().to(device), TextFeatures(config["text_encoder"], device), config
 
 
 def generate_mels(model, features, texts, seed=0, seconds=None, batch_size=32, **options):
@@ -98,27 +136,15 @@ def generate_mels(model, features, texts, seed=0, seconds=None, batch_size=32, *
     return mels
 
 
-def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--text", help="what to say")
-    text.add_argument("--text_file", type=Path, help="what to say, a wav a line")
-    parser.add_argument("--out", type=Path, default=Path("out.wav"), help="the wav; with --text_file, a folder")
-    parser.add_argument("--seconds", type=float, help="length of the audio, instead of the predicted one")
-    args = parser.parse_args(argv)
-
-    _, _, device = init_distributed(args.device)
-    model, features, config = load_flow(args.ckpt, device)
-    fill_options(args, config)
+def sample_flow(args, device):
+    refuse_options(args, "flow", "prompt_wav")
+    if args.text is None and not args.text_file:
+        raise UserError("what should it say? --text or --text_file")
+    model, features, _ = load_flow(args.ckpt, device)
     mel = mel_config(model.c)
     vocode = load_vocoder(args.eval_vocoder, mel, device)
-    if args.text_file:
-        jobs = [(args.out / f"{n:04d}.wav", line) for n, line in enumerate(read_lines(args.text_file))]
-    else:
-        jobs = [(args.out, args.text)]
-    pause = np.zeros(int(0.15 * mel.sample_rate), np.float32)
-    for path, text in jobs:
+    pause = np.zeros(int(PAUSE * mel.sample_rate), np.float32)
+    for path, text in jobs(args):
         start = time.perf_counter()
         pieces = split_text(text)
         seconds = args.seconds and [args.seconds * len(p) / sum(map(len, pieces)) for p in pieces]
@@ -126,8 +152,177 @@ def main(argv):
                              cfg_scale=args.eval_cfg_scale, solver=args.eval_solver)
         wav = np.concatenate([part for m in mels for part in (vocode(m), pause)][:-1])
         write_wav(path, wav, mel.sample_rate)
-        took, length = time.perf_counter() - start, len(wav) / mel.sample_rate
-        print(f"{path}: {length:.2f} s of audio in {took:.2f} s, real-time factor {took / length:.2f}")
+        report(path, len(wav) / mel.sample_rate, time.perf_counter() - start)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Codec LM
+
+def load_codec_lm(ckpt, device):
+    """The codec LM of a run folder or checkpoint, with its averaged weights. Returns (model, its config, a dict)."""
+    folder = find_checkpoint(ckpt)
+    config, weights = load_checkpoint(folder, "codec", "ema")
+    model = CodecLM(CodecConfig(**{f.name: config[f.name] for f in fields(CodecConfig)}))
+    load_weights(model, weights, folder / "ema.safetensors")
+    return model.eval().to(device), config
+
+
+def cast_matrices(model, dtype):
+    """The same model with its matrices in a dtype, in place: a decoding step mostly waits for them to be read."""
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            module.to(dtype)
+    return model
+
+
+def open_tokens(folder, c, codec=None):
+    """The token data set at `folder`, which has to be of the codec and geometry of the config `c`, and where a codec of
+    our own is kept in the folder `codec`, made with that very one."""
+    data = TokenDataset(folder, codec=c.codec, sample_rate=c.sample_rate, frame_rate=c.frame_rate,
+                        codebooks=c.codebooks, codebook_size=c.codebook_size)
+    mine, theirs = (Path(place) / "codec.safetensors" for place in (codec or folder, folder))
+    if theirs.exists() and mine.exists() and mine.read_bytes() != theirs.read_bytes():
+        raise UserError(f"the {c.codec} that made the tokens at {folder} was fitted anew: it is not that of {codec}")
+    return data
+
+
+def codec_folder(folder, config):
+    """Where the codec of the checkpoint at `folder` is: RUN/codec, in which the trainer keeps it, or the data set."""
+    kept = folder.parents[1] / "codec"
+    return kept if kept.exists() else config["data_dir"]
+
+
+def sampling(c, codebooks):
+    """temperature, top_k, top_p and cfg_scale for CodecLM.stream, from a config or from the command line.
+
+    Raises UserError for values out of range and for lists that are not of one number a book.
+    """
+    options = {name: getattr(c, f"eval_{name}") for name in ("temperature", "top_k", "top_p", "cfg_scale")}
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        if len(values) not in (1, codebooks):
+            raise UserError(f"--{name} has {len(values)} numbers for {codebooks} codebooks: give one, or one for each")
+        if min(values) < 0 or name == "top_p" and not all(0 < p <= 1 for p in values):
+            raise UserError(f"--{name} {min(values)} is out of range")
+        options[name] = values[0] if len(values) == 1 else values
+    return options
+
+
+def generate_codes(model, features, prompts, frames, batch_size=32, **options):
+    """Sample a clip for each prompt, a dict of its seed, its codes (T, Q) to go on from, T from 0 up, and its text.
+
+    frames: how long a clip may become, or a list with a number for each. options: those of `sampling`. Returns a list
+    of codes (frames, Q) with their prompts. What a clip becomes does not depend on its neighbours.
+    """
+    device, codes = model.embedding.weight.device, [None] * len(prompts)
+    frames = frames if isinstance(frames, list) else [frames] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (frames[i], len(prompts[i]["text"] or "")))
+    for some in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
+        text = read_texts(model, features, [prompts[i]["text"] or "" for i in some])
+        with autocast(device, pick_dtype("auto", device)):
+            batch = model.generate(max(frames[i] for i in some), [prompts[i]["seed"] for i in some],
+                                   [prompts[i]["codes"] for i in some], **text, **options)
+        for i, clip in zip(some, batch):
+            codes[i] = clip[:frames[i]]
+    return codes
+
+
+def read_texts(model, features, texts):
+    """The arguments of CodecLM.stream that hold texts: none where the model has none."""
+    if not model.c.cross_every:
+        return {}
+    text, length = (x.to(model.embedding.weight.device) for x in features(texts))
+    return {"text": text, "length": length}
+
+
+def play(codec, steps, window=4.0, overlap=0.25):
+    """Decode frames as they come. steps: an iterable of (Q,) codes. Yields pieces of the waveform, (samples,) float32.
+
+    Codecs look around, and Griffin-Lim finds its own phases; so windows of `window` seconds are decoded, and where they
+    overlap one is faded into the next. What fits into one window is what the codec makes of it.
+    """
+    window, overlap = round(window * codec.frame_rate), max(1, round(overlap * codec.frame_rate))
+    n = overlap * codec.hop_length
+    fade, tail, codes = np.sin(np.pi / 2 * (np.arange(n) + 0.5) / n) ** 2, np.zeros(0), []
+
+    def decoded():
+        wav = np.array(codec.decode(torch.stack(codes)))
+        wav[:len(tail)] = tail * (1 - fade[:len(tail)]) + wav[:len(tail)] * fade[:len(tail)]
+        return wav
+
+    for step in steps:
+        codes.append(step)
+        if len(codes) == window + overlap:
+            wav = decoded()
+            yield wav[:-n]
+            tail, codes = wav[-n:], codes[-overlap:]
+    if codes:
+        yield decoded()
+
+
+def sample_codec(args, config, device):
+    import soundfile
+
+    model = cast_matrices(load_codec_lm(args.ckpt, device)[0], pick_dtype("auto", device))
+    c, options = model.c, sampling(args, model.c.codebooks)
+    if not c.cross_every and (args.text or args.text_file or args.eval_cfg_scale != 1):
+        raise UserError("this checkpoint was trained without text: no --text, --text_file or --cfg_scale")
+    if args.text and args.prompt_wav:
+        raise UserError("--prompt_wav continues a recording, --text begins a new one: give one of them")
+    codec = load_codec(codec_folder(find_checkpoint(args.ckpt), config), device)
+    prompt = torch.zeros(0, c.codebooks, dtype=torch.long)
+    if args.prompt_wav:
+        wav = read_wav(args.prompt_wav, codec.sample_rate)
+        if args.eval_prompt_seconds:
+            wav = wav[:round(args.eval_prompt_seconds * codec.sample_rate)]
+        prompt = torch.from_numpy(codec.encode([wav])[0])
+        if len(prompt) > c.context - c.codebooks:
+            raise UserError(f"a prompt of {len(prompt) / c.frame_rate:.1f} s is longer than the context, which holds "
+                            f"{(c.context - c.codebooks) / c.frame_rate:.1f} s: give a lower --prompt_seconds")
+    frames = len(prompt) + max(1, round((args.seconds or config["eval_seconds"]) * c.frame_rate))
+    features = TextFeatures("bytes")
+    pause = np.zeros(int(PAUSE * codec.sample_rate), np.float32)
+    for path, text in jobs(args):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        with soundfile.SoundFile(path, "w", codec.sample_rate, 1, "PCM_16") as file:
+            pieces = split_text(text) if text else [""]
+            for n, piece in enumerate(pieces):
+                if n:
+                    file.write(pause)
+                read = read_texts(model, features, [piece])
+                if text and args.seconds:
+                    read["seconds"] = torch.tensor([args.seconds * len(piece) / sum(map(len, pieces))], device=device)
+                with autocast(device, pick_dtype("auto", device)):
+                    steps = model.stream(frames, [args.seed * 1_000_003 + n], [prompt], **options, **read)
+                    codes = (step[0].cpu() for step in steps)
+                    codes = takewhile(lambda code: code[0] < c.codebook_size, codes)  # up to EOS
+                    for wav in play(codec, codes):
+                        file.write(np.clip(wav, -1, 1))
+                        file.flush()
+            seconds = file.tell() / codec.sample_rate
+        report(path, seconds, time.perf_counter() - start)
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True, help="run folder, checkpoint folder or .safetensors file in one")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", help="what to say")
+    text.add_argument("--text_file", type=Path, help="what to say, a wav a line")
+    parser.add_argument("--out", type=Path, default=Path("out.wav"), help="the wav; with --text_file, a folder")
+    parser.add_argument("--seconds", type=float, help="of audio to make; with text, instead of what is predicted")
+    _, codec = add_options(parser)
+    codec.add_argument("--prompt_wav", type=Path, help="a recording to go on from")
+    args = parser.parse_args(argv)
+
+    config = read_yaml(find_checkpoint(args.ckpt) / "config.yaml")
+    fill_options(args, config)
+    _, _, device = init_distributed(args.device)
+    if config["system"] == "codec":
+        sample_codec(args, config, device)
+    else:
+        sample_flow(args, device)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def main(argv):
     ema = deepcopy(model)  # a moving average of the weights; it is what is evaluated and what speaks
 
     # Optimizer: Muon (Jordan et al., 2024), its steps scaled to the size of AdamW's, for the matrices of the blocks
-    blocks = [*model.blocks, *model.text_blocks]
+    blocks = [*model.blocks, *model.encode_text.blocks]
     matrices = [m.weight for block in blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
     adamw = dict(lr=c.lr, betas=(0.9, 0.99), fused=True)

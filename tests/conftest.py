@@ -112,7 +112,7 @@ def same(a, b):
 # ------------------------------------------------------------------------------------------------------------
 # Processes of their own, forked from a server that has imported the trainer already
 
-processes = get_context("forkserver")
+processes, launched = get_context("forkserver"), []
 processes.set_forkserver_preload(["train_flow_tts", "matplotlib.backends.backend_agg"])
 
 
@@ -122,7 +122,14 @@ def launch(function, *args):
     process = processes.Process(target=_logged, args=(log, function, args))
     process.log = log
     process.start()
+    launched.append(process)
     return process
+
+
+def pytest_sessionfinish():
+    """A test that failed may have left its process; Python would wait for it."""
+    for process in launched:
+        process.kill()
 
 
 def _logged(log, function, args):

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +172,8 @@ def test_no_data_set(tmp_path, stats):
 # Kills
 
 def _prepare_small_shards(root, out):
-    data_module.SHARD_CLIPS = 2
+    data_module.SHARD_CLIPS, prepare_clip = 2, data_module.prepare_clip
+    data_module.prepare_clip = lambda *args: time.sleep(0.02) or prepare_clip(*args)  # slow enough to be killed
     prepare(root, out, MEL, 11.88)
 
 

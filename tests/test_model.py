@@ -143,8 +143,8 @@ def test_clock():
     (_, mask, clock), seconds = model.encode_text(*encode(TEXTS))
     for row, n in zip(clock, mask.sum((1, 2, 3))):
         assert (row[:n].diff() > 0).all() and 0 < row[0] and row[n - 1] < n
-    torch.nn.init.zeros_(model.duration[-1].weight)
-    torch.nn.init.constant_(model.duration[-1].bias, -2.0)
+    torch.nn.init.zeros_(model.encode_text.duration[-1].weight)
+    torch.nn.init.constant_(model.encode_text.duration[-1].bias, -2.0)
     (_, mask, clock), seconds = model.encode_text(*encode(TEXTS))
     for row, n, second in zip(clock, mask.sum((1, 2, 3)), seconds.exp()):
         torch.testing.assert_close(row[:n], torch.arange(n) + 0.5)
@@ -166,7 +166,7 @@ def test_the_flow_loss_moves_the_clock(float64):
     zero: that is how alignment is learnt. All bytes slower by the same factor is the same alignment: no gradient."""
     model, batch = tiny_flow().double(), random_batch(dtype=torch.float64)
     nudge = torch.zeros(*batch["text"].shape, 1, requires_grad=True)
-    model.duration.register_forward_hook(lambda module, inputs, out: out + nudge)
+    model.encode_text.duration.register_forward_hook(lambda module, inputs, out: out + nudge)
 
     def loss():
         return flow_loss(Config(**TINY), model, batch)[0]
@@ -280,10 +280,10 @@ def test_a_sample_does_not_depend_on_its_neighbours(options):
 def test_predicted_lengths():
     """In frames of 256 / 22,050 s, and never none."""
     model = tiny_flow()
-    torch.nn.init.zeros_(model.duration[-1].weight)
+    torch.nn.init.zeros_(model.encode_text.duration[-1].weight)
     slow = [round((len(t) + 1) * 0.1353352832 * 22050 / 256) for t in TEXTS]
     for log_seconds, frames in ((-2.0, slow), (-7, [1, 3, 1])):
-        torch.nn.init.constant_(model.duration[-1].bias, log_seconds)
+        torch.nn.init.constant_(model.encode_text.duration[-1].bias, log_seconds)
         assert [len(mel) for mel in generate(model, steps=1)] == frames
 
 

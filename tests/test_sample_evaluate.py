@@ -155,10 +155,10 @@ def test_evaluation(run, data, tmp_path, capsys):
     assert [row["text"] for row in rows] == [data.rows[i]["text"] for i in data.clips("all")[:4]]
     _, hear = load_recogniser("grammar", grammar=data.grammar)
     for n, row in enumerate(rows):
-        wav, rate = soundfile.read(out / f"{n:03d}.wav", dtype="float32")
-        assert row["heard"] == hear(wav, rate) and row["seconds"] == pytest.approx(len(wav) / rate)
-        reference, _ = soundfile.read(out / f"{n:03d}_reference.wav", dtype="float32")
+        assert row["seconds"] == pytest.approx(soundfile.info(out / f"{n:03d}.wav").duration)
+        reference, rate = soundfile.read(out / f"{n:03d}_reference.wav", dtype="float32")
         assert (log_mel(reference, MEL) - data.mel(n)).abs().mean() < 0.4
+        assert word_error_rate([row["text"]], [hear(reference, rate)]) <= 0.2
     assert summary["wer"] == word_error_rate([r["text"] for r in rows], [r["heard"] for r in rows])
     assert summary["wer_ceiling"] <= 0.1
     assert min(summary[key] for key in ("wer", "wer_noise", "wer_other_sentence")) > 0.5

@@ -1,0 +1,332 @@
+"""train_codec_lm.py, and what sample.py and evaluate.py do for its checkpoints."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from threading import Event
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from conftest import ROOT, finish, launch, refusal, same
+
+import common
+import evaluate
+import sample
+import train_codec_lm as trainer
+from audio import MelConfig, MelRVQ, log_mel, read_wav
+from data import TextFeatures, TokenDataset
+from model import CodecLM
+from train_codec_lm import Config, codec_loss, make_batch
+
+CPU = torch.device("cpu")
+GEOMETRY = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebooks=2, codebook_size=16)
+TINY = GEOMETRY | dict(context=64, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, pattern="GA", text_width=64,
+                       text_layers=1)
+
+
+@pytest.fixture(scope="session")
+def tokens(corpus, tmp_path_factory):
+    """The folder of the corpus's tokens: 40 sentences, 6 held out, two books of 16 codes, 50 frames a second."""
+    out, mel = tmp_path_factory.mktemp("tokens"), MelConfig(hop_length=441)
+    heldout = (corpus / "heldout.txt").read_text().split()
+    texts = dict(line.split("|")[:2] for line in (corpus / "metadata.csv").read_text().splitlines())
+    wavs = {id: read_wav(corpus / "wavs" / f"{id}.wav", 22050) for id in texts}
+    codec = MelRVQ.fit(torch.cat([log_mel(wav, mel) for wav in wavs.values()]), mel, [16, 16])
+    codec.save(out)
+    codes, offset = codec.encode(list(wavs.values())), 0
+    with (out / "tokens_00000.jsonl").open("w") as f:
+        for (id, text), x in zip(texts.items(), codes):
+            split = "val" if id in heldout else "train"
+            f.write(json.dumps(dict(id=id, text=text, split=split, offset=offset, frames=len(x))) + "\n")
+            offset += len(x)
+    np.concatenate(codes).astype(np.uint16).tofile(out / "tokens_00000.u16")
+    (out / "grammar.jsgf").write_text((corpus / "grammar.jsgf").read_text())
+    (out / "codec.json").write_text(json.dumps(GEOMETRY | {"mel": mel.__dict__}))
+    return out
+
+
+@pytest.fixture
+def flags(tokens, tmp_path):
+    """flags(steps=3, …) is the command line of a tiny training run into tmp_path/run."""
+    def make(*bare, **changes):
+        settings = TINY | dict(
+            data_dir=tokens, out_dir=tmp_path / "run", batch_size=4, steps=6, warmup_steps=2, eval_every=100,
+            sample_every=0, save_every=100, log_every=1, device="cpu", dtype="float32", wandb_mode="disabled")
+        settings |= changes
+        return [f"--{key}={value}" for key, value in settings.items()] + list(bare)
+
+    return make
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The trainer in this process, whose signal handlers are pytest's."""
+    monkeypatch.setattr(common, "catch_signals", Event)
+    return trainer.main
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def parts(run, name="latest"):
+    """Everything in a checkpoint."""
+    folder = (run / "checkpoints" / name).resolve()
+    return folder.name, common.load_checkpoint(folder, "codec", "model", "ema", "state")[1:]
+
+
+def tiny_lm(**changes):
+    """A tiny model in which no weight is zero, and its config."""
+    torch.manual_seed(0)
+    c = Config(**TINY | changes)
+    model = CodecLM(c).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return c, model
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The loss
+
+@pytest.mark.parametrize("cross_every", [0, 1])
+def test_loss_against_brute_force(tokens, cross_every):
+    """Code by code: the book k of frame t is predicted from the delayed steps up to t + k, of one clip alone, without
+    padding, in float64. `score_clips` sums the same, without the text's EOS."""
+    c, model = tiny_lm(cross_every=cross_every, context=256)
+    data, features = TokenDataset(tokens), TextFeatures("bytes")
+    clips = [0, 3, 5]
+    with torch.no_grad():
+        entropies, hits, duration = codec_loss(c, model, make_batch(
+            c, data, features, [dict(clip=i, cut=0.5, drop=False) for i in clips], CPU))
+    scores = evaluate.score_clips(model, data, features, clips, CPU, torch.float32)
+
+    model.double()
+    wanted, right, eos, errors = np.zeros(2), np.zeros(2), 0, 0
+    for i in clips:
+        codes = data.codes(i).tolist()
+        T, PAD, BOS, EOS = len(codes), 16, 17, 18
+        rows = [[BOS, BOS]] + [[codes[t][0] if t < T else PAD, codes[t - 1][1] if t else BOS] for t in range(T + 1)]
+        text = features([data.rows[i]["text"]]) if cross_every else ()
+        with torch.no_grad():
+            logits, log_seconds = model(torch.tensor([rows]), *text, seconds=torch.tensor([T / 50]))
+        p = logits[0].softmax(-1).numpy()
+        for t in range(T):
+            for k in range(2):
+                wanted[k] -= np.log(p[t + k, k, codes[t][k]])
+                right[k] += p[t + k, k].argmax() == codes[t][k]
+        if cross_every:
+            eos -= np.log(p[T, 0, EOS])
+            errors += (log_seconds.item() - np.log(T / 50)) ** 2
+    np.testing.assert_allclose(scores[:2], wanted, rtol=1e-5)
+    np.testing.assert_array_equal(scores[2:4], right)
+    np.testing.assert_allclose(entropies, wanted + [eos, 0], rtol=1e-5)
+    assert abs(hits.numpy() - right).max() <= (3 if cross_every else 0)  # EOS may have been foreseen
+    np.testing.assert_allclose([duration, scores[-1]], [errors, errors], rtol=1e-4, atol=1e-6)
+
+
+def test_long_clips_are_cut_anywhere(tokens):
+    """To 62 frames that stand together, the first and the last places included; another place in each epoch."""
+    c, data = Config(**TINY), TokenDataset(tokens)
+    clip = max(range(40), key=lambda i: data.rows[i]["frames"])
+    whole, starts = data.codes(clip), set()
+    for cut in np.append(np.arange(0, 1, 0.004), np.nextafter(1, 0)):
+        rows = make_batch(c, data, None, [dict(clip=clip, cut=cut, drop=False)], CPU)["tokens"][0]
+        codes = torch.stack([rows[1:63, 0], rows[2:64, 1]], 1)
+        starts |= {i for i in range(len(whole) - 61) if torch.equal(whole[i:i + 62], codes)}
+    assert {0, len(whole) - 62} <= starts and len(starts) > 20
+    cuts = {trainer.draw(c, epoch, i)["cut"] for epoch in range(8) for i in range(8)}
+    assert len(cuts) == 64 and 0 <= min(cuts) and max(cuts) < 1
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The same result
+
+def test_sigkills(flags, tmp_path):
+    """Killed three times at random moments and resumed, a run with dropout ends with the bits of the one that nobody
+    disturbed."""
+    settings = dict(steps=30, save_every=3, eval_every=7, dtype="auto", dropout=0.2, optimizer="muon")
+    whole = launch(common.run, trainer.main, flags(out_dir=tmp_path / "whole", **settings))
+    run, rng = tmp_path / "run", random.Random()
+    for step in sorted(rng.choices(range(1, 25), k=3)):
+        process = launch(common.run, trainer.main, flags("--resume", **settings))
+        log = run / "metrics.jsonl"
+        while not (log.exists() and f'"step": {step},' in log.read_text()) and process.is_alive():
+            process.join(0.005)
+        process.join(rng.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        finish(process)
+    for process in (whole, launch(common.run, trainer.main, flags("--resume", **settings))):
+        code, said = finish(process)
+        assert code == 0, said
+    for name in ("latest", "best"):
+        assert same(parts(run, name), parts(tmp_path / "whole", name))
+    curves = [[(row["step"], row["loss"]) for row in metrics(folder) if "loss" in row]
+              for folder in (run, tmp_path / "whole")]
+    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(1, 31))
+
+
+def test_two_processes_are_one(flags, tmp_path):
+    """Over gloo, with text and the same clips a step: the same curve, the same validation, of each book."""
+    settings = dict(steps=12, eval_every=6, cross_every=1, context=256, text_condition_dropout=0.3)
+    single = launch(common.run, trainer.main, flags(out_dir=tmp_path / "one", **settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               ROOT / "train_codec_lm.py", *flags(out_dir=tmp_path / "two", **settings | dict(batch_size=2))]
+    pair = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert pair.returncode == 0, pair.stderr
+    code, said = finish(single)
+    assert code == 0, said
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        for key in one.keys() - {"steps_per_second", "clips_per_second"}:
+            tolerance = 0.02 if "accuracy" in key else 1e-4 * max(1, one[key])
+            assert two[key] == pytest.approx(one[key], abs=tolerance), key
+
+
+# ------------------------------------------------------------------------------------------------------------
+# From data to sound
+
+def test_clips_learnt_by_heart(flags, tokens, tmp_path, in_process):
+    """Two sentences learnt, half of the time without their text. Given the text, code for code comes back, and then
+    EOS; given the first half second alone, the rest. sample.py writes just that."""
+    in_process(flags(steps=150, overfit=2, context=256, batch_size=2, lr=2e-2, min_lr=1e-3, optimizer="muon", width=64,
+                     cross_every=1, text_condition_dropout=0.5, ema_decay=0.9, log_every=50, eval_seconds=4,
+                     eval_prompt_seconds=0.5, eval_temperature=0))
+    model, _ = sample.load_codec_lm(tmp_path / "run", CPU)
+    data, features = TokenDataset(tokens), TextFeatures("bytes")
+    texts, codes = [data.rows[i]["text"] for i in (0, 1)], [data.codes(i) for i in (0, 1)]
+    spoken = [dict(seed=0, codes=codes[i][:0], text=texts[i]) for i in (0, 1)]
+    begun = [dict(seed=0, codes=codes[i][:25], text=None) for i in (0, 1)]
+    for prompts, length in ((spoken, 200), (begun, 75)):
+        for made, wanted in zip(sample.generate_codes(model, features, prompts, length, temperature=0), codes):
+            wanted = wanted[:length]
+            assert len(made) == len(wanted) and (made == wanted).float().mean() > 0.95
+
+    codec = MelRVQ.load(tokens, MelConfig(hop_length=441))
+    sample.write_wav(tmp_path / "prompt.wav", codec.decode(codes[0]), 22050)
+    for argv, frames in ((["--text", texts[0]], len(codes[0])),
+                         (["--prompt_wav", tmp_path / "prompt.wav", "--seconds", 1], 75)):
+        sample.main([str(x) for x in ["--ckpt", tmp_path / "run", "--out", tmp_path / "out.wav", *argv]])
+        assert len(read_wav(tmp_path / "out.wav", 22050)) == frames * 441
+
+
+@pytest.mark.parametrize("frames", [1, 79, 80, 84, 85, 86, 500])
+def test_playing_as_it_comes(frames):
+    """With a codec whose frames do not look at each other, the pieces are the whole; the first is there before the last
+    code has been asked for."""
+    codec = SimpleNamespace(frame_rate=20, hop_length=7, decode=lambda x: np.repeat(x[:, 0].numpy() / 1e3, 7))
+    codes, asked = torch.arange(frames)[:, None], []
+    pieces = sample.play(codec, (asked.append(1) or step for step in codes))
+    first = next(pieces)
+    assert len(asked) == min(frames, 85)
+    np.testing.assert_allclose(np.concatenate([first, *pieces]), codec.decode(codes))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Figures
+
+def test_unigrams():
+    """Four codes, of which training has 3, 1, 0, 0: with a half added (3.5, 1.5, 0.5, 0.5) / 6; the other book has one
+    code alone."""
+    train = [np.array([[0, 2], [0, 2]]), np.array([[0, 2], [1, 2]])]
+    held_out = [np.array([[0, 2], [1, 2]]), np.array([[3, 0]])]
+    wanted = [-np.log([3.5 / 6, 1.5 / 6, 0.5 / 6]).mean(), -np.log([4.5 / 6, 4.5 / 6, 0.5 / 6]).mean()]
+    np.testing.assert_allclose(evaluate.unigram_cross_entropy(train, held_out, 4), wanted)
+
+
+def gaussian(rng, mean, covariance, n):
+    """(n, D) vectors that have just this mean and covariance."""
+    x = rng.standard_normal((n, len(mean)))
+    x = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False)), (x - x.mean(0)).T).T
+    return x @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance():
+    """Of Gaussians: for commuting covariances in closed form, for others by scipy's root of their product; 0 for equal
+    sets, also where there are fewer vectors than dimensions; symmetric."""
+    rng = np.random.default_rng(0)
+    a, b = np.array([1.0, 4, 9]), np.array([4.0, 4, 1])
+    x, y = gaussian(rng, np.zeros(3), np.diag(a), 50), gaussian(rng, np.array([0, 3.0, 4]), np.diag(b), 70)
+    assert evaluate.frechet_distance(x, y) == pytest.approx(25 + ((a**0.5 - b**0.5) ** 2).sum())
+    A, B = (m @ m.T + 0.1 * np.eye(5) for m in rng.standard_normal((2, 5, 5)))
+    x, y = gaussian(rng, np.ones(5), A, 30), gaussian(rng, np.zeros(5), B, 40)
+    wanted = 5 + np.trace(A + B - 2 * scipy.linalg.sqrtm(A @ B).real)
+    assert evaluate.frechet_distance(x, y) == pytest.approx(wanted) == evaluate.frechet_distance(y, x)
+    few = rng.standard_normal((4, 9))
+    assert evaluate.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+
+
+def test_coherence():
+    """1 for what moves steadily, about 0 for noise; no different for another gain. Of pieces in three sections each is
+    above its shuffles, of noise one in nine."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 5, 400)[:, None] * np.ones(24)
+    assert evaluate.coherence(ramp) == pytest.approx(1)
+    noise = [rng.standard_normal((400, 24)) for _ in range(40)]
+    assert abs(np.mean([evaluate.coherence(x) for x in noise])) < 0.05
+    pieces = [x + np.repeat(rng.standard_normal((3, 24)), [130, 140, 130], 0) for x in noise]
+    assert evaluate.coherence(3 * pieces[0] + 7) == pytest.approx(evaluate.coherence(pieces[0]))
+    assert evaluate.judge_form(noise, pieces)["coherence_ranked"] >= 0.95
+    assert evaluate.judge_form(pieces, noise)["coherence_ranked"] < 0.35
+    assert evaluate.coherence(ramp[:100]) is None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Refusals
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(codec="dac_44khz"), ["mel_rvq", "dac_44khz"]),
+    (dict(codebooks=3), ["codebooks 2", "3"]),
+    (dict(codebook_size=32), ["codebook_size 16", "32"]),
+    (dict(frame_rate=75), ["frame_rate 50", "75"]),
+    (dict(pattern="GX"), ["'X'", "A for attention"]),
+    (dict(heads=3), ["3 heads", "width 32"]),
+    (dict(cross_every=1), ["context of 64", "raise --context"]),
+    (dict(data_dir="nowhere"), ["no token data set at nowhere"]),
+    (dict(eval_top_k=[1, 2, 3]), ["--top_k", "3 numbers for 2"]),
+    (dict(eval_top_p=1.5), ["--top_p 1.5"]),
+], ids=str)
+def test_refused_settings(flags, in_process, tmp_path, settings, words):
+    """In one sentence that names both what was found and what was expected, before anything is trained."""
+    said = refusal(in_process, *flags(**settings))
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_refused_codec(flags, in_process, tokens, tmp_path):
+    """Of the same name and geometry, but fitted to something else: neither resumed nor evaluated. RUN/codec is what the
+    run began with, so that it can be sampled without the data set."""
+    in_process(flags(steps=1))
+    other = shutil.copytree(tokens, tmp_path / "other")
+    MelRVQ(MelConfig(hop_length=441), torch.zeros(80), [torch.zeros(16, 80) for _ in range(2)]).save(other)
+    assert "fitted anew" in refusal(in_process, *flags("--resume", steps=2, data_dir=other))
+    assert "fitted anew" in refusal(evaluate.main, "--ckpt", tmp_path / "run", "--data_dir", other)
+    assert sample.codec_folder(common.find_checkpoint(tmp_path / "run"), {}) == tmp_path / "run" / "codec"
+
+
+def test_refused_samples(flags, in_process, run, tmp_path, corpus):
+    """A prompt that the context cannot hold, options of another system, runs of two systems in one table."""
+    in_process(flags(steps=1))
+    prompt = next((corpus / "wavs").glob("*.wav"))
+    ckpt = ["--ckpt", tmp_path / "run", "--out", tmp_path / "out.wav"]
+    for argv, words in (
+        (["--prompt_wav", prompt, "--prompt_seconds", 9], ["prompt", "context"]),
+        (["--solver", "heun"], ["--solver", "'codec'"]),
+        (["--text", "hello"], ["without text"]),
+        (["--top_k", 1, 2, 3], ["--top_k", "3 numbers for 2"]),
+    ):
+        said = refusal(sample.main, *ckpt, *argv)
+        assert all(word in said for word in words), said
+    for argv, words in ((["--temperature", 1], ["--temperature", "'flow'"]),
+                        (["--prompt_wav", prompt], ["--prompt_wav", "'flow'"])):
+        said = refusal(sample.main, "--ckpt", run, "--text", "hello", *argv)
+        assert all(word in said for word in words), said
+    assert "different systems" in refusal(evaluate.main, "--ckpt", run, tmp_path / "run")
+    assert not (tmp_path / "out.wav").exists()

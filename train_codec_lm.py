@@ -1,0 +1,420 @@
+"""Train the codec language model: the parallel code streams of a neural audio codec, one delayed step at a time.
+
+    python train_codec_lm.py --config configs/codec_demo.yaml
+    torchrun --nproc-per-node 2 train_codec_lm.py --config configs/codec_ljspeech.yaml --batch_size 12
+
+All that makes up the experiment stands below, in the order in which it happens. Edit it and run it again.
+
+What a step draws at random (where a long clip is cut, dropped text) comes from (seed, epoch, clip), and which clips it
+takes from (seed, step). So a result does not depend on how many processes share the work, and a run that was killed
+goes on as if it had not been. Dropout alone depends on the number of processes: its masks come from (seed, step, rank).
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import common
+from audio import MelConfig, load_codec, log_mel
+from common import UserError, all_sum, autocast, barrier
+from data import MAX_TEXT_BYTES, TextFeatures, read_lines
+from evaluate import load_recogniser, score_clips, word_error_rate
+from model import CodecConfig, CodecLM, delayed_batch
+from page import save_clip, write_page
+from sample import generate_codes, open_tokens, sampling
+
+
+@dataclass
+class Config(CodecConfig):
+    # data
+    data_dir: str = "data/demo_tokens"
+    overfit: int = 0  # train on the first N clips alone, and validate on the same
+    # text, where cross_every asks for it
+    text_condition_dropout: float = 0.1  # how often the text is empty, for classifier-free guidance
+    duration_loss_weight: float = 0.1
+    # optimisation
+    batch_size: PositiveInt = 24  # clips per process and micro-step
+    grad_accum_steps: PositiveInt = 1
+    steps: PositiveInt = 1000
+    optimizer: Literal["muon", "adamw"] = "adamw"  # muon: for the matrices of the blocks, with adamw for all else
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    warmup_steps: int = 50
+    weight_decay: float = 0.1  # of the matrices of the blocks
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    init_from: str = ""  # start from the weights of this checkpoint, with a fresh optimizer
+    # evaluation
+    eval_every: PositiveInt = 500  # steps; the validation loss chooses the checkpoint `best`
+    sample_every: int = 1000  # steps; 0 for never. Seeds and prompts stay the same, so that one can hear the progress
+    eval_samples: PositiveInt = 4  # made from nothing, and as many that continue held-out clips; with text, sentences
+    eval_prompts: str = "heldout"  # with text: heldout, overfit (clips trained on), or a file with a sentence a line
+    eval_seconds: float = 8.0  # of a sample, with its prompt; with text, at most
+    eval_prompt_seconds: float = 3.0  # of the held-out clip that is continued
+    eval_temperature: float = 1.0
+    eval_top_k: int | list[int] = 0  # most probable codes to choose from, 0 for all; one number, or one for each book
+    eval_top_p: float | list[float] = 1.0  # their share of the probability; one number, or one for each book
+    eval_cfg_scale: float = 1.0  # guidance by the text, 1 for none
+    eval_embedding: Literal["auto", "clap", "logmel"] = "auto"  # of the Fréchet distance
+    eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
+    # run
+    out_dir: str = "runs/codec"
+    resume: bool = False  # go on with the run in out_dir, if there is one
+    save_every: PositiveInt = 500  # steps
+    keep_last: PositiveInt = 2  # checkpoints, besides the best
+    log_every: PositiveInt = 10  # steps
+    seed: int = 0
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
+    compile: bool = False
+    activation_checkpointing: bool = False
+    deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    wandb_url: str = ""  # of a W&B server of one's own
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Batches
+
+POOL = 16  # steps whose clips are drawn together and sorted by length, so that those of a batch are about equally long
+
+
+def draw(c, epoch, clip):
+    """What is random about a clip in an epoch, as a dict: clip, cut (from which share of its surplus on), drop."""
+    rng = np.random.default_rng([c.seed, 0, epoch, clip])
+    return {"clip": clip, "cut": rng.random(), "drop": rng.random() < c.text_condition_dropout}
+
+
+def draw_step(c, clips, frames, step, count):
+    """The draws of the `count` clips of one step, a function of its arguments alone. frames: how long each clip is.
+
+    Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
+    """
+    pool, place = divmod(step, POOL)
+    start, stop = pool * POOL * count, (pool + 1) * POOL * count
+    pairs = []
+    for epoch in range(start // len(clips), (stop - 1) // len(clips) + 1):
+        order = np.random.default_rng([c.seed, 1, epoch]).permutation(clips).tolist()
+        first = epoch * len(clips)
+        pairs += [(epoch, clip) for clip in order[max(0, start - first):stop - first]]
+    pairs.sort(key=lambda pair: frames[pair[1]])
+    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[place]
+    return [draw(c, *pair) for pair in pairs[place * count:(place + 1) * count]]
+
+
+def make_batch(c, data, features, draws, device):
+    """The tensors of a micro-batch, on the device: what is longer than the context is cut, and with text, where clips
+    are whole sentences, EOS ends them. Lengths are padded to multiples of 16: so there are fewer shapes."""
+    room, clips = c.context - c.codebooks, []
+    for d in draws:
+        codes = data.codes(d["clip"])
+        start = int(d["cut"] * (max(0, len(codes) - room) + 1))
+        clips.append(codes[start:start + room])
+    batch = {"tokens": delayed_batch(c, clips, multiple=16), "frames": torch.tensor([len(codes) for codes in clips])}
+    if c.cross_every:
+        text, length = features(["" if d["drop"] else data.rows[d["clip"]]["text"] for d in draws], multiple=16)
+        batch |= {"text": text, "length": length, "drop": torch.tensor([d["drop"] for d in draws])}
+    if device.type == "cuda":
+        batch = {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
+    return batch
+
+
+def counts(c, data, draws):
+    """How many frames the clips of these draws have, and how many of the clips have text."""
+    room = c.context - c.codebooks
+    return sum(min(data.rows[d["clip"]]["frames"], room) for d in draws), max(1, sum(not d["drop"] for d in draws))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Loss
+
+def codec_loss(c, model, batch):
+    """Of a micro-batch, each a sum: the cross-entropies of the real codes of each book, (Q,), to which the first counts
+    EOS; how many of them had the highest logit, (Q,); the squared errors of log seconds of the clips with text."""
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    target_is_real = (targets < c.codebook_size) | (targets == c.codebook_size + 2)
+    seconds = batch["frames"] / c.frame_rate
+    logits, log_seconds = model(inputs, batch.get("text"), batch.get("length"), seconds)  # (B, S, Q, symbols)
+    targets = targets.masked_fill(~target_is_real, -100)
+    entropies = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none").view(targets.shape)
+    hits = (logits.detach().argmax(-1) == targets).sum((0, 1))
+    duration = entropies.new_zeros(())
+    if log_seconds is not None:
+        duration = ((log_seconds - seconds.log()).square() * ~batch["drop"]).sum()
+    return entropies.sum((0, 1)), hits, duration
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+def by_book(name, values):
+    """The mean over books of something and its value for each, as the log has them."""
+    return {name: float(np.mean(values)), **{f"{name}_book{q}": float(v) for q, v in enumerate(values)}}
+
+
+def validate(c, model, data, features, clips, rank, world, device, dtype):
+    """Cross-entropy and accuracy of each book over all validation clips with their texts, and the duration loss."""
+    clips = sorted(clips, key=lambda clip: data.rows[clip]["frames"])
+    frames = counts(c, data, [{"clip": clip, "drop": False} for clip in clips])[0]
+    sums = np.zeros(2 * c.codebooks + 1)
+    for i in range(rank * c.batch_size, len(clips), world * c.batch_size):
+        sums += score_clips(model, data, features, clips[i:i + c.batch_size], device, dtype)
+    sums = np.array(all_sum(sums.tolist(), device))
+    return sums[:c.codebooks] / frames, sums[c.codebooks:-1] / frames, sums[-1] / len(clips)
+
+
+def make_prompts(c, data, val):
+    """What is sampled again and again, dicts of seed, codes (frames, Q) to go on from, text, the label that a page has
+    and the clip that is heard beside it, or None: some from nothing and as many from the first seconds of held-out
+    clips, or with text, sentences."""
+    n, empty = c.eval_samples, torch.zeros(0, c.codebooks, dtype=torch.long)
+    if c.cross_every:
+        clips = {"heldout": val, "overfit": data.clips("all")}.get(c.eval_prompts, [])[:n]
+        texts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts, MAX_TEXT_BYTES)[:n]
+        clips = clips or [None] * len(texts)
+        return [{"seed": seed, "codes": empty, "text": text, "label": text, "clip": clip}
+                for seed, (text, clip) in enumerate(zip(texts, clips))]
+    start = round(c.eval_prompt_seconds * c.frame_rate)
+    prompts = [{"seed": seed, "codes": empty, "label": f"from nothing, seed {seed}", "clip": None}
+               for seed in range(n)]
+    for seed, clip in enumerate(val[:n] if start else [], n):
+        label = f"{data.rows[clip]['id']}, continued after {c.eval_prompt_seconds:g} s"
+        prompts.append({"seed": seed, "codes": data.codes(clip)[:start], "label": label, "clip": clip})
+    return [{"text": None} | prompt for prompt in prompts]
+
+
+def listen(c, model, features, codec, prompts, options, hear, folder):
+    """Sample from prompts, the same ones with the same seeds each time, into a folder, for the run's page. Returns the
+    word error rate of texts, or None."""
+    model.eval()
+    mel, clips = MelConfig(sample_rate=codec.sample_rate), []
+    frames = round(c.eval_seconds * c.frame_rate)
+    for n, codes in enumerate(generate_codes(model, features, prompts, frames, **options)):
+        wav, text = codec.decode(codes), prompts[n]["text"]
+        clips.append({"text": prompts[n]["label"]})
+        if hear:
+            heard = hear(wav, codec.sample_rate)
+            clips[n] |= {"heard": heard, "wer": word_error_rate([text], [heard])}
+        save_clip(folder / f"{n:03d}", wav, log_mel(wav, mel), mel)
+    (folder / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    return word_error_rate([p["text"] for p in prompts], [clip["heard"] for clip in clips]) if hear else None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The run
+
+def main(argv):
+    c = common.load_config(Config, argv)
+    stop = common.catch_signals()
+    rank, world, device = common.init_distributed(c.device)
+    dtype = common.pick_dtype(c.dtype, device)
+    if c.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(c.seed)  # for the first weights; dropout, which alone draws from it later, seeds it anew
+    say = print if rank == 0 else lambda text: None
+    options = sampling(c, c.codebooks)
+
+    # Data
+    kept = Path(c.out_dir) / "codec"  # the tokens mean nothing without it
+    data = open_tokens(c.data_dir, c, kept)
+    features = TextFeatures("bytes")
+    train, val = data.clips("train"), data.clips("val")
+    if c.overfit:
+        train = val = data.clips("all")[:c.overfit]
+    frames = [row["frames"] for row in data.rows]
+    if c.cross_every and max(frames) > c.context - c.codebooks - 1:
+        raise UserError(f"a clip of {max(frames)} frames and its end do not fit into a context of {c.context} delayed "
+                        "steps, and a text needs its whole clip: raise --context")
+
+    # Model
+    model = CodecLM(c).to(device)
+    model.checkpointing = c.activation_checkpointing
+    ema = deepcopy(model)  # a moving average of the weights; it is what is evaluated and what is heard
+
+    # Optimizer: Muon (Jordan et al., 2024), its steps scaled to the size of AdamW's, for the matrices of the blocks
+    blocks = [*model.blocks, *(model.encode_text.blocks if c.cross_every else [])]
+    matrices = [m.weight for block in blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    adamw = dict(lr=c.lr, betas=(0.9, 0.95), fused=True)
+    if c.optimizer == "muon":
+        optimizers = [torch.optim.Muon(matrices, c.lr, weight_decay=c.weight_decay, adjust_lr_fn="match_rms_adamw"),
+                      torch.optim.AdamW(others, weight_decay=0, **adamw)]
+    else:
+        optimizers = [torch.optim.AdamW([{"params": matrices, "weight_decay": c.weight_decay},
+                                         {"params": others, "weight_decay": 0}], **adamw)]
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # Where the run stands
+    step, best = 0, float("inf")
+    sums = torch.zeros(2 * c.codebooks + 2, device=device)  # since the last line of the log
+    checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
+    if checkpoint:
+        before, weights, averages, state = common.load_checkpoint(checkpoint, "codec", "model", "ema", "state")
+        common.load_weights(model, weights, checkpoint)
+        common.load_weights(ema, averages, checkpoint)
+        if before["optimizer"] != c.optimizer:
+            raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
+                            "--init_from starts a fresh one")
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        scaler.load_state_dict(state["scaler"])
+        step, best = state["step"], state["best"]
+        sums += torch.tensor(state["sums"], device=device) * (rank == 0)
+        say(f"going on from step {step} of {c.out_dir}")
+    elif c.init_from:
+        source = common.find_checkpoint(c.init_from)
+        common.load_weights(model, common.load_checkpoint(source, "codec", "ema")[1], source)
+        ema.load_state_dict(model.state_dict())
+    if step >= c.steps:
+        return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
+
+    if c.compile:
+        for block in blocks:  # blocks of a kind share their compiled code
+            block.compile(dynamic=True)
+    trained = model
+    if world > 1:
+        own = [device.index] if device.type == "cuda" else None
+        trained = DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+    parameters = sum(p.numel() for p in model.parameters())
+    say(f"{parameters:,} parameters; {len(train):,} clips, {len(val)} for validation; "
+        f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
+    prompts, hear = [], None
+    if rank == 0:
+        kept.mkdir(exist_ok=True)
+        for path in Path(c.data_dir).glob("codec.*"):
+            shutil.copy(path, kept)
+        log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
+        if c.sample_every:
+            codec = load_codec(c.data_dir, device)
+            prompts = make_prompts(c, data, val)
+            for n, prompt in enumerate(prompts):
+                if prompt["clip"] is not None:
+                    wav = codec.decode(data.codes(prompt["clip"]))
+                    mel = MelConfig(sample_rate=codec.sample_rate)
+                    save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", wav, log_mel(wav, mel), mel)
+            if c.cross_every:
+                _, hear = load_recogniser(c.eval_recogniser, [p["text"] for p in prompts], data.grammar, device)
+
+    def batches(step):
+        """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
+        micro = c.batch_size * world
+        while True:
+            draws = draw_step(c, train, frames, step, micro * c.grad_accum_steps)
+            for i in range(0, len(draws), micro):
+                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device), counts(c, data, draws)
+            step += 1
+
+    source = batches(step)
+    batch, (n_frames, n_texts) = next(source)
+    since = time.perf_counter()
+    bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
+    while step < c.steps:
+        # Schedule: linear warm-up, then a cosine from lr to min_lr
+        progress = max(0, step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
+        lr = c.min_lr + (c.lr - c.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+        lr *= min(1, (step + 1) / max(1, c.warmup_steps))
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["lr"] = lr
+
+        # Gradient of the mean over all codes of all micro-batches of all processes
+        model.train()
+        if c.dropout:
+            torch.manual_seed(int(np.random.default_rng([c.seed, 3, step, rank]).integers(2**62)))
+        for i in range(c.grad_accum_steps):
+            last = i == c.grad_accum_steps - 1
+            try:
+                with nullcontext() if last or world == 1 else trained.no_sync():
+                    with autocast(device, dtype):
+                        entropies, hits, duration = codec_loss(c, trained, batch)
+                    entropies, hits, duration = entropies / n_frames, hits / n_frames, duration / n_texts
+                    loss = (entropies.mean() + c.duration_loss_weight * duration) * world  # DDP takes the mean of them
+                    scaler.scale(loss).backward()
+            except torch.OutOfMemoryError:
+                less = max((d for d in range(1, c.batch_size) if c.batch_size % d == 0), default=0)
+                advice = f"--batch_size {less} --grad_accum_steps {c.grad_accum_steps * c.batch_size // max(less, 1)}"
+                raise UserError(f"no GPU memory for micro-batches of {c.batch_size} clips; for as many a step try "
+                                f"{advice if less else '--activation_checkpointing'}") from None
+            sums[:-1] += torch.cat((entropies, hits, duration[None])).detach()
+            batch, upcoming = next(source)  # made while a GPU is still busy with the one before
+        n_frames, n_texts = upcoming
+
+        # Step
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        sums[-1] += torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scaler.update()
+        decay = min(c.ema_decay, (1 + step) / (10 + step))  # a shorter memory while it is young
+        with torch.no_grad():
+            torch._foreach_lerp_([*ema.parameters()], [*model.parameters()], 1 - decay)
+        step += 1
+        bar.update()
+
+        # Log
+        if step % c.log_every == 0 or step == c.steps:
+            n, took = step % c.log_every or c.log_every, time.perf_counter() - since
+            *means, duration, norm = (total / n for total in all_sum(sums.tolist(), device))
+            loss, accuracy = by_book("loss", means[:c.codebooks]), by_book("accuracy", means[c.codebooks:])
+            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
+            if rank == 0:
+                log(step, **loss, **accuracy, duration_loss=duration, grad_norm=norm / world, lr=lr,
+                    steps_per_second=n / took, clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps,
+                    **memory)
+                bar.set_postfix_str(f"loss {loss['loss']:.3f}", refresh=False)
+            if step % c.log_every == 0:
+                sums.zero_()
+        stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+
+        # Evaluate and save
+        is_best = False
+        if step % c.eval_every == 0 or step == c.steps:
+            entropies, hits, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
+            loss = float(entropies.mean())
+            is_best, best = loss < best, min(loss, best)
+            if rank == 0:
+                log(step, **by_book("val_loss", entropies), **by_book("val_accuracy", hits),
+                    val_perplexity=math.exp(loss), val_duration_loss=duration)
+                bar.write(f"step {step}: validation loss {loss:.4f}, perplexity {math.exp(loss):.2f}, right "
+                          f"{hits.mean():.1%}")
+        if prompts and (step % c.sample_every == 0 or step == c.steps):
+            folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
+            wer = listen(c, ema, features, codec, prompts, options, hear, folder)
+            if hear:
+                log(step, wer=wer)
+            heard = f"word error rate {wer:.1%} on " if hear else ""
+            bar.write(f"step {step}: {heard}{len(prompts)} samples in {folder}")
+        if is_best or stopping or step % c.save_every == 0 or step == c.steps:
+            totals = all_sum(sums.tolist(), device)
+            if rank == 0:
+                state = {"step": step, "best": best, "sums": totals, "optimizers": [o.state_dict() for o in optimizers],
+                         "scaler": scaler.state_dict()}
+                weights = {"model": model.state_dict(), "ema": ema.state_dict()}
+                common.save_checkpoint(c.out_dir, step, weights, state, asdict(c), is_best, c.keep_last)
+                write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
+            barrier()
+        if step % c.log_every == 0:  # evaluation does not count as training time
+            since = time.perf_counter()
+        if stopping:
+            return say(f"stopped by a signal after step {step}; the same command with --resume goes on")
+
+
+if __name__ == "__main__":
+    common.run(main, sys.argv[1:])
