@@ -39,7 +39,7 @@ def make_run(folder, steps=(10, 20), prompts=("One.", HOSTILE, "A third, longer,
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: see requirements-extra.txt")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium here: apt install chromium")

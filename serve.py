@@ -1,0 +1,146 @@
+"""A local page to type text and listen.
+
+    pip install -r requirements-extra.txt
+    python serve.py --ckpt runs/flow_demo
+
+Only this machine can reach it unless --host says otherwise. One clip is made at a time; whoever comes while
+QUEUE others wait is told so.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+import numpy as np
+
+from common import UserError, find_checkpoint, init_distributed, read_yaml, run
+
+MAX_TEXT = 2000  # characters
+QUEUE = 16  # requests that may wait
+
+# ------------------------------------------------------------------------------------------------------------
+# What each system can be asked: its controls, and speak(text, *their values) -> (samples,) float32
+
+def flow_speaker(ckpt, config, device):
+    """Returns (sample rate, [(label, kind, value, lowest, highest or choices)], speak)."""
+    from audio import load_vocoder
+    from sample import generate_mels, load_flow, mel_config, split_text
+
+    model, features, _ = load_flow(ckpt, device)
+    mel = mel_config(model.c)
+    vocode = load_vocoder(config["eval_vocoder"], mel, device)
+
+    def speak(text, steps, cfg_scale, solver, seconds, seed):
+        pieces = split_text(text)
+        lengths = [seconds * len(piece) / sum(map(len, pieces)) for piece in pieces] if seconds else None
+        mels = generate_mels(model, features, pieces, int(seed), lengths, steps=int(steps), cfg_scale=cfg_scale,
+                             solver=solver)
+        return np.concatenate([vocode(m) for m in mels])
+
+    return mel.sample_rate, [
+        ("steps of the solver", "slider", config["eval_steps"], 1, 64),
+        ("guidance by the text, 1 for none", "slider", config["eval_cfg_scale"], 1, 4),
+        ("solver", "choice", config["eval_solver"], None, ["euler", "midpoint", "heun"]),
+        ("seconds, 0 for as predicted", "slider", 0, 0, 30),
+        ("seed", "number", 0, None, None),
+    ], speak
+
+
+def codec_speaker(ckpt, config, device):
+    """The same for a codec LM. Raises UserError for one without text."""
+    import torch
+
+    from audio import load_codec
+    from data import TextFeatures
+    from sample import codec_folder, generate_codes, load_codec_lm, split_text
+
+    model, _ = load_codec_lm(ckpt, device)
+    if not model.c.cross_every:
+        raise UserError(f"{ckpt} was trained without text, so there is nothing to type: sample.py continues recordings")
+    codec, features = load_codec(codec_folder(find_checkpoint(ckpt), config), device), TextFeatures("bytes")
+    frames = round(config["eval_seconds"] * model.c.frame_rate)
+    nothing = torch.zeros(0, model.c.codebooks, dtype=torch.long)
+
+    def speak(text, temperature, top_p, top_k, cfg_scale, seed):
+        prompts = [{"seed": int(seed) * 1_000_003 + n, "codes": nothing, "text": piece}
+                   for n, piece in enumerate(split_text(text))]
+        codes = generate_codes(model, features, prompts, frames, temperature=temperature, top_p=top_p, top_k=int(top_k),
+                               cfg_scale=cfg_scale)
+        return np.concatenate([codec.decode(x) for x in codes if len(x)] or [np.zeros(codec.hop_length, np.float32)])
+
+    return codec.sample_rate, [
+        ("temperature", "slider", float(config["eval_temperature"]), 0, 1.5),
+        ("top p", "slider", 1.0, 0.05, 1),
+        ("top k, 0 for all", "slider", 0, 0, model.c.codebook_size),
+        ("guidance by the text, 1 for none", "slider", float(config["eval_cfg_scale"]), 1, 4),
+        ("seed", "number", 0, None, None),
+    ], speak
+
+
+SPEAKERS = {"flow": flow_speaker, "codec": codec_speaker}
+
+# ------------------------------------------------------------------------------------------------------------
+# The page
+
+def build(name, rate, controls, speak):
+    """The page as gradio.Blocks."""
+    import gradio as gr
+
+    def answer(text, *values):
+        if len(text) > MAX_TEXT:
+            raise gr.Error(f"That are {len(text):,} characters; {MAX_TEXT:,} at a time is all.", print_exception=False)
+        start = time.perf_counter()
+        try:
+            wav = speak(text, *values)
+        except UserError as e:
+            raise gr.Error(str(e), print_exception=False) from None
+        took, seconds = time.perf_counter() - start, len(wav) / rate
+        pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16)
+        return (rate, pcm), f"{seconds:.2f} s of audio in {took:.2f} s, real-time factor {took / seconds:.2f}"
+
+    with gr.Blocks(title=f"trivox: {name}", analytics_enabled=False) as page:
+        gr.Markdown("# trivox")
+        text = gr.Textbox(label="text", lines=3, elem_id="text")
+        inputs = [text]
+        with gr.Accordion("controls", open=False):
+            for label, kind, value, low, high in controls:
+                if kind == "slider":
+                    inputs.append(gr.Slider(low, high, value, label=label, step=1 if isinstance(value, int) else 0.05))
+                elif kind == "choice":
+                    inputs.append(gr.Radio(high, value=value, label=label))
+                elif kind == "audio":
+                    inputs.append(gr.Audio(label=label, type="filepath", sources=["upload"]))
+                else:
+                    inputs.append(gr.Number(value, label=label, precision=0))
+        button = gr.Button("Speak", variant="primary", elem_id="speak")
+        audio = gr.Audio(label="audio", elem_id="audio", autoplay=True)
+        took = gr.Markdown(elem_id="took")
+        gr.on([button.click, text.submit], answer, inputs, [audio, took], api_name="speak", concurrency_limit=1)
+    return page.queue(max_size=QUEUE)
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True, help="run folder, checkpoint folder or .safetensors file in one")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all that can reach this machine (%(default)s)")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    args = parser.parse_args(argv)
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        import gradio as gr
+    except ImportError:
+        raise UserError("serve.py needs Gradio: pip install -r requirements-extra.txt") from None
+    _, _, device = init_distributed(args.device)
+    config = read_yaml(find_checkpoint(args.ckpt) / "config.yaml")
+    if config["system"] not in SPEAKERS:
+        raise UserError(f"{args.ckpt} is a checkpoint of the {config['system']!r} system, which has no page")
+    page = build(args.ckpt, *SPEAKERS[config["system"]](args.ckpt, config, device))
+    font = ("system-ui", "sans-serif")  # none from the net
+    page.launch(server_name=args.host, server_port=args.port, max_file_size="20mb", share=False, show_error=True,
+                theme=gr.themes.Default(font=font, font_mono=("monospace",)), footer_links=[])
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])
