@@ -35,6 +35,7 @@ from common import UserError, all_sum, autocast, barrier
 from data import MAX_TEXT_BYTES, TextFeatures, read_lines
 from evaluate import load_recogniser, score_clips, word_error_rate
 from model import CodecConfig, CodecLM, delayed_batch
+from muon import Muon
 from page import save_clip, write_page
 from sample import generate_codes, open_tokens, sampling
 
@@ -247,13 +248,13 @@ def main(argv):
     model.checkpointing = c.activation_checkpointing
     ema = deepcopy(model)  # a moving average of the weights; it is what is evaluated and what is heard
 
-    # Optimizer: Muon (Jordan et al., 2024), its steps scaled to the size of AdamW's, for the matrices of the blocks
+    # Optimizer: Muon (Jordan et al., 2024) for the matrices of the blocks
     blocks = [*model.blocks, *(model.encode_text.blocks if c.cross_every else [])]
     matrices = [m.weight for block in blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
     adamw = dict(lr=c.lr, betas=(0.9, 0.95), fused=True)
     if c.optimizer == "muon":
-        optimizers = [torch.optim.Muon(matrices, c.lr, weight_decay=c.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        optimizers = [Muon(matrices, c.lr, c.weight_decay),
                       torch.optim.AdamW(others, weight_decay=0, **adamw)]
     else:
         optimizers = [torch.optim.AdamW([{"params": matrices, "weight_decay": c.weight_decay},

@@ -34,6 +34,7 @@ from common import UserError, all_sum, autocast, barrier
 from data import MAX_TEXT_BYTES, MelDataset, TextFeatures, read_lines
 from evaluate import load_recogniser, mel_distances, word_error_rate
 from model import FlowConfig, FlowTTS
+from muon import Muon
 from page import save_clip, write_page
 from sample import generate_mels, mel_config
 
@@ -230,13 +231,13 @@ def main(argv):
     model.checkpointing = c.activation_checkpointing
     ema = deepcopy(model)  # a moving average of the weights; it is what is evaluated and what speaks
 
-    # Optimizer: Muon (Jordan et al., 2024), its steps scaled to the size of AdamW's, for the matrices of the blocks
+    # Optimizer: Muon (Jordan et al., 2024) for the matrices of the blocks
     blocks = [*model.blocks, *model.encode_text.blocks]
     matrices = [m.weight for block in blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
     adamw = dict(lr=c.lr, betas=(0.9, 0.99), fused=True)
     if c.optimizer == "muon":
-        optimizers = [torch.optim.Muon(matrices, c.lr, weight_decay=c.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        optimizers = [Muon(matrices, c.lr, c.weight_decay),
                       torch.optim.AdamW(others, weight_decay=0, **adamw)]
     else:
         optimizers = [torch.optim.AdamW([{"params": matrices, "weight_decay": c.weight_decay},
