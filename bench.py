@@ -109,6 +109,7 @@ def params(paths):
 def decode(path):
     """Print how long a codec LM takes to sample, one clip at a time, in float32 and bfloat16, and the real-time factor:
     seconds of computing a second of audio. On a shared machine the fastest tenth says more than the median."""
+    from generate import stream_frames
     from model import CodecConfig, CodecLM
     from sample import cast_matrices
 
@@ -119,7 +120,7 @@ def decode(path):
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         model, marks = cast_matrices(CodecLM(c).eval().to(device), dtype), []
-        for codes in model.stream(round(8 * c.frame_rate), [0], top_k=256):
+        for codes in stream_frames(model, round(8 * c.frame_rate), [0], top_k=256):
             codes.cpu()
             marks.append(time.perf_counter())
         took = sorted(1e3 * (b - a) for a, b in zip(marks, marks[1:]))

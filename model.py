@@ -16,14 +16,24 @@ CodecLM, a language model over the token streams of a neural audio codec. Notabl
   attention a ring of the last keys and values;
 - text, where there is any, through the same encoder, clock and positional cross-attention as in FlowTTS.
 
-Shapes: B batch, T mel frames or codec frames, S delayed steps, Q codebooks, L bytes of text, H heads, D width of the
-decoder, E width of the text.
+LLM, a text-to-speech model that reads characters and goes on in the codes of a codec of one book. Notable:
+- Echolancer's decoder to the last parameter: pre-norm LayerNorm without a final one, matrices without biases, grouped
+  queries, ReLU² or GELU, embedding and head in one, positions by linear biases alone (ALiBi: Press et al., 2022) whose
+  slopes fall from block to block;
+- alignment is left to attention; a voice, where there is one, scales and shifts every norm (AdaLN);
+- sentences of many lengths are packed into rows of one length, in which none sees another;
+- FlexAttention on GPUs, which holds no bias; scaled_dot_product_attention elsewhere and in decoding.
+
+Shapes: B batch, T mel frames, codec frames or tokens, S delayed steps or keys, Q codebooks, L bytes of text, H heads, D
+width of the decoder, E width of the text.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -283,41 +293,6 @@ class FlowTTS(nn.Module):
         encoded, log_seconds = self.encode_text(text, length)
         return self.velocity(x_t, t, frames, encoded), log_seconds
 
-    @torch.inference_mode()
-    def generate(self, text, length, empty, seeds, frames=None, steps=16, cfg_scale=2.0, solver="euler"):
-        """Sample log-mels by solving the flow from noise (t = 1) to data (t = 0).
-
-        text, length as in `encode_text`; empty (1, 1) or (1, 1, byt5_width) is the empty text; seeds: a number for
-        each sample's noise. frames (B,), or None for the predicted durations. cfg_scale is the weight of classifier-
-        free guidance (Ho & Salimans, 2022), 1 for none. solver: "euler", or with two evaluations a step "midpoint" or
-        "heun".
-        Returns a list of log-mels (frames, n_mels), not normalised.
-        """
-        c, device = self.c, text.device
-        encoded, log_seconds = self.encode_text(text, length)
-        if frames is None:
-            frames = (log_seconds.exp() * c.sample_rate / c.hop_length).round().long().clamp(min=1)
-        x = torch.zeros(len(text), -(-int(frames.max()) // c.patch) * c.patch, c.n_mels, device=device)
-        for i, (seed, n) in enumerate(zip(seeds, frames.tolist())):  # a sample does not depend on its neighbours
-            x[i, :n] = torch.randn(n, c.n_mels, generator=torch.Generator().manual_seed(seed))
-        null, _ = self.encode_text(empty, torch.ones(1, dtype=torch.long, device=device))
-        null = [part.expand(len(text), *part.shape[1:]) for part in null]
-
-        def velocity(x, t):
-            t = torch.full((len(x),), t, device=device)
-            v = self.velocity(x, t, frames, encoded).float()
-            return v if cfg_scale == 1 else torch.lerp(self.velocity(x, t, frames, null).float(), v, cfg_scale)
-
-        for i in range(steps):
-            t, dt = 1 - i / steps, -1 / steps
-            v = velocity(x, t)
-            if solver == "midpoint":
-                v = velocity(x + dt / 2 * v, t + dt / 2)
-            elif solver == "heun":
-                v = (v + velocity(x + dt * v, t + dt)) / 2
-            x = x + dt * v
-        return [mel[:n].cpu() for mel, n in zip(x * self.mel_std + self.mel_mean, frames.tolist())]
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Codec LM
@@ -357,15 +332,7 @@ class CodecConfig:
         return self.pattern or "".join("A" if i in attention else LETTERS[self.mixer] for i in range(self.layers))
 
     def __post_init__(self):
-        if unknown := set(self.layout) - set(LETTERS.values()):
-            raise UserError(f"pattern {self.pattern!r} has the letter {min(unknown)!r}; it may have "
-                            + ", ".join(f"{letter} for {name}" for name, letter in LETTERS.items()))
-        if len(self.layout) != self.layers:
-            raise UserError(f"pattern {self.pattern!r} lays out {len(self.pattern)} blocks, not {self.layers}")
-        if self.width % (4 * self.heads):
-            raise UserError(f"{self.heads} heads do not divide the width {self.width} into multiples of 4")
-        if self.heads % self.kv_heads:
-            raise UserError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
+        check_blocks(self, LETTERS)
         if "M" in self.layout and self.width % 32:
             raise UserError(f"the width {self.width} is not a multiple of 32, which mamba2 needs")
         if self.cross_every and self.text_width % 64:
@@ -373,6 +340,19 @@ class CodecConfig:
 
 
 LETTERS = {"attention": "A", "gdn": "G", "delta": "D", "mamba2": "M"}
+
+
+def check_blocks(c, letters):
+    """Raises UserError where the layout and the heads of a config do not fit together. letters: {mixer: its letter}."""
+    if unknown := set(c.layout) - set(letters.values()):
+        raise UserError(f"pattern {c.pattern!r} has the letter {min(unknown)!r}; it may have "
+                        + ", ".join(f"{letter} for {name}" for name, letter in letters.items()))
+    if len(c.layout) != c.layers:
+        raise UserError(f"pattern {c.pattern!r} lays out {len(c.pattern)} blocks, not {c.layers}")
+    if c.width % (4 * c.heads):
+        raise UserError(f"{c.heads} heads do not divide the width {c.width} into multiples of 4")
+    if c.heads % c.kv_heads:
+        raise UserError(f"kv_heads {c.kv_heads} does not divide heads {c.heads}")
 
 
 def delay(codes, bos, pad):
@@ -463,10 +443,11 @@ class CausalAttention(nn.Module):
         return ((scores + bias).softmax(-1).flatten(2, 3) @ v).unflatten(2, q.shape[2:4]).flatten(1, 2)
 
 
-def causal_conv(x, weight, past=None):
+def causal_conv(x, weight, past=None, starts=None):
     """Depthwise convolution of x (B, T, C) over this step and the 3 before, weight (4, C), oldest first.
 
-    past: the 3 steps before x, (B, 3, C), zeros unless given; it is replaced by x's last.
+    past: the 3 steps before x, (B, 3, C), zeros unless given; it is replaced by x's last. starts (B, T): where a step
+    is the first of a sentence of a packed row, which does not see the steps before it.
     """
     T = x.shape[1]
     x = F.pad(x, (0, 0, 3, 0)) if past is None else torch.cat((past.to(x.dtype), x), 1)
@@ -475,6 +456,10 @@ def causal_conv(x, weight, past=None):
     if T == 1:
         return (x * weight.to(x.dtype)).sum(1, keepdim=True)
     a, b, c, d = (x[:, i:i + T] * w for i, w in enumerate(weight.to(x.dtype)))  # a CPU's own convolution is slower
+    if starts is not None:
+        step = torch.arange(T, device=x.device)
+        age = (step - (step * starts).cummax(1).values)[..., None]  # steps since the sentence began
+        a, b, c = (y * (age >= lag) for y, lag in ((a, 3), (b, 2), (c, 1)))
     return a + b + c + d
 
 
@@ -509,12 +494,14 @@ class GatedDeltaNet(nn.Module):
         shape = batch, self.heads, self.keys // self.heads, self.values // self.heads
         return [self.conv.new_zeros(batch, 3, self.conv.shape[1]), self.conv.new_zeros(shape, dtype=torch.float32)]
 
-    def forward(self, x, position, rope, state=None):
+    def forward(self, x, position, rope, state=None, starts=None):
         past, S = state or (None, None)
         qkv, gate, dt, beta = self.input(x).split((self.conv.shape[1], self.values, self.heads, self.heads), -1)
-        qkv = F.silu(causal_conv(qkv, self.conv, past))
+        qkv = F.silu(causal_conv(qkv, self.conv, past, starts))
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in qkv.split((self.keys, self.keys, self.values), -1))
         g = -self.A_log.float().exp() * F.softplus(dt.float() + self.dt_bias)
+        if starts is not None:
+            g = g.masked_fill(starts[..., None], -50.0)  # forgets all but 2e-22 of the sentence before
         o = delta_rule(q, k, v, g, self.correction * beta.sigmoid(), S, normalise=True)
         return self.out(self.norm(o).flatten(2) * F.silu(gate))
 
@@ -714,81 +701,335 @@ class CodecLM(nn.Module):
         logits = self.heads(self.hidden(tokens, read)).unflatten(-1, (self.c.codebooks, self.symbols))
         return logits, log_seconds
 
-    def generate(self, frames, seeds, prompts=None, **options):
-        """Sample clips of at most `frames` frames, arguments as for `stream`. Returns a list of codes (T, Q), each with
-        its prompt; clips of a model with text end where it says EOS."""
-        codes = torch.stack(list(self.stream(frames, seeds, prompts, **options)), 1)  # (B, T, Q)
-        return [clip[:int((clip[:, 0] < self.c.codebook_size).sum())] for clip in codes.cpu()]
 
-    @torch.inference_mode()
-    def stream(self, frames, seeds, prompts=None, temperature=1.0, top_k=0, top_p=1.0, text=None, length=None,
-               seconds=None, cfg_scale=1.0):
-        """Sample in delayed space, and yield frame after frame, (B, Q) codes, as soon as it has its last book.
 
-        frames: how long a clip may become. seeds: a number for each clip; what it becomes does not depend on its
-        neighbours. prompts: for each clip codes (T, Q) to go on from, T from 0 up; they are yielded too. temperature,
-        top_k (0 for all codes) and top_p (Holtzman et al., 2020): a number, or one for each book; temperature 0 takes
-        the most probable code. text (B, L), length (B,), seconds (B,): see `read_text`; cfg_scale is the weight of
-        classifier-free guidance by the text, 1 for none. Frames beyond a clip's end hold no code, but PAD or EOS.
+# ------------------------------------------------------------------------------------------------------------
+# LLM TTS
 
-        Raises UserError for a prompt that is longer than the context.
+CHARACTERS, PAD, BOS, EOS = 43, 0, 2, 3  # Echolancer's ids: characters, with these among them, then codes, then 32 more
+
+
+@dataclass
+class LLMConfig:
+    system: Literal["llm"] = "llm"
+    # tokens; a data set must be of the same
+    codec: str = "neucodec"
+    sample_rate: int = 24000  # Hz
+    frame_rate: float = 50.0  # codes a second
+    codebook_size: PositiveInt = 65536
+    context: PositiveInt = 1024  # tokens of a row of training, and of a sentence with its audio
+    # decoder
+    width: PositiveInt = 1024
+    layers: PositiveInt = 10
+    heads: PositiveInt = 16
+    kv_heads: PositiveInt = 4
+    ffn_width: PositiveInt = 4096
+    activation: Literal["relu2", "gelu"] = "relu2"
+    alibi: Literal["layered", "standard"] = "layered"  # slopes that fall from block to block, or the same in each
+    pattern: str = ""  # a letter a block: A attention, G gated DeltaNet; all attention unless given
+    macaron: bool = False  # half of the feed-forward layer before the mixer and half after it, each at half its weight
+    negative_eigenvalues: bool = True  # of G: corrections of up to 2, which can turn a state around
+    dropout: float = 0.0  # within the feed-forward layers
+    speaker_width: NonNegativeInt = 0  # of the embedding of a voice, which every norm then reads; 0 for none
+    # LoRA: low-rank corrections of some matrices are all that is trained
+    lora_rank: NonNegativeInt = 0  # 0 for none
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.1
+    lora_matrices: str = "query key value out up down"  # of the blocks; G has input and out
+
+    @property
+    def layout(self):
+        """A letter for each block."""
+        return self.pattern or "A" * self.layers
+
+    @property
+    def audio_bos(self):
+        return CHARACTERS + self.codebook_size + 1
+
+    @property
+    def audio_eos(self):
+        return self.audio_bos + 1
+
+    def __post_init__(self):
+        check_blocks(self, {"attention": "A", "gdn": "G"})
+
+
+def sentence(c, characters, codes=None):
+    """The tokens (n,) int64 of a sentence: BOS, characters, EOS, audio BOS, and where they are known its codes and
+    audio EOS. characters (m,) uint8, codes (k,) uint16: what shards hold."""
+    parts = [[BOS], characters, [EOS, c.audio_bos]]
+    if codes is not None:
+        parts += [codes.astype(np.int64) + CHARACTERS, [c.audio_eos]]
+    return torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]))
+
+
+def packed_batch(rows, steps):
+    """Rows, each a list of sentences one after the other, as tensors (B, steps) int64: tokens; targets, the next token
+    of the same sentence, -100 where there is none; document, which sentence of its row a token is of, -1 for none.
+
+    A sentence takes one step less than it has tokens, since its last is only predicted. What is too long is cut.
+    """
+    tokens, targets = torch.full((len(rows), steps), PAD), torch.full((len(rows), steps), -100)
+    document = torch.full((len(rows), steps), -1)
+    for b, row in enumerate(rows):
+        at = 0
+        for d, tokens_of_one in enumerate(row):
+            n = min(len(tokens_of_one) - 1, steps - at)
+            tokens[b, at:at + n], targets[b, at:at + n] = tokens_of_one[:n], tokens_of_one[1:n + 1]
+            document[b, at:at + n] = d
+            at += n
+    return tokens, targets, document
+
+
+def alibi_slopes(c, layer):
+    """What a step of distance costs each head of a block, (heads,). Press et al. (2022): a geometric sequence from
+    2^(-8 / heads) on, with every other one of the next finer sequence where heads are no power of two. "layered" is
+    Echolancer's: 1/2, 1/4, … in the first block, and ever smaller, so that the last ones see everything alike."""
+    if c.alibi == "layered":
+        return 2.0 ** -(torch.arange(1, c.heads + 1) + layer * c.heads // max(1, (c.layers - 1) * c.heads // 32))
+    whole = 2 ** int(math.log2(c.heads))
+    finer = (2 * torch.arange(c.heads - whole) + 1) * 4 / whole
+    return 2.0 ** -torch.cat((torch.arange(1, whole + 1) * 8 / whole, finer))
+
+
+class ALiBiAttention(nn.Module):
+    """Grouped-query attention with linear biases; its state are the keys and values of all steps, (B, KV heads, S,
+    head_width) each."""
+
+    def __init__(self, c, layer):
+        super().__init__()
+        self.head_width, kv_width = c.width // c.heads, c.width // c.heads * c.kv_heads
+        self.query, self.out = (nn.Linear(c.width, c.width, bias=False) for _ in range(2))
+        self.key, self.value = (nn.Linear(c.width, kv_width, bias=False) for _ in range(2))
+        self.kv_heads = c.kv_heads
+        self.register_buffer("slopes", alibi_slopes(c, layer), persistent=False)
+
+    def empty_state(self, batch, steps):
+        return [self.out.weight.new_zeros(batch, self.kv_heads, steps, self.head_width) for _ in range(2)]
+
+    def forward(self, x, position, look, state=None, starts=None):
+        """look: FlexAttention's block mask, or the distances (B or 1, 1, T, S) from queries to keys, -inf where a query
+        may not look."""
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        if state is not None:
+            for kept, new in zip(state, (k, v)):
+                kept.index_copy_(2, position, new.to(kept.dtype))
+            k, v = (kept.to(q.dtype) for kept in state)
+        if isinstance(look, torch.Tensor):
+            bias = (self.slopes[:, None, None] * look).to(q.dtype)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+        else:
+            y = flex_attention()(q, k, v, partial(alibi_score, self.slopes), look, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def alibi_score(slopes, score, b, h, query, key):
+    return score + slopes[h] * (key - query)
+
+
+def takes_flex(tokens):
+    return tokens.is_cuda
+
+
+@cache
+def flex_attention():
+    """FlexAttention (Dong et al., 2024), compiled: without that it would hold all scores."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def flex_mask(document, B, T, device):
+    """FlexAttention's block mask: no query looks ahead, nor, where document (B, T) is given, at another sentence."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(b, h, query, key):
+        return (key <= query) & (True if document is None else document[b, query] == document[b, key])
+
+    return create_block_mask(sees, None if document is None else B, None, T, T, device, _compile=device.type == "cuda")
+
+
+LOGITS = 2 ** 26  # how many are held at once
+
+
+def linear_cross_entropy(x, weight, targets):
+    """The sum of the cross-entropies of logits x @ weight.T, which are not held all at once.
+
+    x (N, D), weight (symbols, D), targets (N,) int64, -100 for none.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight = (y.to(torch.get_autocast_dtype(x.device.type)) for y in (x, weight))
+    rows = max(1, LOGITS // len(weight))
+    if rows < len(x) and hasattr(F, "linear_cross_entropy") and torch.is_grad_enabled():  # in bfloat16 it rounds the sum
+        return F.linear_cross_entropy(x, weight, targets, reduction="sum", options=nn.LinearCrossEntropyOptions())
+
+    def part(x, targets):
+        return F.cross_entropy(F.linear(x, weight).float(), targets, reduction="sum")
+
+    if rows >= len(x):
+        return part(x, targets)
+    return sum(checkpoint(part, *args, use_reentrant=False) for args in zip(x.split(rows), targets.split(rows)))
+
+
+class AdaLayerNorm(nn.LayerNorm):
+    """LayerNorm, then scaled and shifted as a voice says (as in AdaSpeech: Chen et al., 2021), at first not at all."""
+
+    def __init__(self, width, speaker_width):
+        super().__init__(width)
+        self.to_gamma_beta = nn.Linear(speaker_width, 2 * width) if speaker_width else None
+
+    def read(self, speaker):
+        return (1.5 * self.to_gamma_beta(speaker)[:, None]).chunk(2, -1)
+
+    def forward(self, x, voice=None):
+        x = super().forward(x)
+        return x if voice is None else x * (1 + voice[0]) + voice[1]
+
+
+class FeedForward(nn.Module):
+    """ReLU², (So et al., 2021), or GELU between two matrices."""
+
+    def __init__(self, c, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(c.width, width, bias=False), nn.Linear(width, c.width, bias=False)
+        self.relu2, self.dropout = c.activation == "relu2", nn.Dropout(c.dropout)
+
+    def forward(self, x):
+        x = self.up(x)
+        return self.down(self.dropout(F.relu(x).square() if self.relu2 else F.gelu(x)))
+
+
+class LLMBlock(nn.Module):
+    """Mixer and feed-forward layer; with `macaron` the latter in two halves around the mixer (Lu et al., 2019)."""
+
+    def __init__(self, c, layer, letter):
+        super().__init__()
+        ffn_width = c.ffn_width // (1 + c.macaron)
+        self.first_norm = AdaLayerNorm(c.width, c.speaker_width) if c.macaron else None
+        self.first_ffn = FeedForward(c, ffn_width) if c.macaron else None
+        self.norm = AdaLayerNorm(c.width, c.speaker_width)
+        self.mixer = ALiBiAttention(c, layer) if letter == "A" else GatedDeltaNet(c)
+        self.ffn_norm, self.ffn = AdaLayerNorm(c.width, c.speaker_width), FeedForward(c, ffn_width)
+
+    @property
+    def norms(self):
+        return [norm for norm in (self.first_norm, self.norm, self.ffn_norm) if norm is not None]
+
+    def forward(self, x, position, look, state, starts, voice):
+        *first, own, ffn = voice or [None] * 3
+        if self.first_ffn is not None:
+            x = x + 0.5 * self.first_ffn(self.first_norm(x, first[0]))
+        x = x + self.mixer(self.norm(x, own), position, look, state, starts)
+        y = self.ffn(self.ffn_norm(x, ffn))
+        return x + (y if self.first_ffn is None else 0.5 * y)
+
+
+class LoRALinear(nn.Linear):
+    """A matrix that stays as it is, and a low-rank one beside it that learns, 0 at first (Hu et al., 2022)."""
+
+    def __init__(self, linear, c):
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, bound = linear.weight, linear.in_features ** -0.5
+        self.lora_A = nn.Parameter(torch.empty(c.lora_rank, linear.in_features).uniform_(-bound, bound))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, c.lora_rank))
+        self.dropout, self.scale = nn.Dropout(c.lora_dropout), c.lora_alpha / c.lora_rank
+
+    def forward(self, x):
+        return super().forward(x) + self.scale * (self.dropout(x) @ self.lora_A.T @ self.lora_B.T)
+
+
+class LLM(nn.Module):
+    """A language model over a sentence's characters and then its codes. The embedding is the output head too."""
+
+    def __init__(self, c: LLMConfig):
+        super().__init__()
+        self.c = c
+        self.checkpointing = False  # recompute the blocks in the backward pass
+        self.embedding = nn.Embedding(CHARACTERS + c.codebook_size + 32, c.width)
+        self.blocks = nn.ModuleList(LLMBlock(c, i, letter) for i, letter in enumerate(c.layout))
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, nn.Linear) and "gamma" not in name:
+                last = name.endswith(("out", "down"))  # as in GPT-2: the sum over all blocks has the size of 1
+                nn.init.normal_(module.weight, std=((2 * c.layers if last else 1) * module.in_features) ** -0.5)
+        if c.speaker_width:
+            self.register_buffer("speaker_mean", torch.zeros(c.speaker_width))  # the trainer sets those of its data
+            self.register_buffer("speaker_std", torch.ones(c.speaker_width))
+            self.speaker_norm = nn.LayerNorm(c.speaker_width)
+            for norm in (norm for block in self.blocks for norm in block.norms):
+                nn.init.zeros_(norm.to_gamma_beta.weight)
+                nn.init.zeros_(norm.to_gamma_beta.bias)
+        if c.lora_rank:
+            self.requires_grad_(False)
+            matrices = [(module, name, child) for module in self.blocks.modules()
+                        for name, child in module.named_children()
+                        if isinstance(child, nn.Linear) and name != "to_gamma_beta"]
+            if unknown := set(c.lora_matrices.split()) - {name for _, name, _ in matrices}:
+                raise UserError(f"lora_matrices names {min(unknown)!r}; these blocks have "
+                                + ", ".join(sorted({name for _, name, _ in matrices})))
+            for module, name, child in matrices:
+                if name in c.lora_matrices.split():
+                    setattr(module, name, LoRALinear(child, c))
+
+    @torch.no_grad()
+    def merge(self):
+        """Add the low-rank corrections to their matrices, in place, for good. Returns the model."""
+        for module in list(self.blocks.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, LoRALinear):
+                    merged = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+                    merged.weight = nn.Parameter(child.weight + child.scale * child.lora_B @ child.lora_A)
+                    setattr(module, name, merged)
+        self.c = replace(self.c, lora_rank=0)
+        return self
+
+    def read_speaker(self, speaker):
+        """Embeddings of voices (B, speaker_width) -> for each block and each of its norms (γ, β), (B, 1, D) each."""
+        speaker = F.normalize((speaker - self.speaker_mean) / self.speaker_std, dim=-1)
+        speaker = F.normalize(self.speaker_norm(speaker), dim=-1)
+        return [[norm.read(speaker) for norm in block.norms] for block in self.blocks]
+
+    def empty_cache(self, first, steps):
+        """What `hidden` keeps of the steps it has seen, `steps` at most: (their number, first, steps, states). first
+        (B,): how many steps of padding each row begins with, so that all end together."""
+        seen, step = torch.zeros((), dtype=torch.long, device=first.device), torch.arange(steps, device=first.device)
+        return seen, first[:, None], step, [block.mixer.empty_state(len(first), steps) for block in self.blocks]
+
+    def hidden(self, tokens, document=None, voice=None, cache=None):
+        """Tokens (B, T) -> states (B, T, D), of which the embedding makes logits.
+
+        document (B, T): which sentence of a packed row a token is of; it sees no other. voice: from `read_speaker`.
+        cache: from `empty_cache`, moved on by T steps.
         """
-        c, B, Q, device = self.c, len(seeds), self.c.codebooks, self.heads.weight.device
-        prompts = prompts or [torch.zeros(0, Q, dtype=torch.long)] * B
-        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
-        if longest + Q > c.context:
-            raise UserError(f"a prompt of {longest} frames is longer than the context, {c.context} steps, allows")
-        known = torch.full((B, max(frames, longest), Q), -1)
-        for row, prompt in zip(known, prompts):
-            row[:len(prompt)] = prompt
-        known = delay(known, self.bos, self.pad).to(device)  # -1 where a code is to be sampled
-        rows, last = known.clone(), known.shape[1] - 1
-        uniform = torch.stack([torch.rand(last, Q, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        uniform = uniform.to(device)
+        B, T = tokens.shape
+        position, starts, states = torch.arange(T, device=tokens.device), None, [None] * len(self.blocks)
+        if cache is not None:
+            seen, first, key, states = cache
+            position = position + seen
+            seen += T
+            sees = (key <= position[:, None]) & (key >= first[:, None]) | (key == position[:, None])  # (B, T, S)
+            starts = position == first if T > 1 else None  # (B, T)
+        else:
+            key, sees = position, position <= position[:, None]
+            if document is not None:
+                starts = F.pad(document[:, 1:] != document[:, :-1], (1, 0), value=True)
+                sees = sees & (document[:, :, None] == document[:, None])
+        if cache is None and takes_flex(tokens):
+            look = flex_mask(document, B, T, tokens.device)
+        else:
+            look = (key - position[:, None]).float().masked_fill(~sees, -torch.inf).view(-1, 1, T, len(key))
+        x = self.embedding(tokens)
+        for block, state, says in zip(self.blocks, states, voice or [None] * len(self.blocks)):
+            args = (x, position, look, state, starts, says)
+            x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)
+        return x
 
-        guided = c.cross_every and text is not None and cfg_scale != 1
-        read = None
-        if c.cross_every:
-            empty = torch.ones(B, 1, dtype=torch.long, device=device)  # a text is bytes and 1, which ends it
-            text, length = (empty, empty[:, 0]) if text is None else (text, length)
-            if guided:
-                text, length = torch.cat((text, F.pad(empty, (0, text.shape[1] - 1)))), torch.cat((length, empty[:, 0]))
-                seconds = seconds if seconds is None else seconds.repeat(2)
-            read, _ = self.read_text(text, length, seconds)
-        cache = self.empty_cache(B * (1 + guided), min(c.context, last))
+    def forward(self, tokens, document=None, speaker=None):
+        """What training takes: states (B, T, D) of tokens (B, T), of which `embedding.weight` makes the logits of the
+        next ones. speaker (B, speaker_width) or None; document: see `hidden`."""
+        return self.hidden(tokens, document, None if speaker is None else self.read_speaker(speaker))
 
-        book = torch.arange(Q, device=device)
-        barred = (torch.arange(self.symbols, device=device) >= c.codebook_size).repeat(Q, 1)  # (Q, symbols)
-        barred[0, self.eos] = not c.cross_every
-        top_k = torch.where((top_k := torch.tensor(top_k)) > 0, top_k, self.symbols).clamp(max=self.symbols)
-        most = int(top_k.max())
-        temperature, top_k, top_p = (torch.as_tensor(x, dtype=torch.float32).to(device).expand(Q)[:, None]
-                                     for x in (temperature, top_k, top_p))
-        end, seen, whole = torch.full((B, 1), known.shape[1] - Q, device=device), 0, 0  # frames; rows; frames yielded
-        for row in range(shortest + 1, last + 1):  # the delayed step to be sampled
-            x = self.hidden(rows[:, seen:row].repeat(1 + guided, 1, 1), read, cache)[:, -1]
-            logits, seen = self.heads(x).float().unflatten(-1, (Q, self.symbols)), row
-            if guided:
-                given, free = logits.chunk(2)
-                logits = torch.lerp(free, given, cfg_scale)
-            new = pick(logits.masked_fill(barred, -torch.inf), uniform[:, row - 1], temperature, top_k, top_p, most)
-            new = torch.where(known[:, row] < 0, new, known[:, row]).masked_fill(row - 1 - book >= end, self.pad)
-            rows[:, row] = new
-            if c.cross_every:
-                end = end.where(new[:, :1] != self.eos, row - 1)
-                if bool((end < row - Q).all()):
-                    return
-            while whole <= row - Q:
-                yield rows[:, 1 + whole + book, book]
-                whole += 1
-
-
-def pick(logits, uniform, temperature, top_k, top_p, most):
-    """One symbol for each row of logits (B, Q, symbols): the one that uniform (B, Q) in [0, 1) falls on where the
-    probabilities stand side by side, the largest first. temperature, top_k, top_p (Q, 1); most: the largest top_k."""
-    p, symbol = (logits / temperature.clamp(min=1e-6)).softmax(-1).topk(most, -1)  # in order; quick where most is small
-    upto = p.cumsum(-1)
-    kept = (upto - p < top_p) & (torch.arange(most, device=p.device) < top_k)
-    kept[..., 0] = True
-    choice = (upto < uniform[..., None] * (p * kept).sum(-1, keepdim=True)).sum(-1, keepdim=True)
-    return symbol.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))[..., 0]
+    def audio_logits(self, x):
+        """States (B, D) -> logits (B, codebook_size + 1) of the codes and, last, of the end of the audio."""
+        logits = F.linear(x, self.embedding.weight[CHARACTERS:self.c.audio_eos + 1]).float()
+        return torch.cat((logits[:, :self.c.codebook_size], logits[:, -1:]), 1)

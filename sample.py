@@ -3,11 +3,13 @@
     python sample.py --ckpt runs/flow_demo --text "The baker sold nine golden apples." --out out.wav
     python sample.py --ckpt runs/codec_demo --seconds 20 --temperature 0.9
     python sample.py --ckpt runs/codec_demo --prompt_wav voice.wav --prompt_seconds 3 --seconds 10
+    python sample.py --ckpt runs/llm_demo_speakers --text "The baker sold nine golden apples." --speaker voice.wav
 
 The checkpoint decides what can be asked for; what is not given is taken from the config that it was trained with.
 """
 
 import argparse
+import hashlib
 import re
 import sys
 import time
@@ -18,11 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import echolancer
 from audio import MelConfig, load_codec, load_vocoder, read_wav, write_wav
 from common import (UserError, autocast, find_checkpoint, init_distributed, load_checkpoint, load_weights, pick_dtype,
                     read_yaml, run)
 from data import MAX_TEXT_BYTES, TextFeatures, TokenDataset, read_lines
-from model import CodecConfig, CodecLM, FlowConfig, FlowTTS
+from generate import generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
+from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
 
 # ------------------------------------------------------------------------------------------------------------
 # Options and texts
@@ -36,11 +40,12 @@ def add_options(parser):
     flow.add_argument("--steps", dest="eval_steps", type=int, help="of the solver")
     flow.add_argument("--solver", dest="eval_solver", choices=("euler", "midpoint", "heun"))
     flow.add_argument("--vocoder", dest="eval_vocoder", choices=("griffinlim", "bigvgan"))
-    codec = parser.add_argument_group("codec LM")
+    codec = parser.add_argument_group("codec LM and LLM TTS")
     codec.add_argument("--temperature", dest="eval_temperature", type=float, help="0 takes the most probable codes")
     codec.add_argument("--top_k", dest="eval_top_k", type=int, nargs="+", help="0 for all; one number, or one a book")
     codec.add_argument("--top_p", dest="eval_top_p", type=float, nargs="+", help="one number, or one a book")
     codec.add_argument("--prompt_seconds", dest="eval_prompt_seconds", type=float, help="of a recording that goes on")
+    codec.add_argument("--repetition_penalty", dest="eval_repetition_penalty", type=float, help="1 for none")
     return flow, codec
 
 
@@ -89,8 +94,9 @@ def jobs(args):
     return [(args.out, args.text)]
 
 
-def report(path, seconds, took):
-    print(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, real-time factor {took / max(seconds, 1e-3):.2f}")
+def report(path, seconds, took, first=None):
+    heard = f", the first of it after {first:.2f} s" if first else ""
+    print(f"{path}: {seconds:.2f} s of audio in {took:.2f} s{heard}, real-time factor {took / max(seconds, 1e-3):.2f}")
 
 
 PAUSE = 0.15  # seconds between sentences
@@ -118,7 +124,7 @@ def load_flow(ckpt, device):
 def generate_mels(model, features, texts, seed=0, seconds=None, batch_size=32, **options):
     """Log-mels of texts, each within the encoder's limit; `seconds` (a list) replaces the predicted durations.
 
-    options: steps, cfg_scale and solver of FlowTTS.generate. Returns a list of (frames, n_mels) float32 on the CPU.
+    options: steps, cfg_scale and solver of `solve_flow`. Returns a list of (frames, n_mels) float32 on the CPU.
     What a text becomes depends on its place in the list and on `seed`, not on its neighbours.
     """
     device = model.mel_mean.device
@@ -130,7 +136,7 @@ def generate_mels(model, features, texts, seed=0, seconds=None, batch_size=32, *
         rate = mel_config(model.c).frame_rate
         frames = seconds and torch.tensor([max(1, round(seconds[i] * rate)) for i in some], device=device)
         with autocast(device, pick_dtype("auto", device)):
-            batch = model.generate(text, length, empty, [seed * 1_000_003 + i for i in some], frames, **options)
+            batch = solve_flow(model, text, length, empty, [seed * 1_000_003 + i for i in some], frames, **options)
         for i, mel in zip(some, batch):
             mels[i] = mel
     return mels
@@ -192,12 +198,12 @@ def codec_folder(folder, config):
     return kept if kept.exists() else config["data_dir"]
 
 
-def sampling(c, codebooks):
-    """temperature, top_k, top_p and cfg_scale for CodecLM.stream, from a config or from the command line.
+def sampling(c, codebooks=1, names=("temperature", "top_k", "top_p", "cfg_scale")):
+    """Options for `stream_frames` or, by other names, `stream_speech`, from a config or from the command line.
 
     Raises UserError for values out of range and for lists that are not of one number a book.
     """
-    options = {name: getattr(c, f"eval_{name}") for name in ("temperature", "top_k", "top_p", "cfg_scale")}
+    options = {name: getattr(c, f"eval_{name}") for name in names}
     for name, value in options.items():
         values = value if isinstance(value, list) else [value]
         if len(values) not in (1, codebooks):
@@ -220,7 +226,7 @@ def generate_codes(model, features, prompts, frames, batch_size=32, **options):
     for some in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
         text = read_texts(model, features, [prompts[i]["text"] or "" for i in some])
         with autocast(device, pick_dtype("auto", device)):
-            batch = model.generate(max(frames[i] for i in some), [prompts[i]["seed"] for i in some],
+            batch = generate_frames(model, max(frames[i] for i in some), [prompts[i]["seed"] for i in some],
                                    [prompts[i]["codes"] for i in some], **text, **options)
         for i, clip in zip(some, batch):
             codes[i] = clip[:frames[i]]
@@ -294,7 +300,7 @@ def sample_codec(args, config, device):
                 if text and args.seconds:
                     read["seconds"] = torch.tensor([args.seconds * len(piece) / sum(map(len, pieces))], device=device)
                 with autocast(device, pick_dtype("auto", device)):
-                    steps = model.stream(frames, [args.seed * 1_000_003 + n], [prompt], **options, **read)
+                    steps = stream_frames(model, frames, [args.seed * 1_000_003 + n], [prompt], **options, **read)
                     codes = (step[0].cpu() for step in steps)
                     codes = takewhile(lambda code: code[0] < c.codebook_size, codes)  # up to EOS
                     for wav in play(codec, codes):
@@ -302,6 +308,165 @@ def sample_codec(args, config, device):
                         file.flush()
             seconds = file.tell() / codec.sample_rate
         report(path, seconds, time.perf_counter() - start)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# LLM TTS
+
+SPEAKING = "temperature", "top_k", "top_p", "repetition_penalty"  # the options of `stream_speech`
+
+
+def read_config(ckpt):
+    """The config of a run, of a checkpoint, or what is known of a file of Echolancer's."""
+    return echolancer.CONFIG if echolancer.is_one(ckpt) else read_yaml(find_checkpoint(ckpt) / "config.yaml")
+
+
+def load_llm(ckpt, device):
+    """The LLM TTS of a run folder or checkpoint, with its averaged weights, or of a file of Echolancer's; an adapter is
+    merged into the model that it was trained on. Returns (model, its config, a dict).
+
+    Raises UserError for an adapter whose base is not there, or not what it was.
+    """
+    if echolancer.is_one(ckpt):
+        return echolancer.load(ckpt).eval().to(device), echolancer.CONFIG
+    folder = find_checkpoint(ckpt)
+    config, weights = load_checkpoint(folder, "llm", "ema")
+    model = LLM(LLMConfig(**{f.name: config[f.name] for f in fields(LLMConfig)}))
+    if config["lora_rank"]:
+        base, found = load_llm(config["init_from"], "cpu")[0].state_dict(), weights.pop("base")
+        if not torch.equal(found, digest(base)):
+            raise UserError(f"{folder} is an adapter for another model than is now at {config['init_from']}")
+        weights = base | weights
+    load_weights(model, weights, folder / "ema.safetensors")
+    return model.eval().to(device).merge(), config
+
+
+def initial_weights(model, source):
+    """Load the weights of `source`, any that `load_llm` reads, to train on; voices and adapters that it does not have
+    begin as nothing. Raises UserError where they do not fit."""
+    weights = load_llm(source, "cpu")[0].state_dict()
+    new = {key: value for key, value in model.state_dict().items()
+           if key not in weights and ("lora_" in key or "speaker_" in key or "to_gamma_beta" in key)}
+    load_weights(model, weights | new, source)
+
+
+def digest(weights):
+    """SHA-256 of a state dict but for adapters in it, as a tensor (32,) uint8."""
+    sha = hashlib.sha256()
+    for key in sorted(key for key in weights if "lora_" not in key):
+        sha.update(weights[key].detach().cpu().contiguous().numpy().tobytes())
+    return torch.tensor(list(sha.digest()), dtype=torch.uint8)
+
+
+def read_voice(path, config, device="cpu"):
+    """The embedding (speaker_width,) float32 of a recording's voice, or one that was stored as .npy.
+
+    Raises UserError for a recording that is silent, too short or no audio, and for an embedding of another width than
+    the checkpoint's.
+    """
+    from audio import load_embedder
+    wanted = config["speaker_width"]
+    if Path(path).suffix == ".npy":
+        try:
+            embedding = np.load(path, allow_pickle=False).astype(np.float32)
+        except (OSError, ValueError) as e:
+            raise UserError(f"cannot read the embedding {path}: {e}") from None
+    else:
+        embedder = load_embedder(config["speaker_embedder"], device)
+        embedding = embedder(read_wav(path, 22050), 22050)
+    if embedding.shape != (wanted,):
+        raise UserError(f"{path} gives an embedding of shape {embedding.shape}; the checkpoint reads ({wanted},)")
+    return torch.from_numpy(embedding)
+
+
+def read_prompt(c, text):
+    """A text as the tokens that a sentence begins with."""
+    from data import character_ids, normalise_text
+    return sentence(c, character_ids(normalise_text(text)))
+
+
+def speech_limit(c):
+    """How many characters a sentence may have: each needs room for about four codes."""
+    return (c.context - 3) // 5
+
+
+def speak_sentences(model, texts, seeds, speakers=None, seconds=15.0, batch_size=32, **options):
+    """Codes (n, 1) int64 for each of some texts, of at most `seconds`. speakers: embeddings (N, speaker_width) or None;
+    options: SPEAKING. What a text becomes does not depend on its neighbours."""
+    device, codes = model.embedding.weight.device, [None] * len(texts)
+    prompts, frames = [read_prompt(model.c, text) for text in texts], max(1, round(seconds * model.c.frame_rate))
+    order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
+    for some in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
+        voices = None if speakers is None else speakers[some].to(device)
+        with autocast(device, pick_dtype("auto", device)):
+            batch = generate_speech(model, [prompts[i] for i in some], [seeds[i] for i in some], frames, speaker=voices,
+                                    **options)
+        for i, clip in zip(some, batch):
+            codes[i] = clip[:, None]
+    return codes
+
+
+def follow(stream, sentences):
+    """From what `stream_speech` yields, an iterator of codes (1,) for each of so many sentences, to be read in order:
+    while the first is heard, the others are already being spoken."""
+    heard, ended = [[] for _ in range(sentences)], [False] * sentences
+
+    def codes(i):
+        n = 0
+        while True:
+            while n < len(heard[i]):
+                yield heard[i][n]
+                n += 1
+            step = None if ended[i] else next(stream, None)
+            if step is None:
+                return
+            for k, code in enumerate(step):
+                ended[k] |= int(code) < 0
+                if not ended[k]:
+                    heard[k].append(code[None])
+
+    return [codes(i) for i in range(sentences)]
+
+
+def sample_llm(args, config, device):
+    import soundfile
+
+    model = cast_matrices(load_llm(args.ckpt, device)[0], pick_dtype("auto", device))
+    options, voice = sampling(args, names=SPEAKING), None
+    if args.text is None and not args.text_file:
+        raise UserError("what should it say? --text or --text_file")
+    if args.speaker:
+        if not model.c.speaker_width:
+            raise UserError(f"{args.ckpt} was trained without voices: no --speaker")
+        voice = read_voice(args.speaker, config | {"speaker_width": model.c.speaker_width}, device).to(device)
+    codec = load_codec(llm_codec_folder(args.ckpt, config), device)
+    pause = np.zeros(int(PAUSE * codec.sample_rate), np.float32)
+    frames = max(1, round((args.seconds or config["eval_seconds"]) * codec.frame_rate))
+    for path, text in jobs(args):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        start, first = time.perf_counter(), None
+        pieces = split_text(text, speech_limit(model.c))
+        with soundfile.SoundFile(path, "w", codec.sample_rate, 1, "PCM_16") as file, \
+                autocast(device, pick_dtype("auto", device)):
+            for at in range(0, len(pieces), 16):  # so many sentences at once
+                some = pieces[at:at + 16]
+                stream = stream_speech(model, [read_prompt(model.c, piece) for piece in some],
+                                       [args.seed * 1_000_003 + at + n for n in range(len(some))], frames,
+                                       speaker=None if voice is None else voice.expand(len(some), -1), **options)
+                for n, codes in enumerate(follow(stream, len(some)), at):
+                    if n:
+                        file.write(pause)
+                    for wav in play(codec, codes):
+                        file.write(np.clip(wav, -1, 1))
+                        file.flush()
+                        first = first or time.perf_counter() - start
+            seconds = file.tell() / codec.sample_rate
+        report(path, seconds, time.perf_counter() - start, first)
+
+
+def llm_codec_folder(ckpt, config):
+    """Where the codec of an LLM TTS is, or its name."""
+    return config["codec"] if echolancer.is_one(ckpt) else codec_folder(find_checkpoint(ckpt), config)
 
 
 def main(argv):
@@ -314,14 +479,20 @@ def main(argv):
     parser.add_argument("--seconds", type=float, help="of audio to make; with text, instead of what is predicted")
     _, codec = add_options(parser)
     codec.add_argument("--prompt_wav", type=Path, help="a recording to go on from")
+    codec.add_argument("--speaker", type=Path, help="a recording of the voice to speak with, or its embedding, .npy")
     args = parser.parse_args(argv)
 
-    config = read_yaml(find_checkpoint(args.ckpt) / "config.yaml")
+    config = read_config(args.ckpt)
     fill_options(args, config)
     _, _, device = init_distributed(args.device)
-    if config["system"] == "codec":
+    if config["system"] == "llm":
+        refuse_options(args, "llm", "prompt_wav")
+        sample_llm(args, config, device)
+    elif config["system"] == "codec":
+        refuse_options(args, "codec", "speaker")
         sample_codec(args, config, device)
     else:
+        refuse_options(args, "flow", "speaker")
         sample_flow(args, device)
 
 

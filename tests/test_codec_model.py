@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 from common import UserError, read_yaml
-from model import (CausalAttention, CodecConfig, CodecLM, GatedDeltaNet, Mamba2, decayed_attention, delay, pick, rotary,
+from generate import generate_frames, pick, stream_frames
+from model import (CausalAttention, CodecConfig, CodecLM, GatedDeltaNet, Mamba2, decayed_attention, delay, rotary,
                    undelay)
 
 TINY = dict(width=64, layers=2, heads=2, kv_heads=1, ffn_width=128, codebooks=3, codebook_size=20, context=400,
@@ -280,7 +281,7 @@ def continuation(model, prompt, frames, **text):
 def test_greedy_sampling_is_the_full_forward(length):
     model = tiny_codec(pattern="GADM", layers=4)
     prompt = torch.randint(0, 20, (length, 3))
-    codes, = model.generate(12, [0], [prompt], temperature=0)
+    codes, = generate_frames(model, 12, [0], [prompt], temperature=0)
     assert torch.equal(codes, continuation(model, prompt, 12))
 
 
@@ -294,7 +295,7 @@ def test_guidance_extrapolates_from_the_empty_text():
                        for t, n in ((text, length), (torch.tensor([[1]]), torch.tensor([1]))))
     picked = set()
     for scale in (0.0, 1.0, 3.0, 30.0):
-        codes, = model.generate(1, [0], text=text, length=length, cfg_scale=scale, temperature=0)
+        codes, = generate_frames(model, 1, [0], text=text, length=length, cfg_scale=scale, temperature=0)
         picked.add(first := allowed[(free + scale * (given - free)).argmax()])
         assert codes.tolist() == [] if first == model.eos else codes[0, 0] == first
     assert len(picked) > 1
@@ -307,10 +308,10 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     text, length = torch.randint(3, 259, (4, 12)), torch.tensor([12, 5, 12, 9])
     prompts = [torch.randint(0, 20, (n, 3)) for n in (0, 4, 2, 0)]
     options = dict(temperature=0.9, top_k=[0, 5, 7], top_p=0.9, cfg_scale=2.0)
-    together = model.generate(60, [1, 2, 3, 4], prompts, text=text, length=length, **options)
+    together = generate_frames(model, 60, [1, 2, 3, 4], prompts, text=text, length=length, **options)
     assert len({len(codes) for codes in together}) > 2 and min(map(len, together)) < 40
     for i, codes in enumerate(together):
-        alone, = model.generate(90, [i + 1], prompts[i:i + 1], text=text[i:i + 1], length=length[i:i + 1], **options)
+        alone, = generate_frames(model, 90, [i + 1], prompts[i:i + 1], text=text[i:i + 1], length=length[i:i + 1], **options)
         shown = len(codes) if len(codes) < 60 else 58  # what is cut off has PAD beside its last frames
         assert torch.equal(alone[:shown], codes[:shown]) and torch.equal(codes[:len(prompts[i])], prompts[i])
         assert (codes >= 0).all() and (codes < 20).all()
@@ -320,15 +321,15 @@ def test_frames_stream_as_soon_as_they_are_whole():
     """Before a clip of 1000 frames ends, beyond the context, and the same as in one piece."""
     model, asked = tiny_codec(context=30), []
     model.norm.register_forward_hook(lambda *_: asked.append(1))
-    stream = model.stream(1000, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
+    stream = stream_frames(model, 1000, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
     first = [next(stream) for _ in range(10)]
     assert len(asked) == 10 + 3 - 1 - 4
     first += [next(stream) for _ in range(40)]
-    whole = model.generate(80, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
+    whole = generate_frames(model, 80, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
     for codes, streamed in zip(whole, torch.stack(first, 1)):
         assert len(codes) == 80 and torch.equal(codes[:50], streamed)
 
 
 def test_a_prompt_beyond_the_context_is_told():
     with pytest.raises(UserError, match="prompt of 28 frames is longer"):
-        tiny_codec(context=30).generate(40, [0], [torch.zeros(28, 3, dtype=torch.long)])
+        generate_frames(tiny_codec(context=30), 40, [0], [torch.zeros(28, 3, dtype=torch.long)])

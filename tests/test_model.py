@@ -8,6 +8,7 @@ from conftest import ROOT, TINY, tiny_flow
 import bench
 import model as model_module
 from data import text_ids
+from generate import solve_flow
 from model import Attention, FlowConfig, FlowTTS, attend, rms_norm, rotary, rotate
 from train_flow_tts import Config, flow_loss
 
@@ -217,7 +218,7 @@ def gaussian_velocity(x, t, frames, encoded):
 def generate(model, texts=TEXTS, **options):
     text, length = encode(texts)
     seeds = options.pop("seeds", range(len(texts)))
-    return model.generate(text, length, encode([""])[0], seeds, options.pop("frames", None), **options)
+    return solve_flow(model, text, length, encode([""])[0], seeds, options.pop("frames", None), **options)
 
 
 @pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("heun", 2)])

@@ -1,0 +1,219 @@
+"""Sampling loops: from a model's predictions to log-mels and codes."""
+
+import torch
+import torch.nn.functional as F
+
+from common import UserError
+from model import CHARACTERS, PAD, delay
+
+# ------------------------------------------------------------------------------------------------------------
+# Flow TTS
+
+@torch.inference_mode()
+def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_scale=2.0, solver="euler"):
+    """Sample log-mels by solving the flow from noise (t = 1) to data (t = 0).
+
+    text, length as in `encode_text`; empty (1, 1) or (1, 1, byt5_width) is the empty text; seeds: a number for
+    each sample's noise. frames (B,), or None for the predicted durations. cfg_scale is the weight of classifier-
+    free guidance (Ho & Salimans, 2022), 1 for none. solver: "euler", or with two evaluations a step "midpoint" or
+    "heun".
+    Returns a list of log-mels (frames, n_mels), not normalised.
+    """
+    c, device = model.c, text.device
+    encoded, log_seconds = model.encode_text(text, length)
+    if frames is None:
+        frames = (log_seconds.exp() * c.sample_rate / c.hop_length).round().long().clamp(min=1)
+    x = torch.zeros(len(text), -(-int(frames.max()) // c.patch) * c.patch, c.n_mels, device=device)
+    for i, (seed, n) in enumerate(zip(seeds, frames.tolist())):  # a sample does not depend on its neighbours
+        x[i, :n] = torch.randn(n, c.n_mels, generator=torch.Generator().manual_seed(seed))
+    null, _ = model.encode_text(empty, torch.ones(1, dtype=torch.long, device=device))
+    null = [part.expand(len(text), *part.shape[1:]) for part in null]
+
+    def velocity(x, t):
+        t = torch.full((len(x),), t, device=device)
+        v = model.velocity(x, t, frames, encoded).float()
+        return v if cfg_scale == 1 else torch.lerp(model.velocity(x, t, frames, null).float(), v, cfg_scale)
+
+    for i in range(steps):
+        t, dt = 1 - i / steps, -1 / steps
+        v = velocity(x, t)
+        if solver == "midpoint":
+            v = velocity(x + dt / 2 * v, t + dt / 2)
+        elif solver == "heun":
+            v = (v + velocity(x + dt * v, t + dt)) / 2
+        x = x + dt * v
+    return [mel[:n].cpu() for mel, n in zip(x * model.mel_std + model.mel_mean, frames.tolist())]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Codec LM
+
+def generate_frames(model, frames, seeds, prompts=None, **options):
+    """Sample clips of at most `frames` frames, arguments as for `stream_frames`. Returns a list of codes (T, Q),
+    each with its prompt; clips of a model with text end where it says EOS."""
+    codes = torch.stack(list(stream_frames(model, frames, seeds, prompts, **options)), 1)  # (B, T, Q)
+    return [clip[:int((clip[:, 0] < model.c.codebook_size).sum())] for clip in codes.cpu()]
+
+
+@torch.inference_mode()
+def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, top_p=1.0, text=None, length=None,
+                  seconds=None, cfg_scale=1.0):
+    """Sample in delayed space, and yield frame after frame, (B, Q) codes, as soon as it has its last book.
+
+    frames: how long a clip may become. seeds: a number for each clip; what it becomes does not depend on its
+    neighbours. prompts: for each clip codes (T, Q) to go on from, T from 0 up; they are yielded too. temperature,
+    top_k (0 for all codes) and top_p (Holtzman et al., 2020): a number, or one for each book; temperature 0 takes
+    the most probable code. text (B, L), length (B,), seconds (B,): see `read_text`; cfg_scale is the weight of
+    classifier-free guidance by the text, 1 for none. Frames beyond a clip's end hold no code, but PAD or EOS.
+
+    Raises UserError for a prompt that is longer than the context.
+    """
+    c, B, Q, device = model.c, len(seeds), model.c.codebooks, model.heads.weight.device
+    prompts = prompts or [torch.zeros(0, Q, dtype=torch.long)] * B
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    if longest + Q > c.context:
+        raise UserError(f"a prompt of {longest} frames is longer than the context, {c.context} steps, allows")
+    known = torch.full((B, max(frames, longest), Q), -1)
+    for row, prompt in zip(known, prompts):
+        row[:len(prompt)] = prompt
+    known = delay(known, model.bos, model.pad).to(device)  # -1 where a code is to be sampled
+    rows, last = known.clone(), known.shape[1] - 1
+    uniform = torch.stack([torch.rand(last, Q, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    uniform = uniform.to(device)
+
+    guided = c.cross_every and text is not None and cfg_scale != 1
+    read = None
+    if c.cross_every:
+        empty = torch.ones(B, 1, dtype=torch.long, device=device)  # a text is bytes and 1, which ends it
+        text, length = (empty, empty[:, 0]) if text is None else (text, length)
+        if guided:
+            text, length = torch.cat((text, F.pad(empty, (0, text.shape[1] - 1)))), torch.cat((length, empty[:, 0]))
+            seconds = seconds if seconds is None else seconds.repeat(2)
+        read, _ = model.read_text(text, length, seconds)
+    cache = model.empty_cache(B * (1 + guided), min(c.context, last))
+
+    book = torch.arange(Q, device=device)
+    barred = (torch.arange(model.symbols, device=device) >= c.codebook_size).repeat(Q, 1)  # (Q, symbols)
+    barred[0, model.eos] = not c.cross_every
+    top_k = torch.where((top_k := torch.tensor(top_k)) > 0, top_k, model.symbols).clamp(max=model.symbols)
+    most = int(top_k.max())
+    temperature, top_k, top_p = (torch.as_tensor(x, dtype=torch.float32).to(device).expand(Q)[:, None]
+                                 for x in (temperature, top_k, top_p))
+    end, seen, whole = torch.full((B, 1), known.shape[1] - Q, device=device), 0, 0  # frames; rows; frames yielded
+    for row in range(shortest + 1, last + 1):  # the delayed step to be sampled
+        x = model.hidden(rows[:, seen:row].repeat(1 + guided, 1, 1), read, cache)[:, -1]
+        logits, seen = model.heads(x).float().unflatten(-1, (Q, model.symbols)), row
+        if guided:
+            given, free = logits.chunk(2)
+            logits = torch.lerp(free, given, cfg_scale)
+        new = pick(logits.masked_fill(barred, -torch.inf), uniform[:, row - 1], temperature, top_k, top_p, most)
+        new = torch.where(known[:, row] < 0, new, known[:, row]).masked_fill(row - 1 - book >= end, model.pad)
+        rows[:, row] = new
+        if c.cross_every:
+            end = end.where(new[:, :1] != model.eos, row - 1)
+            if bool((end < row - Q).all()):
+                return
+        while whole <= row - Q:
+            yield rows[:, 1 + whole + book, book]
+            whole += 1
+
+
+def pick(logits, uniform, temperature, top_k, top_p, most):
+    """One symbol for each row of logits (B, Q, symbols): the one that uniform (B, Q) in [0, 1) falls on where the
+    probabilities stand side by side, the largest first. temperature, top_k, top_p (Q, 1); most: the largest top_k."""
+    p, symbol = (logits / temperature.clamp(min=1e-6)).softmax(-1).topk(most, -1)  # in order; quick where most is small
+    upto = p.cumsum(-1)
+    kept = (upto - p < top_p) & (torch.arange(most, device=p.device) < top_k)
+    kept[..., 0] = True
+    choice = (upto < uniform[..., None] * (p * kept).sum(-1, keepdim=True)).sum(-1, keepdim=True)
+    return symbol.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))[..., 0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# LLM TTS
+
+def generate_speech(model, prompts, seeds, frames, **options):
+    """Speak sentences of at most `frames` codes, arguments as for `stream_speech`. Returns a list of codes (n,)."""
+    codes = torch.stack(list(stream_speech(model, prompts, seeds, frames, **options)), 1)
+    return [row[row >= 0] for row in codes]
+
+
+@torch.inference_mode()
+def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, top_k=0, top_p=1.0,
+                  repetition_penalty=1.0):
+    """Speak several sentences at once, and yield code after code, (B,) on the CPU, -1 where a sentence has ended.
+
+    prompts: a list of tokens, from `sentence`. seeds: a number for each; what it becomes does not depend on its
+    neighbours. frames: how many codes at most. speaker (B, speaker_width). top_k: 0 for all codes. temperature 0
+    takes the most probable code. repetition_penalty: logits of codes that have been spoken are divided by it, or
+    multiplied where below 0 (Keskar et al., 2019); 1 for none. A GPU replays a step as one CUDA graph.
+
+    Raises UserError for a prompt that leaves less than two codes for each of its characters.
+    """
+    c, B, device = model.c, len(prompts), model.embedding.weight.device
+    longest = max(map(len, prompts))
+    if (room := c.context - longest) < 2 * (longest - 3):
+        raise UserError(f"a sentence of {longest - 3} characters leaves room for {max(0, room) / c.frame_rate:.1f} s "
+                        f"of audio in the context of {c.context} tokens: break it into shorter ones")
+    if (speaker is None) != (c.speaker_width == 0):
+        raise UserError("this model speaks with the voice of a recording: name one with --speaker" if speaker is None
+                        else "this model was trained without voices and takes none")
+    frames, tokens = min(frames, room), torch.full((B, longest), PAD)
+    for row, prompt in zip(tokens, prompts):
+        row[longest - len(prompt):] = prompt
+    voice = None if speaker is None else model.read_speaker(speaker)
+    uniform = torch.stack([torch.rand(frames, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    uniform = uniform.to(device)
+    cache = model.empty_cache(torch.tensor([longest - len(p) for p in prompts], device=device), longest + frames)
+    most = min(top_k or c.codebook_size + 1, c.codebook_size + 1)
+    cut = [torch.tensor([[x]], dtype=torch.float32, device=device) for x in (temperature, most, top_p)]
+    token, at = torch.zeros(B, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    codes = torch.full((B, frames), -1, device=device)
+    spoken = torch.zeros(B, c.codebook_size + 1, dtype=torch.bool, device=device)
+
+    def choose(x):
+        logits = model.audio_logits(x)
+        if repetition_penalty != 1:
+            punished = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
+            logits = torch.where(spoken, punished, logits)
+        new = pick(logits[:, None], uniform.index_select(1, at), *cut, most)  # (B, 1)
+        new = torch.where(token == c.audio_eos, c.codebook_size, new)  # it has ended
+        spoken.scatter_(1, new, new < c.codebook_size)
+        codes.index_copy_(1, at, torch.where(new < c.codebook_size, new, -1))
+        token.copy_(torch.where(new < c.codebook_size, new + CHARACTERS, c.audio_eos))
+        at.add_(1)
+
+    def step():
+        choose(model.hidden(token, None, voice, cache)[:, -1])
+
+    choose(model.hidden(tokens.to(device), None, voice, cache)[:, -1])
+    if device.type == "cuda" and frames > 8:
+        step = capture(step, [token, at, codes, spoken, cache[0], *(x for state in cache[-1] for x in state)])
+    burst, known = 16 if device.type == "cuda" else 1, 0  # a GPU need not wait for each code to be looked at
+    while known < frames:
+        for _ in range(min(burst, frames - known) - (known == 0)):
+            step()
+        new = codes[:, known:known + burst].cpu()
+        for code in new.T:
+            yield code
+        known += burst
+        if bool((new[:, -1] < 0).all()):
+            return
+
+
+def capture(step, state):
+    """Compile a function that works in place on tensors, and capture it in a CUDA graph. Returns its replay. state: all
+    the tensors that it changes; afterwards they are as they were."""
+    compiled, before = torch.compile(step, dynamic=False), [x.clone() for x in state]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            compiled()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        compiled()
+    for x, old in zip(state, before):
+        x.copy_(old)
+    return graph.replay
