@@ -1,7 +1,11 @@
 """Sizes and speeds.
 
     python bench.py params configs/*.yaml    parameters and FLOPs of a training step, a row a config
-    python bench.py decode CONFIG            milliseconds a step of a codec LM's sampling, one clip at a time
+    python bench.py decode CONFIG            milliseconds a step of a codec LM's sampling, one clip at a time; of an LLM
+                                             TTS's after 1,000 tokens, beside computing all of them anew
+    python bench.py llm CONFIG               on a GPU: whether its paths agree, then tokens a second and model-FLOPs
+                                             utilisation of training steps, and tokens a second of decoding
+    python bench.py onnx FOLDER              tokens a second of what export.py wrote, one sentence at a time
     python bench.py delta_rule               the delta rule: on a GPU the kernels' errors, then times beside fla-core;
                                              on a CPU our chunks beside transformers' plain PyTorch function
     python bench.py delta_rule check         errors alone, at small sizes: for compute-sanitizer
@@ -21,7 +25,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import UserError, keep_freed_memory, load_config, read_yaml, run
+from common import UserError, keep_freed_memory, load_config, pick_dtype, read_yaml, run
 
 SECONDS, TEXT_BYTES = 6.57, 100  # of LJSpeech's mean clip
 DEVICE, ERRORS = "cuda", ("o", "dq", "dk", "dv", "dg", "dbeta")
@@ -77,6 +81,25 @@ def codec_row(path):
             "TFLOP a step": flops.get_total_flops() * clips / 1e12}
 
 
+def llm_row(path):
+    """The same of an LLM TTS's config, at its full context; the attention's products as if nothing were masked."""
+    from model import LLM, LLMConfig
+
+    settings = read_yaml(path)
+    c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
+    rows = settings.get("batch_size", 80) * settings.get("grad_accum_steps", 1)
+    with FakeTensorMode(), FlopCounterMode(display=False) as flops:
+        model = LLM(c)
+        speaker = torch.zeros(1, c.speaker_width) if c.speaker_width else None
+        x = model(torch.zeros(1, c.context, dtype=torch.long), None, speaker)
+        (x @ model.embedding.weight.T).mean().backward()
+    total, blocks = (sum(p.numel() for p in part.parameters()) for part in (model, model.blocks))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"config": Path(path).name, "total": total, "trained": trained, "text": 0, "blocks": blocks,
+            "rest": total - blocks, "frozen": total - trained, "clips a step": rows,
+            "TFLOP a step": flops.get_total_flops() * rows / 1e12}
+
+
 def byt5_parameters():
     """Of ByT5-small's encoder, from its published shape."""
     from transformers import T5Config, T5EncoderModel
@@ -93,7 +116,8 @@ def params(paths):
         raise UserError("name the configs: python bench.py params configs/*.yaml")
     rows = []
     for path in paths:
-        row = {"flow": flow_row, "codec": codec_row}.get(system := read_yaml(path).get("system", "flow"))
+        system = read_yaml(path).get("system", "flow")
+        row = {"flow": flow_row, "codec": codec_row, "llm": llm_row}.get(system)
         if row is None:
             raise UserError(f"{path} is of the unknown system {system!r}")
         rows.append(row(path))
@@ -102,7 +126,7 @@ def params(paths):
     widths = [max(map(len, column)) for column in zip(*cells)]
     for name, *numbers in cells:
         print("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:]))]))
-    print(f"FLOPs: matrix products, forward and backward, for clips of {SECONDS} s (codec LMs: of the whole "
+    print(f"FLOPs: matrix products, forward and backward, for clips of {SECONDS} s (language models: of the whole "
           f"context) and {TEXT_BYTES} bytes of text")
 
 
@@ -115,6 +139,8 @@ def decode(path):
 
     keep_freed_memory()
     settings = read_yaml(path)
+    if settings.get("system") == "llm":
+        return decode_llm(settings)
     c = CodecConfig(**{f.name: settings[f.name] for f in fields(CodecConfig) if f.name in settings})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype in (torch.float32, torch.bfloat16):
@@ -127,6 +153,137 @@ def decode(path):
         for name, ms in (("median", statistics.median(took)), ("fastest tenth", took[len(took) // 10])):
             print(f"{dtype}, {torch.get_num_threads()} threads, {name}: {ms:.2f} ms a step, real-time factor "
                   f"{ms / 1e3 * c.frame_rate:.2f}")
+
+
+def decode_llm(settings, seen=1000):
+    """Print tokens a second of an LLM TTS after so many tokens, one sentence at a time, by turns: with its cache, and
+    without, when all are computed anew and the head takes the last alone."""
+    from model import LLM, LLMConfig
+    from sample import cast_matrices
+
+    c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = pick_dtype("auto", torch.device(device))
+    torch.manual_seed(0)
+    model = cast_matrices(LLM(c).eval().to(device), dtype)
+    tokens = torch.randint(0, c.codebook_size, (1, seen), device=device)
+    speaker = torch.randn(1, c.speaker_width, device=device) if c.speaker_width else None
+    took = {"cached": [], "recomputed": []}
+    with torch.inference_mode():
+        voice = None if speaker is None else model.read_speaker(speaker)
+        cache = model.empty_cache(torch.zeros(1, dtype=torch.long, device=device), seen + 200)
+        model.hidden(tokens, None, voice, cache)
+        for turn in range(8):
+            for name, repeats in (("cached", 20), ("recomputed", 1)):
+                start = time.perf_counter()
+                for _ in range(repeats):
+                    x = model.hidden(tokens[:, :1], None, voice, cache) if name == "cached" else model.hidden(
+                        tokens, None, voice)
+                    model.audio_logits(x[:, -1]).argmax().item()
+                took[name].append((time.perf_counter() - start) / repeats)
+    cached, anew = (1 / statistics.median(took[name][1:]) for name in ("cached", "recomputed"))
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{size:,} parameters, {dtype}, {torch.get_num_threads()} threads, after {seen:,} tokens: {cached:.2f} "
+          f"tokens/s with the cache, {anew:.2f} recomputed, {cached / anew:.0f} times; real-time factor "
+          f"{c.frame_rate / cached:.2f}")
+
+
+def bench_llm(path):
+    """On a GPU: FlexAttention beside scaled_dot_product_attention, and the CUDA graph of decoding beside steps one by
+    one; training steps as the config has them, on packed rows of random sentences; decoding of 1 and of 32 sentences.
+    Prints, and writes benchmarks/llm_<config>_<gpu>.json."""
+    import numpy as np
+
+    import model as model_module
+    from generate import generate_speech
+    from model import LLM, LLMConfig, linear_cross_entropy, packed_batch, sentence
+    from sample import cast_matrices
+
+    settings, device, rng = read_yaml(path), torch.device("cuda"), np.random.default_rng(0)
+    c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
+    rows, gpu = settings.get("batch_size", 80), torch.cuda.get_device_name()
+    some = [sentence(c, rng.integers(5, 43, rng.integers(40, 160)).astype(np.uint8),
+                     rng.integers(0, c.codebook_size, rng.integers(100, 700)).astype(np.uint16))
+            for _ in range(2 * rows)]
+    tokens, targets, document = (x.to(device) for x in packed_batch([some[i::rows] for i in range(rows)], c.context))
+    torch.manual_seed(0)
+    model = LLM(c).to(device)
+
+    few, where = (tokens[:2], document[:2]), document[:2] >= 0
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        flex = model(*few)[where].float()
+        model_module.takes_flex = lambda tokens: False
+        dense = model(*few)[where].float()
+        model_module.takes_flex = lambda tokens: tokens.is_cuda
+    off = ((flex - dense).norm() / dense.norm()).item()
+    print(f"{gpu}: FlexAttention is off by {off:.1e} from scaled_dot_product_attention, in bfloat16")
+
+    trained, audio = model.train(), (targets >= model_module.CHARACTERS) & (targets != c.audio_bos)
+    at = [((targets >= 0) & ~audio).flatten().nonzero()[:, 0], audio.flatten().nonzero()[:, 0]]
+    for block in trained.blocks:
+        block.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-4, betas=(0.9, 0.98), fused=True)
+    marks = []
+    for _ in range(25):
+        with torch.autocast("cuda", torch.bfloat16):
+            x = trained(tokens, document).flatten(0, 1)
+            loss = sum(linear_cross_entropy(x[i], trained.embedding.weight, targets.flatten()[i]) for i in at)
+        (loss / len(x)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+    seconds = statistics.median(b - a for a, b in zip(marks[5:], marks[6:]))
+    flops = llm_row(path)["TFLOP a step"] / settings.get("grad_accum_steps", 1)
+    found = {"gpu": gpu, "torch": torch.__version__, "config": Path(path).name, "flex_error": off, "rows": rows,
+             "tokens_per_second": tokens.numel() / seconds, "TFLOP_per_second": flops / seconds,
+             "mfu_of_989": flops / seconds / 989, "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
+    print(f"training, {rows} rows of {c.context}: {1e3 * seconds:.0f} ms a step, {found['tokens_per_second']:,.0f} "
+          f"tokens/s, {flops / seconds:.0f} TFLOP/s, {found['mfu_of_989']:.1%} of 989, {found['gpu_gb']:.1f} GB; "
+          "attention counted as if nothing were masked")
+    del trained, optimizer, x, loss
+
+    torch.manual_seed(0)
+    model = cast_matrices(LLM(c).eval().to(device), torch.bfloat16)
+    prompt = sentence(c, np.arange(5, 43).astype(np.uint8))
+    with torch.autocast("cuda", torch.bfloat16):
+        graph = generate_speech(model, [prompt], [0], 200, temperature=1.0)[0]
+        steps = generate_speech(model, [prompt], [0], 8, temperature=1.0)[0]  # too few for a graph to be captured
+        if not torch.equal(graph[:len(steps)], steps):
+            raise UserError("what the CUDA graph speaks is not what the steps speak one by one")
+        for batch in 1, 32:
+            took = []
+            for repeat in range(3):
+                start = time.perf_counter()
+                codes = generate_speech(model, [prompt] * batch, range(batch), 500, temperature=1.0)
+                took.append((time.perf_counter() - start, sum(map(len, codes))))
+            took, made = min(took)
+            found[f"decode_{batch}"] = made / took
+            print(f"decoding {batch}: {made / took:,.0f} tokens/s, prefill and capture included; real-time factor "
+                  f"{took / (made / batch / c.frame_rate):.4f}")
+    name = re.sub("[^A-Za-z0-9]+", "_", gpu)
+    Path("benchmarks", f"llm_{Path(path).stem}_{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def bench_onnx(folder, codes=200):
+    """Print how many tokens a second an exported model speaks, on all cores, one sentence at a time."""
+    import numpy as np
+
+    from speak_onnx import Speaker
+
+    folder = Path(folder)
+    if not (folder / "model.onnx").exists():
+        raise UserError(f"{folder} holds no model.onnx: python export.py --ckpt RUN --onnx {folder}")
+    width = json.loads((folder / "config.json").read_text())["speaker_width"]
+    speaker, rates = Speaker(folder, voice=np.random.default_rng(0).standard_normal(width) if width else None), []
+    for seed in range(5):
+        marks = [time.perf_counter()]
+        for _ in speaker.codes("the captain painted seven wooden boxes yesterday.", seed, codes):
+            marks.append(time.perf_counter())
+        rates += [1 / (b - a) for a, b in zip(marks[1:], marks[2:])]
+    median, best = statistics.median(rates), sorted(rates)[-len(rates) // 10]
+    print(f"{folder}: median {median:.1f} tokens/s, fastest tenth {best:.1f}, real-time factor "
+          f"{speaker.c['frame_rate'] / median:.2f}")
 
 
 def bench_delta_rule_cpu(repeats=15):
@@ -319,6 +476,10 @@ def main(argv):
         return params(argv[1:])
     if argv[:1] == ["decode"] and len(argv) == 2:
         return decode(argv[1])
+    if argv[:1] == ["llm"] and len(argv) == 2:
+        return bench_llm(argv[1])
+    if argv[:1] == ["onnx"] and len(argv) == 2:
+        return bench_onnx(argv[1])
     if argv in (["delta_rule"], ["delta_rule", "check"]):
         return bench_delta_rule_gpu(argv[1:] == ["check"]) if torch.cuda.is_available() else bench_delta_rule_cpu()
     raise UserError(__doc__)

@@ -6,33 +6,37 @@
     python data.py tokenize --codec NAME --root DIR --out DIR
                                          encode such a corpus, or nested folders of music, with a neural audio codec
     python data.py demo_music            compose and tokenize pieces of music; nothing to download
+    python data.py emilia                fetch the pre-tokenised Emilia: 70,000 hours of English, 25 GB of tokens
+    python data.py embed --data DIR --embedder NAME
+                                         store what is heard of the speakers of such tokens
 
-A corpus is a folder in LJSpeech's layout: `metadata.csv`, a line `id|text|normalized text|speaker` a clip of which the
-last two may be missing, and the recordings `wavs/<id>.wav` (or flac, ogg, mp3; any rate). Where there is a
-`heldout.txt`, an id a line, it names the validation clips; else 2 % are drawn. `grammar.jsgf` says which sentences can
-occur, for evaluate.py.
+corpora.py says what a corpus is. A data set is a folder of shards made from one: `mels_00000.f16` holds log-mels,
+(frames, n_mels) float16, one clip after the other, and `mels_00000.jsonl` a line a clip. `dataset_stats.json` is
+written last and marks a whole one. A data set of tokens is made likewise; what is written last is `codec.json`, and
+beside it mel_rvq leaves its centroids, `codec.safetensors`. It holds
 
-A data set is a folder of shards made from a corpus: `mels_00000.f16` holds log-mels, (frames, n_mels) float16, one clip
-after the other, and `mels_00000.jsonl` a line a clip. `dataset_stats.json` is written last and marks a whole one.
-A data set of tokens is made likewise of `tokens_00000.u16`, (frames, Q) uint16, and `tokens_00000.jsonl`; what is
-written last is `codec.json`, and beside it mel_rvq leaves its centroids, `codec.safetensors`.
+    tokens_00000.u16             codes, (frames, Q) uint16
+    tokens_00000.jsonl           a line a clip, for TokenDataset; Emilia has none
+    tokens_00000.u8              the characters of the clips' normalised texts, uint8
+    tokens_00000.idx             four int64 a clip, for SentenceDataset: the ends of its codes and of its characters,
+                                 counted from the shard's start, its speaker (-1 for none), and 0 for train or 1 for val
+    speakers.json                the speakers' names, sorted
+    speaker_NAME_00000.f32       speaker embeddings in the order of the .idx, (N, width) float32; when all of them are
+                                 there, `speaker_NAME.json` is written
 """
 
 import argparse
-import csv
-import ctypes
 import hashlib
 import json
 import os
-import random
-import re
 import shutil
 import sys
 import threading
 import time
+import zlib
+from collections import Counter
 from dataclasses import asdict, fields
-from functools import cache, cached_property
-from multiprocessing import get_context
+from functools import cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -40,336 +44,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from audio import CODECS, MelConfig, MelRVQ, load_codec, log_mel, read_codec, read_wav, write_wav
+from audio import CODECS, MelConfig, MelRVQ, load_codec, load_embedder, log_mel, read_codec, read_wav
 from common import UserError, run
-
-# ------------------------------------------------------------------------------------------------------------
-# The demo corpus: a small grammar, spoken by espeak-ng
-
-TEMPLATES = (
-    "the {person} {did} {number} {quality} {things} {where} the {place} {time}.",
-    "the {person} {did} {number} {things} {time}.",
-    "{time}, the {person} {did} the {quality} {things}.",
-    "{number} {quality} {things} are {where} the {place}.",
-    "the {things} {where} the {place} are {quality}.",
-)
-SLOTS = {
-    "person": "doctor teacher farmer sister brother mother father neighbor baker driver singer captain".split(),
-    "did": "found bought sold painted carried wanted counted washed dropped noticed borrowed cleaned".split(),
-    "number": "two three four five six seven eight nine ten eleven twenty ninety".split(),
-    "quality": "green yellow purple little heavy broken empty golden silver wooden beautiful expensive".split(),
-    "things": "apples books chairs boxes flowers horses bottles letters pictures blankets candles monkeys".split(),
-    "where": "behind under near inside across".split(),
-    "place": "house garden river kitchen market school bridge window station village forest mountain".split(),
-    "time": "today,yesterday,this morning,last night,every summer,on Monday,on Friday,after lunch".split(","),
-}
-
-
-def demo_sentence(rng):
-    """One sentence of the grammar, drawn with a random.Random."""
-    text = rng.choice(TEMPLATES).format(**{slot: rng.choice(words) for slot, words in SLOTS.items()})
-    return text[0].upper() + text[1:]
-
-
-def demo_grammar():
-    """The same grammar in JSGF (Java Speech Grammar Format), as recognisers read it: lower case, no punctuation."""
-    rules = [f"<{slot}> = {' | '.join(words).lower()};" for slot, words in SLOTS.items()]
-    sentences = " | ".join(re.sub(r"[.,]", "", t).replace("{", "<").replace("}", ">") for t in TEMPLATES)
-    return "\n".join(["#JSGF V1.0;", "grammar demo;", *rules, f"public <sentence> = {sentences};", ""])
-
-
-@cache
-def espeak():
-    """espeak-ng's shared library, initialised for synchronous synthesis. Returns (library, sample rate in Hz)."""
-    import espeakng_loader
-
-    lib = ctypes.CDLL(espeakng_loader.get_library_path())
-    synchronous = 2
-    rate = lib.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
-    lib.espeak_Synth.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
-                                 ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p]
-    if rate <= 0:
-        raise UserError("espeak-ng could not be initialised: is the package espeakng-loader whole?")
-    return lib, rate
-
-
-def speak(text, voice="en-us"):
-    """Speak one text with espeak-ng. Returns (samples,) float32 in [-1, 1] at espeak's rate, 22,050 Hz.
-
-    Raises UserError for an unknown voice; "en-us+f2" is the voice en-us in its female variant 2.
-    """
-    lib, _ = espeak()
-    if lib.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise UserError(f"espeak-ng has no voice {voice!r}; en-us, en-us+f2, en-gb-x-rp are some")
-    chunks = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def receive(samples, count, events):
-        if count > 0:
-            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    lib.espeak_SetSynthCallback(receive)
-    data, utf8 = text.encode(), 1
-    lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, utf8, None, None)
-    return np.concatenate(chunks).astype(np.float32) / 32768 if chunks else np.zeros(0, np.float32)
-
-
-def _speak_clip(job):
-    path, text, voice = job
-    if not path.exists():
-        wav = speak(text, voice)
-        write_wav(path.with_suffix(".part.wav"), wav, espeak()[1])
-        path.with_suffix(".part.wav").replace(path)
-
-
-def make_demo_corpus(root, sentences, heldout, voices, transcripts=None):
-    """Speak sentences of the demo grammar, or those of a file, into a corpus at `root`; `heldout` of them are marked.
-
-    transcripts: a metadata.csv (its normalised text is spoken) or a text with a sentence a line.
-    """
-    rng = random.Random(0)
-    if transcripts:
-        clips = [(c["id"], c["text"]) for c in read_metadata(transcripts)]
-    else:
-        texts = {}
-        while len(texts) < sentences:
-            texts[demo_sentence(rng)] = None  # a dict keeps the order and no sentence twice
-        clips = [(f"demo-{i:05d}", text) for i, text in enumerate(texts)]
-    if heldout >= len(clips):
-        raise UserError(f"{heldout} of {len(clips)} sentences held out leave none to train on")
-    rows = [(id, text, text, voices[i % len(voices)]) for i, (id, text) in enumerate(clips)]
-    root.mkdir(parents=True, exist_ok=True)
-    metadata, lines = root / "metadata.csv", ["|".join(row) + "\n" for row in rows]
-    spoken = set(metadata.open(encoding="utf-8")) if metadata.exists() else ()
-    for (id, *_), line in zip(rows, lines):
-        if line not in spoken:  # a recording of another text or voice
-            clip_path(root, id).unlink(missing_ok=True)
-    metadata.write_text("".join(lines), encoding="utf-8")
-    with parallel() as pool:
-        jobs = [(clip_path(root, id), text, voice) for id, text, _, voice in rows]
-        list(tqdm(pool.imap(_speak_clip, jobs, chunksize=64), "speaking", len(jobs), unit=" clips", leave=False))
-    (root / "heldout.txt").write_text("".join(id + "\n" for id, _ in rng.sample(clips, heldout)))
-    if not transcripts:
-        (root / "grammar.jsgf").write_text(demo_grammar())
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The music of the demo
-
-MUSIC_RATE = 22050  # Hz
-SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10))  # major and minor, in semitones
-PROGRESSIONS = ((0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 1, 4), (5, 3, 0, 4), (0, 2, 3, 4), (0, 3, 5, 4))  # scale degrees
-RHYTHMS = ((1, 1, 1, 1), (1, .5, .5, 1, 1), (.5, .5, 1, .5, .5, 1), (1.5, .5, 1, 1), (1.5, .5, 1.5, .5),
-           (.75, .75, .5, 1, 1))  # beats
-KICKS = ((0, 8), (0, 6, 8), (0, 8, 10), (0, 4, 8, 12), (0, 7, 10))  # sixteenths of a bar
-HATS = (4, 2, 1)  # sixteenths from one to the next
-
-
-def compose(seed):
-    """A piece of music of 6 to 11 s, (samples,) float32 at MUSIC_RATE: four bars, A A B A, and a last chord.
-
-    Tempo, key, chords, motif, timbres and drums are drawn; in B the motif is turned over above other chords. The parts
-    come in one after the other while all grow louder and brighter, so that each bar is known by its sound.
-    """
-    rng = np.random.default_rng(seed)
-    beat, key, scale = 60 / rng.uniform(98, 170), rng.integers(45, 57), SCALES[rng.integers(2)]
-    chords, rhythm = PROGRESSIONS[rng.integers(len(PROGRESSIONS))], RHYTHMS[rng.integers(len(RHYTHMS))]
-    motif = rng.choice((0, 2, 4)) + np.cumsum([0, *rng.choice((-2, -1, -1, 1, 1, 2), len(rhythm) - 1)])
-    kick, hat = KICKS[rng.integers(len(KICKS))], HATS[rng.integers(len(HATS))]
-    pad, bass, lead = (waveform(rng) for _ in range(3))
-    entries = dict(zip(("bass", "drums", "lead"), rng.permutation((1, 2, rng.integers(2)))))
-    wav = np.zeros(int((18 * beat + 0.3) * MUSIC_RATE))
-
-    def pitch(degree, octave):  # Hz
-        return 440 * 2 ** ((key + scale[degree % 7] + 12 * (degree // 7 + octave) - 69) / 12)
-
-    def add(sound, start, gain):  # start in beats
-        at = int(start * beat * MUSIC_RATE)
-        wav[at:at + len(sound)] += gain * sound[:len(wav) - at]
-
-    for bar, section in enumerate("AABA"):
-        gain, harmonics = 0.4 + 0.2 * bar, 3 + 3 * bar
-        for half, root in enumerate(chords[2:] if section == "B" else chords[:2]):
-            for degree in (root, root + 2, root + 4):
-                add(note(pitch(degree, 0), 2 * beat, pad(harmonics), 0.05, 1.5), 4 * bar + 2 * half, 0.16 * gain)
-            if bar >= entries["bass"]:
-                for start, octave in ((0, -1), (1, -1), (1.5, 0)):
-                    sound = note(pitch(root, octave), beat, bass(harmonics), 0.01, 0.4)
-                    add(sound, 4 * bar + 2 * half + start, 0.3 * gain)
-        if bar >= entries["drums"]:
-            for step in kick:
-                add(drum(rng, "kick"), 4 * bar + step / 4, 0.7 * gain)
-            for step in (4, 12):
-                add(drum(rng, "snare"), 4 * bar + step / 4, 0.35 * gain)
-            for step in range(0, 16, hat):
-                add(drum(rng, "hat"), 4 * bar + step / 4, 0.1 * gain)
-        if bar >= entries["lead"]:
-            start = 4 * bar
-            for degree, length in zip(chords[2] - motif if section == "B" else chords[0] + motif, rhythm):
-                add(note(pitch(degree, 1 + (bar == 3)), length * beat, lead(harmonics), 0.02, 0.8), start, 0.3 * gain)
-                start += length
-    for degree in (chords[0], chords[0] + 2, chords[0] + 4, chords[0] + 7):
-        add(note(pitch(degree, 0), 2 * beat, pad(12), 0.01, 0.5), 16, 0.2)
-    return (0.9 * wav / np.abs(wav).max()).astype(np.float32)
-
-
-def waveform(rng):
-    """Draw a timbre: a function from a number of harmonics to one period of the sound, 1,024 samples."""
-    slope, even, phases = rng.uniform(0.7, 2), rng.choice((0.1, 1)), rng.uniform(0, 2 * np.pi, 20)
-
-    def period(harmonics):
-        k = np.arange(1, harmonics + 1)[:, None]
-        waves = np.sin(2 * np.pi * k * np.arange(1024) / 1024 + phases[:harmonics, None])
-        wave = (k ** -slope * np.where(k % 2, 1, even) * waves).sum(0)
-        return wave / np.abs(wave).max()
-
-    return period
-
-
-def note(hertz, seconds, period, attack, decay):
-    """A note of a waveform, swelling for `attack` seconds and falling by 1/e in `decay`; the end is faded."""
-    t = np.arange(int(seconds * MUSIC_RATE)) / MUSIC_RATE
-    wave = period[(t * hertz * len(period)).astype(int) % len(period)]
-    return wave * np.minimum(t / attack, 1) * np.exp(-t / decay) * np.minimum((seconds - t) / 0.02, 1)
-
-
-def drum(rng, name):
-    t = np.arange(int(0.25 * MUSIC_RATE)) / MUSIC_RATE
-    if name == "kick":
-        return np.sin(2 * np.pi * (45 * t - 4 * np.exp(-30 * t))) * np.exp(-t / 0.08)
-    noise = rng.standard_normal(len(t) + 1)
-    if name == "snare":
-        return (0.5 * noise[1:] + np.sin(2 * np.pi * 190 * t)) * np.exp(-t / 0.06)
-    return np.diff(noise) * np.exp(-t / 0.02)
-
-
-def _compose_piece(job):
-    path, seed = job
-    if not path.exists():
-        write_wav(path.with_suffix(".part.wav"), compose(seed), MUSIC_RATE)
-        path.with_suffix(".part.wav").replace(path)
-
-
-def make_demo_music(root, pieces, heldout):
-    """Compose pieces into a corpus at `root`: wavs/piece-00000.wav and on, of which the last `heldout` are held out."""
-    if heldout >= pieces:
-        raise UserError(f"{heldout} of {pieces} pieces held out leave none to train on")
-    names = [f"wavs/piece-{i:05d}" for i in range(pieces)]
-    with parallel() as pool:
-        jobs = [(root / f"{name}.wav", seed) for seed, name in enumerate(names)]
-        list(tqdm(pool.imap(_compose_piece, jobs, chunksize=16), "composing", pieces, unit=" pieces", leave=False))
-    (root / "heldout.txt").write_text("".join(name + "\n" for name in names[pieces - heldout:]))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Corpora in LJSpeech's layout
-
-LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
-LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
-
-
-def download_ljspeech(folder):
-    """Download LJSpeech 1.1, check its checksum and unpack it. Returns the corpus folder."""
-    import pooch
-
-    if (folder / "LJSpeech-1.1" / "metadata.csv").exists():
-        return folder / "LJSpeech-1.1"
-    print(f"LJSpeech 1.1: downloading 2.6 GB from {LJSPEECH_URL} (public domain)")
-    try:
-        archive = pooch.retrieve(LJSPEECH_URL, f"sha256:{LJSPEECH_SHA256}", "LJSpeech-1.1.tar.bz2", folder,
-                                 progressbar=True)
-    except Exception as e:  # offline, refused, wrong checksum
-        raise UserError(f"cannot download {LJSPEECH_URL} ({type(e).__name__}); unpack it by hand and give its folder "
-                        "as --root") from None
-    shutil.unpack_archive(archive, folder, filter="data")
-    return folder / "LJSpeech-1.1"
-
-
-def read_metadata(path, columns="id|text|normalized|speaker"):
-    """The clips of a metadata.csv, or of a text with a sentence a line: dicts of id, text, speaker ("" if unknown).
-
-    Raises UserError where the file is missing or holds no clip.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path}: {e}") from None
-    clips = []
-    for n, cells in enumerate(csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)):
-        if len(cells) == 1:
-            cells = [f"clip-{n:05d}", cells[0]]
-        row = dict(zip(columns.split("|"), map(str.strip, cells)))
-        text = row.get("normalized") or row.get("text", "")
-        if row.get("id") and text:
-            clips.append({"id": row["id"], "text": text, "speaker": row.get("speaker", "")})
-    if not clips:
-        raise UserError(f"{path} names no clip: expected lines such as LJ001-0001|text|normalized text")
-    return clips
-
-
-def read_lines(path, limit=None):
-    """The lines of a text file that are not blank. Raises UserError where it is missing, has none, or has one of more
-    than `limit` bytes."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path}: {e}") from None
-    if not lines:
-        raise UserError(f"{path} has no line of text")
-    if limit and (longest := max(len(line.encode()) for line in lines)) > limit:
-        raise UserError(f"{path} has a line of {longest} bytes; the text encoder reads {limit}")
-    return lines
-
-
-def clip_path(root, id):
-    """The recording of a clip: wavs/<id> with any known ending. Raises UserError for an id that leads out of wavs/."""
-    wavs = (root / "wavs").resolve()
-    path = (wavs / f"{id}.wav").resolve()
-    if not path.is_relative_to(wavs):
-        raise UserError(f"the id {id!r} leads out of {wavs.name}/")
-    for ending in (".wav", ".flac", ".ogg", ".mp3"):
-        if (found := path.with_name(path.stem + ending)).exists():
-            return found
-    return path
-
-
-def transcribe(root, out):
-    """Write out/metadata.csv for a folder of bare recordings, by Whisper base.en. Raises UserError without weights."""
-    import whisper
-
-    paths = sorted(p for p in (root / "wavs").rglob("*") if p.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3"))
-    if not paths:
-        raise UserError(f"{root} holds neither metadata.csv nor recordings in wavs/")
-    try:
-        model = whisper.load_model("base.en")
-    except Exception as e:
-        raise UserError(f"{root} has no metadata.csv, and Whisper, whose weights base.en.pt (145 MB) cannot be "
-                        f"downloaded ({type(e).__name__}), cannot write it: put them into ~/.cache/whisper/") from None
-    lines = []
-    for path in tqdm(paths, "transcribing", unit=" clips"):
-        text = model.transcribe(read_wav(path, 16000), language="en")["text"].strip().replace("|", " ")
-        lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "metadata.csv").write_text("".join(lines), encoding="utf-8")
-    return out / "metadata.csv"
-
+from corpora import (EMILIA, clip_path, cores, corpus_sources, download_ljspeech, download_parquet, draw_validation,
+                     emilia_files, make_demo_corpus, make_demo_music, parallel, read_metadata, read_parquet, transcribe)
+from text import MAX_TEXT_BYTES, character_ids, characters_text, normalise_text
 
 # ------------------------------------------------------------------------------------------------------------
 # Shards
 
 SHARD_CLIPS = 256
-MAX_TEXT_BYTES = 256  # what the text encoder reads
-
-
-def cores():
-    """The processor cores that are for this process, one of those that torchrun started here."""
-    return max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def parallel():
-    """A pool of a process a core. They start anew, since the fork of a process that runs torch's threads can hang."""
-    return get_context("spawn").Pool(cores(), torch.set_num_threads, (1,))
 
 
 def prepare(root, out, mel, max_seconds, metadata=None, columns="id|text|normalized|speaker"):
@@ -423,12 +107,6 @@ def prepare(root, out, mel, max_seconds, metadata=None, columns="id|text|normali
     (out / ".stats").replace(out / "dataset_stats.json")
     print(f"{out}: {len(kept):,} clips, {stats['seconds'] / 3600:.2f} h, {stats['validation_clips']} held out, "
           f"{len(skipped)} skipped; log-mel mean {mean:.4f}, std {stats['mel_std']:.4f}")
-
-
-def draw_validation(ids, share=0.02):
-    """2 % of the ids, at least one where there are two, chosen by hash: the same whatever the order or the machine."""
-    ranked = sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())
-    return set(ranked[:max(round(share * len(ids)), int(len(ids) > 1))])
 
 
 def _prepare_shard(job):
@@ -508,34 +186,40 @@ class MelDataset:
 # Tokens
 
 SHARD_SOURCES = 64
+SPLITS = ("train", "val")
 FIT_SOURCES, FIT_FRAMES = 1000, 100_000  # what mel_rvq is fitted to: so many recordings, and at most so many frames
-AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 
 
 def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, columns="id|text|normalized|speaker"):
     """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped.
 
-    root: in LJSpeech's layout, or any folder in which recordings lie. name: one of audio.CODECS, or "mel_rvq", which is
-    fitted first: mel is its MelConfig, sizes those of its books. chunk: (number, "frames" or "seconds") to cut the
-    recordings at; a rest is kept from a quarter of that on. None keeps them whole. Under torchrun each process writes
-    its own shards, and the first of them closes the data set.
+    root: in LJSpeech's layout, or any folder in which recordings lie. name: one of audio.CODECS; "mel_rvq", which is
+    fitted first: mel is its MelConfig, sizes those of its books; or the folder of tokens of a mel_rvq, which is used
+    again. chunk: (number, "frames" or "seconds") to cut the recordings at; a rest is kept from a quarter of that on.
+    None keeps them whole. Under torchrun each process writes its own shards, and the first of them closes the data set.
 
     Recordings that cannot be read or are silent are skipped and listed with the reason. Raises UserError where nothing
     is left or `out` holds other tokens.
     """
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    sources = corpus_sources(root, columns)
+    sources, fitted = corpus_sources(root, columns), None
+    if name not in (*CODECS, "mel_rvq"):
+        if not (Path(name) / "codec.json").exists():
+            raise UserError(f"{name} is neither a codec ({', '.join(CODECS)}, mel_rvq) nor a folder of tokens")
+        if (made_with := read_codec(name)["codec"]) != "mel_rvq":
+            raise UserError(f"the tokens at {name} are {made_with}'s, which needs no folder: give --codec {made_with}")
+        fitted = load_codec(name)
+        name, mel, sizes = "mel_rvq", fitted.mel, [len(book) for book in fitted.books]
     plan = {"codec": name, "chunk": chunk, "root": str(root.resolve()), "mel": mel and asdict(mel), "sizes": sizes,
             "sources": hashlib.sha256(json.dumps(sources).encode()).hexdigest()}
-    plan = json.dumps(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "plan.json").exists() and (out / "plan.json").read_text() != plan:
-        raise UserError(f"{out} holds data of another corpus or other settings: delete it, or choose another --out")
-    write_whole(out / "plan.json", plan)
+    if fitted:
+        plan["centroids"] = hashlib.sha256(torch.cat([fitted.mean[None], *fitted.books]).numpy().tobytes()).hexdigest()
+    speakers = sorted({s["speaker"] for s in sources} - {""})
+    open_plan(out, plan, speakers)
 
     if name == "mel_rvq":
         if rank == 0 and not (out / "codec.safetensors").exists():
-            fit_mel_rvq(root, sources, mel, sizes).save(out)
+            (fitted or fit_mel_rvq(root, sources, mel, sizes)).save(out)
         wait_for([out / "codec.safetensors"])
         codec = job_codec = MelRVQ.load(out, mel)
         device = "cpu"
@@ -545,9 +229,9 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
         job_codec = (name, f"cuda:{local}" if device == "cuda" else "cpu")
         codec = cached_codec(*job_codec)  # here as well, so that missing weights are one error
     frames = chunk and (chunk[0] if chunk[1] == "frames" else round(chunk[0] * codec.frame_rate))
-    jobs = [(out / f"tokens_{i:05d}", root, sources[i * SHARD_SOURCES:(i + 1) * SHARD_SOURCES], job_codec, frames)
-            for i in range(-(-len(sources) // SHARD_SOURCES))]
-    todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".jsonl").exists()]
+    jobs = [(out / f"tokens_{i:05d}", root, sources[i * SHARD_SOURCES:(i + 1) * SHARD_SOURCES], job_codec, frames,
+             speakers) for i in range(-(-len(sources) // SHARD_SOURCES))]
+    todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".idx").exists()]
     if todo:
         bar = tqdm(None, "tokens", sum(len(job[2]) for job in todo), unit=" recordings", leave=False)
         with (ThreadPool(cores()) if device == "cuda" else parallel()) as pool, bar:
@@ -556,9 +240,8 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
     if rank > 0:
         return
 
-    indices = [job[0].with_suffix(".jsonl") for job in jobs]
-    wait_for(indices)
-    rows = [json.loads(line) for index in indices for line in index.open(encoding="utf-8")]
+    wait_for([job[0].with_suffix(".idx") for job in jobs])
+    rows = [row for job in jobs for row in read_jsonl(job[0].with_suffix(".jsonl"))]
     skipped = [r for r in rows if "skipped" in r]
     kept = [r for r in rows if "skipped" not in r]
     for r in skipped:
@@ -567,42 +250,33 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
         raise UserError(f"none of the {len(sources)} recordings of {root} could be used")
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
-    seconds = sum(r["frames"] for r in kept) / codec.frame_rate
     info = {
         "codec": name, "sample_rate": codec.sample_rate, "hop_length": codec.hop_length,
         "frame_rate": codec.frame_rate, "codebooks": codec.codebooks, "codebook_size": codec.codebook_size,
-        "mel": mel and asdict(mel), "chunk_frames": frames, "clips": len(kept),
-        "validation_clips": sum(r["split"] == "val" for r in kept), "skipped": len(skipped), "seconds": seconds,
-        "max_frames": max(r["frames"] for r in kept),
+        "mel": mel and asdict(mel), "chunk_frames": frames,
     }
-    write_whole(out / "codec.json", json.dumps(info, indent=2) + "\n")
-    print(f"{out}: {len(kept):,} clips, {seconds / 3600:.2f} h, {info['validation_clips']} held out, {len(skipped)} "
-          f"skipped; {name}, {codec.frame_rate:.1f} frames/s of {codec.codebooks} x {codec.codebook_size} codes")
+    close_tokens(out, info, len(kept), sum(r["split"] == "val" for r in kept), len(skipped),
+                 sum(r["frames"] for r in kept), max(r["frames"] for r in kept))
 
 
-def corpus_sources(root, columns="id|text|normalized|speaker"):
-    """The recordings of a corpus: dicts of id, text, speaker, source (the file's path under `root`), split.
+def open_plan(out, plan, speakers):
+    """Begin a token data set, or go on with one. Raises UserError where `out` holds another one."""
+    plan = json.dumps(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "plan.json").exists() and (out / "plan.json").read_text() != plan:
+        raise UserError(f"{out} holds data of another corpus or other settings: delete it, or choose another --out")
+    write_whole(out / "plan.json", plan)
+    write_whole(out / "speakers.json", json.dumps(speakers))
 
-    heldout.txt names those for validation, by id; else 5 % of the files are drawn. Raises UserError for none.
-    """
-    if (root / "metadata.csv").exists():
-        sources = [{**c, "source": c["id"]} for c in read_metadata(root / "metadata.csv", columns)]
-        for s in sources:
-            try:
-                s["source"] = f"wavs/{clip_path(root, s['id']).relative_to((root / 'wavs').resolve())}"
-            except UserError as e:
-                s["skipped"] = str(e)
-    else:
-        files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
-        sources = [{"id": str(Path(f).with_suffix("")), "text": "", "speaker": "", "source": f} for f in files]
-    if not sources:
-        raise UserError(f"{root} holds neither metadata.csv nor a recording ({', '.join(AUDIO_ENDINGS)})")
-    if (root / "heldout.txt").exists():
-        heldout = set((root / "heldout.txt").read_text(encoding="utf-8").splitlines())
-        val = {s["source"] for s in sources if s["id"] in heldout}
-    else:
-        val = draw_validation(sorted({s["source"] for s in sources}), 0.05)
-    return [{**s, "split": "val" if s["source"] in val else "train"} for s in sources]
+
+def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames):
+    """Mark a token data set as whole by its codec.json, and say what it holds."""
+    seconds = frames / info["frame_rate"]
+    counts = {"clips": clips, "validation_clips": validation_clips, "skipped": skipped, "seconds": seconds,
+              "max_frames": max_frames}
+    write_whole(out / "codec.json", json.dumps(info | counts, indent=2) + "\n")
+    print(f"{out}: {clips:,} clips, {seconds / 3600:.2f} h, {validation_clips} held out, {skipped} skipped; "
+          f"{info['codec']}, {info['frame_rate']:.1f} frames/s of {info['codebooks']} x {info['codebook_size']} codes")
 
 
 def fit_mel_rvq(root, sources, mel, sizes):
@@ -631,10 +305,17 @@ on_gpu = threading.Lock()  # of the threads that read for one GPU, one encodes a
 
 
 def _tokenize_shard(job):
-    """One shard: first the codes, then, as the mark that they are whole, the index. Returns the number of sources."""
-    path, root, sources, codec, chunk_frames = job
-    if isinstance(codec, tuple):
-        codec = cached_codec(*codec)
+    """One shard: first its codes, then its sentences. Returns the number of sources."""
+    path, root, sources, codec, chunk_frames, speakers = job
+    index = path.with_suffix(".jsonl")
+    if not index.exists():
+        encode_shard(path, root, sources, cached_codec(*codec) if isinstance(codec, tuple) else codec, chunk_frames)
+    write_sentences(path, [row for row in read_jsonl(index) if "skipped" not in row], speakers)
+    return len(sources)
+
+
+def encode_shard(path, root, sources, codec, chunk_frames):
+    """The codes of a shard and then, as the mark that they are whole, their index, a line a clip."""
     lines, offset, waiting = [], 0, []  # waiting: (line, wav) that have been read
     part = path.with_suffix(f".{os.getpid()}.part")  # the workers of a killed run may still be at this shard
     with part.open("wb") as f:
@@ -654,7 +335,19 @@ def _tokenize_shard(job):
                 waiting = []
     part.replace(path.with_suffix(".u16"))
     write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
-    return len(sources)
+
+
+def write_sentences(path, rows, speakers):
+    """The characters of a shard's clips and then, as the mark that they are whole, where each clip ends.
+
+    rows: what its .jsonl says of the clips. speakers: the names of all speakers of the data set.
+    """
+    characters = [character_ids(normalise_text(row["text"])) for row in rows]
+    number = {name: i for i, name in enumerate(speakers)}
+    index = [(row["offset"] + row["frames"], end, number.get(row["speaker"], -1), SPLITS.index(row["split"]))
+             for row, end in zip(rows, np.cumsum([len(ids) for ids in characters]))]
+    write_whole(path.with_suffix(".u8"), b"".join(ids.tobytes() for ids in characters))
+    write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
 
 
 def cut_source(root, source, codec, chunk_frames):
@@ -672,17 +365,38 @@ def cut_source(root, source, codec, chunk_frames):
              wav[start:start + size]) for n, start in enumerate(starts)]
 
 
-def write_whole(path, text):
-    """Write a text file at once and whole, or not at all."""
+def write_whole(path, content):
+    """Write a text, or bytes, into a file at once and whole, or not at all."""
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content if isinstance(content, bytes) else content.encode())
     part.replace(path)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 
 def wait_for(paths):
     """Wait for files that other processes write. There is no limit: torchrun ends all processes when one fails."""
     while not all(path.exists() for path in paths):
         time.sleep(0.2)
+
+
+def check_tokens(folder, wanted):
+    """codec.json and the grammar (JSGF or None) of a token data set. Raises UserError where the folder holds none, or
+    one that is not what is wanted."""
+    if not (folder / "codec.json").exists():
+        raise UserError(f"no token data set at {folder}: python data.py tokenize makes one")
+    codec, grammar = read_codec(folder), folder / "grammar.jsgf"
+    for key, value in wanted.items():
+        found = codec[key]
+        if value is not None and (abs(found - value) > 0.01 if key == "frame_rate" else found != value):
+            raise UserError(f"the tokens at {folder} have {key} {found}, but the config asks for {value}")
+    return codec, grammar.read_text() if grammar.exists() else None
 
 
 class TokenDataset:
@@ -695,19 +409,10 @@ class TokenDataset:
 
     def __init__(self, folder, **wanted):
         folder = Path(folder)
-        if not (folder / "codec.json").exists():
-            raise UserError(f"no token data set at {folder}: python data.py tokenize makes one")
-        self.codec = read_codec(folder)
-        for key, value in wanted.items():
-            found = self.codec[key]
-            if value is not None and (abs(found - value) > 0.01 if key == "frame_rate" else found != value):
-                raise UserError(f"the tokens at {folder} have {key} {found}, but the config asks for {value}")
+        self.codec, self.grammar = check_tokens(folder, wanted)
         self.folder, self.rows, self.shards = folder, [], []
-        grammar = folder / "grammar.jsgf"
-        self.grammar = grammar.read_text() if grammar.exists() else None
         for index in sorted(folder.glob("tokens_*.jsonl")):
-            rows = [json.loads(line) for line in index.open(encoding="utf-8")]
-            rows = [{**row, "shard": len(self.shards)} for row in rows if "skipped" not in row]
+            rows = [{**row, "shard": len(self.shards)} for row in read_jsonl(index) if "skipped" not in row]
             shard = index.with_suffix(".u16")
             shape = sum(row["frames"] for row in rows), self.codec["codebooks"]
             if not shard.exists() or shard.stat().st_size != 2 * shape[0] * shape[1]:
@@ -731,89 +436,333 @@ class TokenDataset:
         return torch.from_numpy(codes)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Text
+class SentenceDataset:
+    """Read-only view of a token data set of one codebook, for the LLM TTS: sentences, each of characters and codes.
 
-def text_ids(text):
-    """Byte ids as ByT5 numbers them (Xue et al., 2022): UTF-8 bytes + 3, then end-of-text 1; 0 is padding."""
-    return [byte + 3 for byte in text.encode()] + [1]
-
-
-class TextFeatures:
-    """Texts to what a model reads of them: byte ids (B, L) int64, or a frozen ByT5's hidden states (B, L, E) float32.
-
-    encoder: "bytes", or a ByT5 of the hub or of a local folder. `fill_cache` keeps states in a file; the states of any
-    other text are computed when they are asked for.
+    All of it stays on the disk, mapped, so that 31 million sentences can be opened. codec: codec.json. grammar: JSGF or
+    None. speakers: their names. Raises UserError where the folder holds no such data set, a damaged one, or one that is
+    not what the config asks for: codec, sample_rate, frame_rate, codebook_size.
     """
 
-    def __init__(self, encoder, device="cpu"):
-        self.encoder, self.device = encoder, device
-        self.states, self.spans = None, {}  # the cache: (bytes of all texts, E) float16, and {text: (start, end)} in it
+    def __init__(self, folder, **wanted):
+        self.folder = folder = Path(folder)
+        self.codec, self.grammar = check_tokens(folder, wanted)
+        if (books := self.codec["codebooks"]) != 1:
+            raise UserError(f"the tokens at {folder} have {books} codebooks, but the LLM TTS reads one: tokenize with "
+                            "--codebooks 1, or with --codec neucodec")
+        self.shards, self.embeddings = [], None  # of each shard codes (frames,), characters and index (N, 4)
+        paths = sorted({path.with_suffix("") for path in folder.glob("tokens_*.*") if path.suffix in (".u16", ".idx")})
+        if not all(path.exists() for path in [folder / "speakers.json", *(p.with_suffix(".idx") for p in paths)]):
+            raise UserError(f"{folder} holds no characters: tokenize again, what has been encoded stays")
+        for path in paths:
+            index = map_file(path.with_suffix(".idx"), np.int64, 4)
+            shard = [map_file(path.with_suffix(".u16"), np.uint16), map_file(path.with_suffix(".u8"), np.uint8)]
+            if [len(x) for x in shard] != [*index[-1, :2]] if len(index) else any(map(len, shard)):
+                raise UserError(f"{path}.u16 and .u8 do not hold what their index says: make the data set again")
+            self.shards.append((*shard, index))
+        self.first = np.cumsum([0, *(len(index) for *_, index in self.shards)])
+        self.speakers = read_json(folder / "speakers.json")
+        if len(self) != self.codec["clips"]:
+            raise UserError(f"{folder} holds {len(self):,} of its {self.codec['clips']:,} clips: make it again")
 
-    def __call__(self, texts, multiple=1):
-        """Returns (features, their number of steps padded to a multiple of `multiple`; lengths (B,))."""
-        if self.encoder == "bytes":
-            items = [torch.tensor(text_ids(text)) for text in texts]
-        elif all(text in self.spans for text in texts):
-            items = [torch.from_numpy(self.states[slice(*self.spans[text])].astype(np.float32)) for text in texts]
-        else:
-            items = self.encode(texts)
-        length = torch.tensor([len(item) for item in items])
-        features = items[0].new_zeros(len(items), -(-int(length.max()) // multiple) * multiple, *items[0].shape[1:])
-        for row, item in zip(features, items):
-            row[:len(item)] = item
-        return features, length
+    def __len__(self):
+        return int(self.first[-1])
 
-    @torch.inference_mode()
-    def encode(self, texts):
-        """The frozen encoder's states, a list of (L, E) float32 on the CPU."""
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text_ids(t)) for t in texts], batch_first=True)
-        states = self.byt5(input_ids=ids.to(self.device), attention_mask=(ids != 0).to(self.device)).last_hidden_state
-        return [s[:n].float().cpu() for s, n in zip(states, (ids != 0).sum(1).tolist())]
+    def clips(self, split):
+        """Indices (N,) int64 of the clips of "train", "val" or "all" that have codes and a text; UserError for none."""
+        found = [np.zeros(0, np.int64)]
+        for first, (*_, index) in zip(self.first, self.shards):
+            usable = (np.diff(index[:, :2], axis=0, prepend=0) > 0).all(1)
+            if split != "all":
+                usable &= index[:, 3] == SPLITS.index(split)
+            found.append(first + np.flatnonzero(usable))
+        if not len(found := np.concatenate(found)):
+            raise UserError(f"{self.folder} has no {split} clips that have both codes and a text")
+        return found
 
-    @cached_property
-    def byt5(self):
-        from transformers import T5EncoderModel
+    def by_shard(self, indices):
+        """For each shard that some clips are in: (its index, where in `indices` they stand, their rows in it)."""
+        indices = np.asarray(indices, np.int64)
+        shard = np.searchsorted(self.first, indices, "right") - 1
+        order = np.argsort(shard, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
+            if len(at):
+                yield self.shards[shard[at[0]]][2], at, indices[at] - self.first[shard[at[0]]]
 
-        by_hand = Path(os.environ.get("TRIVOX_WEIGHTS", "weights")) / self.encoder.rstrip("/").split("/")[-1]
+    def lengths(self, indices):
+        """How many codes and how many characters clips have, two (N,) int64 arrays."""
+        lengths = np.zeros((2, len(indices)), np.int64)
+        for index, at, rows in self.by_shard(indices):
+            lengths[:, at] = (index[rows, :2] - np.where(rows[:, None] > 0, index[rows - 1, :2], 0)).T
+        return lengths[0], lengths[1]
+
+    def speaker(self, indices):
+        """The speakers of clips, (N,) int64 numbers in `speakers`, -1 where there is none."""
+        speakers = np.zeros(len(indices), np.int64)
+        for index, at, rows in self.by_shard(indices):
+            speakers[at] = index[rows, 2]
+        return speakers
+
+    def span(self, i, column):
+        """The codes (column 0) or the characters (1) of clip i, mapped."""
+        shard = int(np.searchsorted(self.first, i, "right")) - 1
+        row, index = i - self.first[shard], self.shards[shard][2]
+        return self.shards[shard][column][index[row - 1, column] if row else 0:index[row, column]]
+
+    def codes(self, i):
+        """The codes of clip i, (n,) uint16. Raises UserError for codes that the codec does not have."""
+        codes, size = self.span(i, 0), self.codec["codebook_size"]
+        if size < 65536 and size <= codes.max(initial=0):
+            raise UserError(f"clip {i} of {self.folder} has a code {codes.max()}, beyond the codebook's {size}")
+        return codes
+
+    def characters(self, i):
+        """The characters of clip i, (m,) uint8."""
+        return self.span(i, 1)
+
+    def text(self, i):
+        """The text of clip i as the model sees it: normalised, in lower case."""
+        return characters_text(self.characters(i))
+
+    def recording(self, i):
+        """The path of the recording that clip i is of. Raises UserError where the data set does not say."""
+        shard = int(np.searchsorted(self.first, i, "right")) - 1
+        path = self.folder / f"tokens_{shard:05d}.jsonl"
+        if not path.exists():
+            raise UserError(f"{self.folder} does not say which recordings its tokens are of")
+        rows = [row for row in read_jsonl(path) if "skipped" not in row]
+        return Path(read_json(self.folder / "plan.json")["root"]) / rows[i - self.first[shard]]["source"]
+
+    def load_embeddings(self, name, width):
+        """Open the speaker embeddings that `embed` has stored. Raises UserError where there are none, or of another
+        width than wanted."""
         try:
-            encoder = T5EncoderModel.from_pretrained(by_hand if by_hand.exists() else self.encoder)
-        except Exception as e:  # offline, moved, damaged: each its own class
-            raise UserError(f"cannot load the text encoder {self.encoder} ({type(e).__name__}); get config.json and "
-                            f"the weights (1.2 GB) from https://huggingface.co/{self.encoder}/tree/main and put them "
-                            f"into {by_hand}/") from None
-        return encoder.eval().to(self.device)
+            found = read_json(self.folder / f"speaker_{name}.json")["width"]
+        except (OSError, ValueError):
+            raise UserError(f"{self.folder} holds no speaker embeddings by {name}: python data.py embed --data "
+                            f"{self.folder} --embedder {name}") from None
+        if found != width:
+            raise UserError(f"the speaker embeddings by {name} at {self.folder} are {found} wide, but the config asks "
+                            f"for {width}")
+        paths = sorted(self.folder.glob(f"speaker_{name}_*.f32"))
+        self.embeddings = [map_file(path, np.float32, width) for path in paths]
+        if [len(x) for x in self.embeddings] != [*np.diff(self.first)]:
+            raise UserError(f"the speaker embeddings by {name} at {self.folder} are not one a clip: delete "
+                            f"speaker_{name}* there, and embed again")
 
-    def fill_cache(self, folder, texts, mode, write):
-        """Keep the states of all `texts` and of the empty one in `folder`, unless the encoder is "bytes".
+    def embedding(self, i):
+        """The speaker embedding of clip i, (width,) float32."""
+        shard = int(np.searchsorted(self.first, i, "right")) - 1
+        return self.embeddings[shard][i - self.first[shard]].copy()
 
-        mode: "on", "off", or "auto" for where they take at most half of the free disk. `write` is true in the one
-        process that computes and writes them; the others call this after it, with false.
-        """
-        if self.encoder == "bytes" or mode == "off":
-            return
-        texts = sorted({"", *texts}, key=lambda t: (len(t.encode()), t))
-        ends = np.cumsum([len(text_ids(t)) for t in texts])
-        digest = hashlib.sha256(json.dumps([self.encoder, texts]).encode()).hexdigest()[:16]
-        path = Path(folder) / f"text_{digest}.f16"
-        if write and not path.exists():
-            width = self.byt5.config.d_model
-            size, free = ends[-1] * width * 2, shutil.disk_usage(folder).free
-            keep = mode == "on" or size < free / 2
-            print(f"states of {self.encoder} for {len(texts):,} texts: {size / 1e9:.2f} GB, {free / 1e9:.1f} GB free; "
-                  f"{'kept in ' + str(path) if keep else 'computed anew at each step'}")
-            if not keep:
-                return
-            states = np.memmap(path.with_suffix(".part"), np.float16, "w+", shape=(int(ends[-1]), width))
-            for i in tqdm(range(0, len(texts), 32), "text states", leave=False):  # sorted, so with little padding
-                some = torch.cat(self.encode(texts[i:i + 32]))
-                end = ends[min(i + 32, len(texts)) - 1]
-                states[end - len(some):end] = some
-            states.flush()
-            path.with_suffix(".part").replace(path)
-        if path.exists():
-            self.states = np.memmap(path, np.float16, "r").reshape(int(ends[-1]), -1)
-            self.spans = {t: (end - len(text_ids(t)), end) for t, end in zip(texts, ends.tolist())}
+
+def best_fit(lengths, room):
+    """Put sentences into rows of `room` tokens: the longest first, each into the fullest row that still has room for it
+    (best-fit decreasing; as Ding et al., 2024, pack documents). lengths (N,), none above `room`. Returns lists of
+    indices of `lengths`."""
+    rows, free, sizes = [], {}, 0  # free: {room that is left: rows}; in `sizes` the bits of those that there are
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        n = int(lengths[i])
+        if fits := sizes >> n:
+            left = n + (fits & -fits).bit_length() - 1
+            row = free[left].pop()
+            sizes ^= (not free[left]) << left
+        else:
+            rows.append(row := [])
+            left = room
+        row.append(i)
+        free.setdefault(left - n, []).append(row)
+        sizes |= 1 << (left - n)
+    return rows
+
+
+def map_file(path, dtype, columns=None):
+    """A file as a read-only array (N,) or (N, columns) that stays on the disk. Raises UserError where there is none, or
+    one that holds no whole rows."""
+    size = path.stat().st_size if path.exists() else -1
+    if size < 0 or size % (np.dtype(dtype).itemsize * (columns or 1)):
+        raise UserError(f"{path} is {'missing' if size < 0 else 'cut off'}: make the data set again")
+    # torch's mapping keeps no file open, as numpy's does: there can be more shards than a process may open files
+    array = torch.from_file(str(path), size=size, dtype=torch.uint8).numpy() if size else np.zeros(0, np.uint8)
+    array.flags.writeable = False
+    return array.view(dtype) if columns is None else array.view(dtype).reshape(-1, columns)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Emilia
+
+def emilia(out, root=None):
+    """Turn Emilia's codes into a token data set at `out`. Goes on where a killed run stopped.
+
+    Each parquet file of the hub's repository becomes a shard; it is fetched, read and deleted. root: a folder of such
+    files, which are only read. Under torchrun each process has its own, and the first closes the data set. One text in
+    a thousand, drawn by hash, is for validation, so that none is on both sides.
+
+    Rows without text or codes, or with codes beyond 65,535, are skipped and counted. Raises UserError where the hub
+    cannot be reached, columns differ, the disk is too small, or `out` holds other tokens.
+    """
+    rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    plan = out / "plan.json"
+    files, revision = emilia_files(root, read_json(plan).get("revision") if plan.exists() else None)
+    open_plan(out, {"codec": "neucodec", "root": str(root.resolve()) if root else EMILIA, "revision": revision,
+                    "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}, [])
+    jobs = [(out / f"tokens_{i:05d}", name, root, revision) for i, name in enumerate(files)]
+    for path, *_ in jobs[rank::world]:
+        if path.with_suffix(".idx").exists():  # killed before its download was deleted
+            shutil.rmtree(path.with_suffix(".download"), ignore_errors=True)
+    left = [size for (path, *_), size in zip(jobs, files.values()) if not path.with_suffix(".idx").exists()]
+    if left and root is None:  # in a parquet file a code takes two bytes or more; a core has one at a time
+        need, free = sum(left) / 2 + max(left) * min(len(left), cores()), shutil.disk_usage(out).free
+        if free < need:
+            raise UserError(f"{out} has {free / 1e9:.1f} GB of disk left; what is to come of {EMILIA}, "
+                            f"{sum(left) / 1e9:.1f} GB of parquet files, takes about {need / 1e9:.1f} GB")
+    todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".idx").exists()]
+    if todo:
+        with parallel() as pool, tqdm(None, "tokens", len(todo), unit=" files", leave=False) as bar:
+            for _ in pool.imap_unordered(_convert_parquet, todo):
+                bar.update()
+    if rank > 0:
+        return
+
+    wait_for([path.with_suffix(".idx") for path, *_ in jobs])
+    skipped, clips, val, frames, longest = Counter(), 0, 0, 0, 0
+    for path, *_ in jobs:
+        index = map_file(path.with_suffix(".idx"), np.int64, 4)
+        skipped.update(read_json(path.with_suffix(".skipped")))
+        if len(index):
+            clips, val, frames = clips + len(index), val + int(index[:, 3].sum()), frames + int(index[-1, 0])
+            longest = max(longest, int(np.diff(index[:, 0], prepend=0).max()))
+    for reason, count in skipped.items():
+        print(f"skipped {count:,} rows: {reason}")
+    if not clips:
+        raise UserError(f"none of the {sum(skipped.values())} rows of {root or EMILIA} could be used")
+    info = {"codec": "neucodec", "sample_rate": 24000, "hop_length": 480, "frame_rate": 50.0, "codebooks": 1,
+            "codebook_size": 65536, "mel": None, "chunk_frames": None}
+    close_tokens(out, info, clips, val, sum(skipped.values()), frames, longest)
+
+
+def _convert_parquet(job):
+    """One parquet file to one shard: codes, characters, and, as the mark that they are whole, the index."""
+    path, name, root, revision = job
+    for part in path.parent.glob(f"{path.name}.*.part"):  # of a run that was killed
+        part.unlink()
+    download = path.with_suffix(".download")
+    file = root / name if root is not None else download_parquet(name, revision, download)
+    parts = [path.with_suffix(f".{os.getpid()}.{ending}.part") for ending in ("u16", "u8", "idx")]
+    skipped, ends = Counter(), np.zeros(2, np.int64)
+    try:
+        with parts[0].open("wb") as u16, parts[1].open("wb") as u8, parts[2].open("wb") as idx:
+            for texts, counts, codes in read_parquet(file):
+                characters = [character_ids(normalise_text(text or "")) for text in texts]
+                sizes = np.array([len(ids) for ids in characters])
+                beyond = np.cumsum(np.append(0, (codes < 0) | (codes > 65535)))  # how many there are before each code
+                reasons = np.select([sizes == 0, counts == 0, np.diff(beyond[np.append(0, np.cumsum(counts))]) > 0],
+                                    ["no text", "no codes", "codes outside of 0 to 65,535"], "")
+                skipped.update(reasons[reasons != ""].tolist())
+                keep = reasons == ""
+                if not keep.any():
+                    continue
+                characters = [ids for ids, kept in zip(characters, keep) if kept]
+                index = np.full((len(characters), 4), -1, np.int64)
+                index[:, :2] = ends + np.cumsum(np.stack([counts[keep], sizes[keep]], 1), axis=0)
+                index[:, 3] = [zlib.crc32(ids) % 1000 == 0 for ids in characters]
+                codes[np.repeat(keep, counts)].astype(np.uint16).tofile(u16)
+                np.concatenate(characters).tofile(u8)
+                index.tofile(idx)
+                ends = index[-1, :2]
+        write_whole(path.with_suffix(".skipped"), json.dumps(skipped))
+        for part in parts:
+            part.replace(path.with_suffix(part.suffixes[-2]))
+    finally:
+        shutil.rmtree(download, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Speaker embeddings
+
+def embed(folder, name, device="cpu"):
+    """Store a speaker embedding, by one of audio.load_embedder's, of each clip of a token data set made by `tokenize`.
+    Goes on where a killed run stopped.
+
+    A clip of which none can be had is listed, and gets the mean of its speaker's others, or where there is none that of
+    the data set. Raises UserError where no clip has any, or where the recordings are no longer there.
+    """
+    mark, codec = folder / f"speaker_{name}.json", read_codec(folder)
+    paths = [path.with_suffix("") for path in sorted(folder.glob("tokens_*.idx"))]
+    if not paths or not all(path.with_suffix(".jsonl").exists() for path in paths):
+        raise UserError(f"{folder} does not say which recordings its tokens are of: tokenize again" if not paths else
+                        f"the tokens at {folder} came without recordings: no voice can be heard")
+    files = [folder / f"{path.name.replace('tokens', f'speaker_{name}')}.f32" for path in paths]
+    if not mark.exists():
+        if not (root := Path(read_json(folder / "plan.json")["root"])).is_dir():
+            raise UserError(f"the recordings of {folder} are no longer at {root}: put them there again")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        width = cached_embedder(name, device).width  # here as well, so that a missing package is one error
+        jobs = [(path, file, root, codec, name, device) for path, file in zip(paths, files) if not file.exists()]
+        if jobs:
+            bar = tqdm(None, "voices", len(jobs), unit=" shards", leave=False)
+            with (ThreadPool(cores()) if device == "cuda" else parallel()) as pool, bar:
+                for _ in pool.imap_unordered(_embed_shard, jobs):
+                    bar.update()
+        close_embeddings(mark, paths, files, width)
+    for file in files:
+        file.with_suffix(".missing").unlink(missing_ok=True)
+    info = read_json(mark)
+    for id, reason in info["missing"]:
+        print(f"no embedding of {id}: {reason}")
+    print(f"{folder}: {info['clips']:,} speaker embeddings by {name}, {info['width']} wide, {len(info['missing'])} of "
+          "them means")
+
+
+def close_embeddings(mark, paths, files, width):
+    """Put means where embeddings are missing, and then write the mark that all are there."""
+    speakers = read_json(mark.parent / "speakers.json")
+    sums, counts = np.zeros((len(speakers) + 1, width)), np.zeros((len(speakers) + 1, 1))
+    clips, holes = 0, []
+    for path, file in zip(paths, files):
+        vectors, missing = np.fromfile(file, np.float32).reshape(-1, width), read_json(file.with_suffix(".missing"))
+        speaker, have = map_file(path.with_suffix(".idx"), np.int64, 4)[:, 2], np.ones(len(vectors), bool)
+        have[[row for row, *_ in missing]] = False
+        np.add.at(sums, speaker[have], vectors[have])  # in the last row those of nobody, whose number is -1
+        np.add.at(counts, speaker[have], 1)
+        clips += len(vectors)
+        if missing:
+            holes.append((file, missing, speaker))
+    if not counts.any():
+        raise UserError(f"no voice can be heard in any of the {clips} clips of {mark.parent}; of the first it is said: "
+                        f"{holes[0][1][0][2] if holes else 'there is none'}")
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum(0) / counts.sum())
+    means[-1] = sums.sum(0) / counts.sum()
+    for file, missing, speaker in holes:
+        vectors = np.fromfile(file, np.float32).reshape(-1, width)
+        for row, *_ in missing:
+            vectors[row] = means[speaker[row]]
+        write_whole(file, vectors.tobytes())
+    reasons = [(id, reason) for _, missing, _ in holes for _, id, reason in missing]
+    write_whole(mark, json.dumps({"width": width, "clips": clips, "missing": reasons}, indent=2) + "\n")
+
+
+cached_embedder = cache(load_embedder)
+
+
+def _embed_shard(job):
+    """The embeddings of one shard's clips, after a list of those that are missing: [row, id, reason]."""
+    path, file, root, codec, name, device = job
+    embedder, source, missing = cached_embedder(name, device), None, []
+    rows = [row for row in read_jsonl(path.with_suffix(".jsonl")) if "skipped" not in row]
+    vectors = np.zeros((len(rows), embedder.width), np.float32)
+    for n, row in enumerate(rows):
+        try:
+            if source != row["source"]:
+                wav, source = read_wav(root / row["source"], codec["sample_rate"]), row["source"]
+            start = round(row["start"] * codec["sample_rate"])
+            with on_gpu:
+                vectors[n] = embedder(wav[start:start + row["frames"] * codec["hop_length"]], codec["sample_rate"])
+        except UserError as e:
+            missing.append((n, row["id"], str(e)))
+    write_whole(file.with_suffix(".missing"), json.dumps(missing))
+    write_whole(file, vectors.tobytes())
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -842,6 +791,8 @@ def main(argv):
             p.add_argument("--sentences", type=int, default=4000, help="how many (%(default)s)")
             p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
             p.add_argument("--voices", default="en-us", help="espeak-ng voices, with commas between (%(default)s)")
+            p.add_argument("--heldout_voices", default="", help="further voices, for validation alone")
+            p.add_argument("--heldout_voice_clips", type=int, default=48, help="sentences of each (%(default)s)")
             p.add_argument("--transcripts", type=Path, help="speak these instead: metadata.csv, or a sentence a line")
         elif name == "demo_music":
             p.add_argument("--root", type=Path, help="folder of the composed corpus (OUT/corpus)")
@@ -852,16 +803,32 @@ def main(argv):
                            help="a corpus that is here" + "; else LJSpeech 1.1 is downloaded" * (name == "ljspeech"))
             p.add_argument("--columns", default="id|text|normalized|speaker", help="of its metadata.csv (%(default)s)")
         if name == "tokenize":
-            p.add_argument("--codec", choices=(*CODECS, "mel_rvq"), required=True)
+            p.add_argument("--codec", required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of a mel_rvq's "
+                           "tokens, which is used again as it is")
             p.add_argument("--chunk_frames", type=int, help="cut recordings to so many (2040 for bare folders of them; "
                            "those that metadata.csv names are kept whole)")
             p.add_argument("--chunk_seconds", type=float, help="or to so many")
             p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p = commands.add_parser("emilia", help="turn the pre-tokenised Emilia into a data set")
+    p.add_argument("--out", type=Path, default=Path("data/emilia"), help="folder of the data set (%(default)s)")
+    p.add_argument("--root", type=Path, help=f"its parquet files, if they are here; else those of {EMILIA} are fetched")
+    p = commands.add_parser("embed", help="store speaker embeddings of the clips of a token data set")
+    p.add_argument("--data", type=Path, required=True, help="its folder")
+    p.add_argument("--embedder", choices=("stats", "ecapa"), required=True)
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of ecapa (%(default)s)")
     args = parser.parse_args(argv)
+    if args.command == "emilia":
+        emilia(args.out, args.root)
+        return
+    if args.command == "embed":
+        embed(args.data, args.embedder, "cpu" if args.embedder == "stats" else args.device)
+        return
     mel = MelConfig(**{f.name: getattr(args, f.name) for f in fields(MelConfig)})
     if args.command == "demo":
         root = args.root or args.out / "corpus"
-        make_demo_corpus(root, args.sentences, args.heldout, args.voices.split(","), args.transcripts)
+        heldout_voices = args.heldout_voices.split(",") if args.heldout_voices else []
+        make_demo_corpus(root, args.sentences, args.heldout, args.voices.split(","), args.transcripts, heldout_voices,
+                         args.heldout_voice_clips)
         prepare(root, args.out, mel, args.max_seconds)
         return
     if args.command == "demo_music":

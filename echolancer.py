@@ -12,8 +12,8 @@ from common import UserError
 from model import LLM, LLMConfig
 
 CONFIG = {  # what a checkpoint's config would say, and how its authors sample
-    "system": "llm", "codec": "neucodec", "speaker_embedder": "ecapa", "eval_temperature": 0.8, "eval_top_k": 0,
-    "eval_top_p": 0.92, "eval_repetition_penalty": 1.0, "eval_seconds": 15.0}
+    "system": "llm", "codec": "neucodec", "sample_rate": 24000, "speaker_embedder": "ecapa", "eval_temperature": 0.8,
+    "eval_top_k": 0, "eval_top_p": 0.92, "eval_repetition_penalty": 1.0, "eval_seconds": 15.0}
 
 
 def is_one(path):
@@ -78,7 +78,7 @@ def to_theirs(model):
 
 
 def to_ours(state, model, path):
-    """A published state dict as one for `model`. UserError names the first key that is missing, misshapen or unknown."""
+    """A published state dict as one for `model`. UserError names a key that is missing, misshapen or unknown."""
     theirs, own = names(model.c), model.state_dict()
     known = {"combined_head.weight", "decoder.embed.weight", "decoder.out_proj.weight"}  # the embedding again
     for key, x in own.items():

@@ -4,6 +4,7 @@
     python evaluate.py --ckpt runs/flow_demo --prompts FILE   on the sentences of a file, one a line
     python evaluate.py --ckpt runs/codec_demo
     python evaluate.py --ckpt runs/codec_demo_music*          several runs of one system, side by side
+    python evaluate.py --ckpt runs/llm_demo_speakers          also whose voice it is
 
 Writes wavs, spectrograms and summary.json into RUN/evaluation, or --out. Beside what was generated stand the recordings
 themselves after the same mel and vocoder, or the same codec: the best that it allows. Durations are predicted.
@@ -16,6 +17,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,13 +25,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from audio import MelConfig, load_codec, load_vocoder, log_mel, write_wav
-from common import UserError, autocast, find_checkpoint, init_distributed, pick_dtype, read_yaml, run
-from data import MelDataset, TextFeatures, read_lines
-from model import delayed_batch
+from audio import MelConfig, load_codec, load_vocoder, log_mel, read_wav, write_wav
+from common import UserError, autocast, find_checkpoint, init_distributed, pick_dtype, run
+from corpora import read_lines
+from data import MelDataset, SentenceDataset
+from model import CHARACTERS, delayed_batch, linear_cross_entropy, packed_batch, sentence
 from page import plot_spectrograms
-from sample import (add_options, codec_folder, fill_options, generate_codes, generate_mels, load_codec_lm, load_flow,
-                    mel_config, open_tokens, refuse_options, sampling)
+from sample import (SPEAKING, add_options, check_codec, codec_folder, fill_options, generate_codes, generate_mels,
+                    load_codec_lm, load_flow, load_llm, mel_config, open_tokens, read_config, refuse_options, sampling,
+                    speak_sentences)
+from text import TextFeatures
 
 # ------------------------------------------------------------------------------------------------------------
 # Recognisers: functions from (wav, sample rate) to text
@@ -304,6 +309,53 @@ def score_clips(model, data, features, clips, device, dtype):
     return sums
 
 
+@torch.no_grad()
+def score_sentences(model, data, clips, voices, device, dtype, batch_size=16):
+    """What an LLM TTS knows of some clips of a SentenceDataset, as far as its context reaches.
+
+    voices: embeddings (N, speaker_width) or None. Returns four sums, (4,) float64: the cross-entropies of characters
+    (and of the two tokens after them) and of codes (and their end), and how many there are of either.
+    """
+    c, sums = model.c, np.zeros(4)
+    model.eval()
+    for at in range(0, len(clips), batch_size):
+        some = [sentence(c, data.characters(i), data.codes(i)) for i in clips[at:at + batch_size]]
+        steps = min(c.context, -(-(max(map(len, some)) - 1) // 16) * 16)
+        tokens, targets, _ = packed_batch([[one] for one in some], steps)
+        speaker = None if voices is None else voices[at:at + batch_size].to(device)
+        with autocast(device, dtype):
+            x = model(tokens.to(device), None, speaker)
+            audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
+            for k, chosen in enumerate(((targets >= 0) & ~audio, audio)):
+                loss = linear_cross_entropy(x[chosen.to(device)], model.embedding.weight, targets[chosen].to(device))
+                sums[[k, 2 + k]] += loss.item(), int(chosen.sum())
+    return sums
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Voices
+
+def voice_features(wav, rate):
+    """What tells voices apart: mean and deviation of 20 MFCCs (Davis & Mermelstein, 1980) over what is not silence."""
+    import librosa
+
+    wav = librosa.resample(np.asarray(wav, np.float32), orig_sr=rate, target_sr=16000)
+    wav, _ = librosa.effects.trim(wav, top_db=30)
+    mfcc = librosa.feature.mfcc(y=wav, sr=16000, n_mfcc=21, n_fft=512, hop_length=160)[1:]  # the first is loudness
+    return np.concatenate((mfcc.mean(1), mfcc.std(1)))
+
+
+def name_speakers(known, names, wavs, rate):
+    """Whose voices `wavs` are, by a linear discriminant on MFCCs of recordings whose speakers are known: lists."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    classifier.fit([voice_features(wav, rate) for wav in known], names)
+    return classifier.predict([voice_features(wav, rate) for wav in wavs]).tolist()
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Evaluation of the flow TTS
 
@@ -429,6 +481,97 @@ def evaluate_codec(args, folder, config, out):
     return summary
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Evaluation of the LLM TTS
+
+def evaluate_llm(args, folder, config, out):
+    """Score held-out sentences, speak them, and judge them beside the recordings through the same codec; where there
+    are voices, each with that of another clip of its speaker. Writes files to `out`, returns the summary."""
+    _, _, device = init_distributed(args.device)
+    model, _ = load_llm(folder, device)
+    c, dtype, rng = model.c, pick_dtype(config["dtype"], device), np.random.default_rng(args.seed)
+    source, kept = args.data_dir or config["data_dir"], codec_folder(folder, config)
+    options = sampling(args, names=SPEAKING)
+    data = SentenceDataset(source, codec=c.codec, sample_rate=c.sample_rate, frame_rate=c.frame_rate,
+                           codebook_size=c.codebook_size)
+    check_codec(source, kept)
+    codec, train, val = load_codec(kept, device), data.clips("train"), data.clips("val")
+    if config["overfit"]:
+        train = val = data.clips("all")[:config["overfit"]]
+
+    # Clips to speak: three quarters of trained voices where there are others, which only the held-out clips have
+    speakers = {i: int(s) for some in (train, val) for i, s in zip(some.tolist(), data.speaker(some))}
+    trained = {speakers[i] for i in train.tolist()}
+    old, new = ([i for i in val.tolist() if (speakers[i] in trained) == known] for known in (True, False))
+    clips = old[:args.clips * 3 // 4 if new else args.clips]
+    clips += interleave(new, speakers)[:args.clips - len(clips)]
+    texts = [data.text(i) for i in clips]
+
+    # Other clips of their speakers: one to show the voice, the others to learn to tell voices by
+    voices, known = None, []
+    if c.speaker_width:
+        data.load_embeddings(config["speaker_embedder"], c.speaker_width)
+        others = {s: [i for i in (train if s in trained else val).tolist() if speakers[i] == s and i not in clips]
+                  for s in set(speakers[i] for i in clips)}
+        shown = [int(rng.choice(others[speakers[i]][::2])) if others[speakers[i]] else i for i in clips]
+        voices = torch.stack([torch.from_numpy(data.embedding(i)) for i in shown])
+        known = [i for s in others for i in others[s][1::2][:40]]
+
+    sums = score_sentences(model, data, clips, voices, device, dtype)
+    counts = sum(np.bincount(data.codes(i), minlength=c.codebook_size) for i in train[:16384].tolist())
+    p = counts[counts > 0] / counts.sum()
+    summary = {
+        "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": folder.name, "clips": len(clips),
+        "steps_per_second": training_speed(args.ckpt), "seed": args.seed, **options,
+        "text_perplexity": math.exp(sums[0] / sums[2]), "audio_perplexity": math.exp(sums[1] / sums[3]),
+        "unigram_perplexity": math.exp(-(p * np.log(p)).sum()),
+    }
+
+    seeds = [args.seed * 1_000_003 + n for n in range(len(clips))]
+    made = speak_sentences(model, texts, seeds, voices, config["eval_seconds"], **options)
+    real = [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
+        wavs, recordings = (list(pool.map(codec.decode, codes)) for codes in (made, real))
+    rate, count = codec.sample_rate, len(old[:len(clips)]) if not new else args.clips * 3 // 4
+    judge, hear = load_recogniser(args.recogniser, sorted(set(texts)), data.grammar, device)
+    heard, rows = judge_speech(hear, rate, texts, wavs, [recordings])
+    summary |= {"judge": judge, "prompts": len(texts), **heard,
+                "duration_error": float(np.mean([abs(len(a) / len(b) - 1) for a, b in zip(made, real)]))}
+    if known:
+        read = [read_wav(path, rate) for path in (data.recording(i) for i in known)]
+        names = [data.speakers[speakers[i]] for i in known]
+        asked = [data.speakers[speakers[i]] for i in clips]
+        for key, some in (("speaker", wavs), ("speaker_ceiling", recordings)):
+            named = name_speakers(read, names, some, rate)
+            right = [a == b for a, b in zip(named, asked)]
+            for row, name in zip(rows, named):
+                row[key] = name
+            summary[f"{key}_accuracy"] = float(np.mean(right[:count]))
+            if new:
+                summary[f"{key}_accuracy_new"] = float(np.mean(right[count:]))
+        summary |= {"speaker_clips": len(asked[:count]), "speaker_clips_new": len(asked[count:]),
+                    "voices": len(set(asked[:count])), "voices_new": len(set(asked[count:]))}
+        for row, name in zip(rows, asked):
+            row["speaker_asked"] = name
+
+    mel = MelConfig(sample_rate=rate)
+    for n, (wav, recording) in enumerate(zip(wavs, recordings)):
+        write_wav(out / f"{n:03d}.wav", wav, rate)
+        write_wav(out / f"{n:03d}_reference.wav", recording, rate)
+        if n < 8 or n >= len(clips) - 4:
+            plot_spectrograms(out / f"{n:03d}.png", texts[n], {
+                "generated": log_mel(wav, mel), "recording, codec": log_mel(recording, mel)}, mel)
+    (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
+    return summary
+
+
+def interleave(clips, speakers):
+    """Clips in an order that takes one of each speaker in turn."""
+    turn = Counter()
+    return sorted(clips, key=lambda i: (turn.update([speakers[i]]), turn[speakers[i]])[1])
+
+
 def training_speed(ckpt):
     """The median of the steps a second that a run logged; None where there is no log."""
     log = Path(ckpt) / "metrics.jsonl"
@@ -477,6 +620,22 @@ CODEC_ROWS = [
 ]
 
 
+LLM_ROWS = [
+    ("parameters", "{parameters:,}", ""),
+    ("checkpoint", "{checkpoint}", ""),
+    ("steps a second", "{steps_per_second:.2f}", ""),
+    ("perplexity of characters", "{text_perplexity:.2f}", ""),
+    ("perplexity of codes", "{audio_perplexity:.2f}", "{unigram_perplexity:.0f} training unigrams"),
+    ("word error rate", "{wer:.1%}", "{wer_ceiling:.1%} recordings through the codec"),
+    ("wholly right", "{exact} of {prompts}", "{exact_ceiling:.0f}"),
+    ("duration error", "{duration_error:.1%}", ""),
+    ("speaker named, trained voices", "{speaker_accuracy:.1%} of {speaker_clips}",
+     "{speaker_ceiling_accuracy:.1%} of the recordings through the codec, {voices} voices"),
+    ("speaker named, untrained voices", "{speaker_accuracy_new:.1%} of {speaker_clips_new}",
+     "{speaker_ceiling_accuracy_new:.1%} of the recordings through the codec, {voices_new} voices"),
+]
+
+
 def table(rows, names, summaries, beside):
     """Lines of text: a column for each run, and one for what stands beside, as the first run has it."""
     def written(form, summary):
@@ -511,19 +670,19 @@ def main(argv):
     codec.add_argument("--embedding", dest="eval_embedding", choices=("auto", "clap", "logmel"),
                        help="of the Fréchet distance")
     args = parser.parse_args(argv)
-    configs = [read_yaml(find_checkpoint(ckpt) / "config.yaml") for ckpt in args.ckpt]
+    configs = [read_config(ckpt) for ckpt in args.ckpt]
     if len({config["system"] for config in configs}) > 1:
         raise UserError("runs of different systems cannot stand side by side")
     system, summaries = configs[0]["system"], []
-    if system == "codec":
+    if system != "flow":
         refuse_options(args, system, "prompts")
     for ckpt, config in zip(args.ckpt, configs):
         run_args = argparse.Namespace(**vars(args) | {"ckpt": ckpt})
         fill_options(run_args, config)
         out = args.out / Path(ckpt).name if args.out and len(configs) > 1 else args.out or Path(ckpt) / "evaluation"
         out.mkdir(parents=True, exist_ok=True)
-        summaries.append((evaluate_codec if system == "codec" else evaluate_flow)(
-            run_args, find_checkpoint(ckpt), config, out))
+        evaluate = {"flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
+        summaries.append(evaluate(run_args, find_checkpoint(ckpt), config, out))
         lines = describe(system, ["generated"], summaries[-1:])
         (out / "table.txt").write_text("\n".join(lines) + "\n")
     if len(configs) > 1:
@@ -536,6 +695,8 @@ def describe(system, names, summaries):
     first = summaries[0]
     if system == "flow":
         lines = table(FLOW_ROWS, names, summaries, f"recordings through {first['vocoder']}")
+    elif system == "llm":
+        lines = table(LLM_ROWS, names, summaries, "beside it")
     else:
         lines = table(CODEC_ROWS + book_rows(first), names, summaries, "beside it")
         lines.append(f"Fréchet distance of {first['embedding']}; {first['clips']} held-out clips")

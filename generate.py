@@ -202,18 +202,18 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
 
 
 def capture(step, state):
-    """Compile a function that works in place on tensors, and capture it in a CUDA graph. Returns its replay. state: all
-    the tensors that it changes; afterwards they are as they were."""
-    compiled, before = torch.compile(step, dynamic=False), [x.clone() for x in state]
+    """Capture a function that works in place on tensors in a CUDA graph, and return its replay. state: all the tensors
+    that it changes; afterwards they are as they were. It is not compiled: that takes longer than speaking a page."""
+    before = [x.clone() for x in state]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            compiled()
+            step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        compiled()
+        step()
     for x, old in zip(state, before):
         x.copy_(old)
     return graph.replay

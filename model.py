@@ -810,7 +810,8 @@ class ALiBiAttention(nn.Module):
     def forward(self, x, position, look, state=None, starts=None):
         """look: FlexAttention's block mask, or the distances (B or 1, 1, T, S) from queries to keys, -inf where a query
         may not look."""
-        q, k, v = (f(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (matrix(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+                   for matrix in (self.query, self.key, self.value))
         if state is not None:
             for kept, new in zip(state, (k, v)):
                 kept.index_copy_(2, position, new.to(kept.dtype))
@@ -860,7 +861,7 @@ def linear_cross_entropy(x, weight, targets):
     if torch.is_autocast_enabled(x.device.type):
         x, weight = (y.to(torch.get_autocast_dtype(x.device.type)) for y in (x, weight))
     rows = max(1, LOGITS // len(weight))
-    if rows < len(x) and hasattr(F, "linear_cross_entropy") and torch.is_grad_enabled():  # in bfloat16 it rounds the sum
+    if rows < len(x) and hasattr(F, "linear_cross_entropy") and torch.is_grad_enabled():  # its sum is rounded as x is
         return F.linear_cross_entropy(x, weight, targets, reduction="sum", options=nn.LinearCrossEntropyOptions())
 
     def part(x, targets):

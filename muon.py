@@ -1,8 +1,8 @@
 """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): momentum, orthogonalised, for matrices.
 
-PyTorch's own always multiplies in bfloat16, which a CPU without such units does 200 times slower than float32, and takes
-one matrix at a time. Here those of a shape go together, in float32 where the chip has no bfloat16. State dicts are those
-of `torch.optim.Muon`.
+PyTorch's own always multiplies in bfloat16, which a CPU without such units does 200 times slower than float32, and
+takes one matrix at a time. Here those of a shape go together, in float32 where the chip has no bfloat16. State dicts
+are those of `torch.optim.Muon`.
 """
 
 import torch
@@ -26,8 +26,8 @@ def orthogonalise(G, steps=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum of 0.95, orthogonalised; a step is scaled by 0.2 √max(M, N), to the size of AdamW's (Liu et al.,
-    2025), so that both take one learning rate. `params` are matrices (M, N)."""
+    """Nesterov momentum, orthogonalised; a step is scaled by 0.2 √max(M, N), to the size of AdamW's (Liu et al., 2025),
+    so that both take one learning rate. `params` are matrices (M, N)."""
 
     def __init__(self, params, lr, weight_decay=0.1, momentum=0.95):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))

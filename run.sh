@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # ./run.sh                       the demo of the flow TTS: corpus, training, evaluation, nothing to download but packages
-# ./run.sh test                  the test suite
-# ./run.sh demo [flow | codec] [--config FILE] [--key value …]
-#                                a system's demo, or that of a config: codec_demo_text.yaml, codec_demo_music.yaml …
-# ./run.sh [flow | codec] [--gpus N] [--config FILE] [--key value …]
+# ./run.sh test                  the test suite, on all cores
+# ./run.sh demo [flow | codec | llm] [--config FILE] [--key value …]
+#                                a system's demo, or that of a config: codec_demo_text.yaml, llm_demo_speakers.yaml …
+# ./run.sh [flow | codec | llm] [--gpus N] [--config FILE] [--key value …]
 #                                the published training run, or that of a config; a key is any key of the config
 # NUM_GPUS and BATCH_SIZE stand for --gpus and --batch_size. For several machines set NNODES, NODE_RANK, MASTER_ADDR and
 # MASTER_PORT on each of them. PYTHON names the interpreter for .venv.
@@ -102,8 +102,8 @@ prepare_codec() {
             python data.py demo_music --out "$tokens" --codebook_size 256 ;;
         data/ljspeech_encodec|data/ljspeech_encodec_sentences)
             echo "to download: LJSpeech 1.1 (2.6 GB, public domain) and EnCodec's weights (93 MB, MIT)"
-            python -c 'import common, data, pathlib
-common.run(lambda _: data.download_ljspeech(pathlib.Path("data")), [])'
+            python -c 'import common, corpora, pathlib
+common.run(lambda _: corpora.download_ljspeech(pathlib.Path("data")), [])'
             [ "$tokens" = data/ljspeech_encodec ] && chunks=(--chunk_seconds 8) || chunks=()
             python data.py tokenize --codec encodec_24khz --root data/LJSpeech-1.1 --out "$tokens" \
                 ${chunks[@]+"${chunks[@]}"} ;;
@@ -113,6 +113,34 @@ common.run(lambda _: data.download_ljspeech(pathlib.Path("data")), [])'
             echo "to download: DAC's weights (307 MB, MIT)"
             python data.py tokenize --codec dac_44khz --root data/fma_large --out "$tokens" ;;
         *) fail "there are no tokens at $tokens: python data.py tokenize --codec … --root … --out $tokens" ;;
+    esac
+}
+
+# Likewise the sentences of an LLM TTS's config.
+prepare_llm() {
+    local voices=en-us,en-us+f2,en-gb-x-rp+m3,en-gb-scotland+f4,en-us+m7,en-029+m1 others=en-us+f5,en-gb-x-rp+m5
+    [ -n "$tokens" ] || tokens=$(sed -n 's/^data_dir: *//p' "$config")
+    [ ! -f "$tokens/codec.json" ] || return 0
+    case $tokens in
+        data/demo_llm)
+            [ -f data/demo/dataset_stats.json ] || python data.py demo
+            python data.py tokenize --codec mel_rvq --root data/demo/corpus --out "$tokens" --hop_length 441 \
+                --codebooks 1 --codebook_size 1024 ;;
+        data/demo_voices)
+            python data.py demo --out data/voices --voices "$voices" --heldout_voices "$others"
+            python data.py tokenize --codec mel_rvq --root data/voices/corpus --out "$tokens" --hop_length 441 \
+                --codebooks 1 --codebook_size 2048
+            python data.py embed --data "$tokens" --embedder stats ;;
+        data/emilia)
+            echo "to download: Emilia-YODAS in NeuCodec's codes (about 25 GB, CC BY 4.0)"
+            python data.py emilia --out "$tokens" ;;
+        data/ljspeech_neucodec)
+            echo "to download: LJSpeech 1.1 (2.6 GB, public domain) and NeuCodec's weights (2.5 GB, Apache 2.0)"
+            python -c 'import common, corpora, pathlib
+common.run(lambda _: corpora.download_ljspeech(pathlib.Path("data")), [])'
+            python data.py tokenize --codec neucodec --root data/LJSpeech-1.1 --out "$tokens" ;;
+        *) fail "there are no tokens at $tokens: python data.py tokenize --codec neucodec --root … --out $tokens, and for" \
+            "voices python data.py embed --data $tokens --embedder ecapa" ;;
     esac
 }
 
@@ -137,6 +165,18 @@ sample  .venv/bin/python sample.py --ckpt $run --seconds 10 --temperature 0.8 --
 END
 }
 
+demo_llm() {
+    prepare_llm
+    train
+    evaluate
+    cat <<END
+
+listen  $run/evaluation/000.wav and on; beside each the recording through the codec, 000_reference.wav
+look    $run/evaluation/000.png and on, $run/curves.png, $run/coverage.png
+speak   .venv/bin/python sample.py --ckpt $run --text "The captain painted seven wooden boxes yesterday." --out out.wav
+END
+}
+
 demo_flow() {
     [ -f data/demo/dataset_stats.json ] || python data.py demo
     train
@@ -151,22 +191,24 @@ END
 
 case ${1:-demo} in
     -h|--help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit ;;
-    test) environment; shift; exec python -m pytest -q "$@" ;;
+    test) environment; shift; OMP_NUM_THREADS=1 exec python -m pytest -q -n auto --dist loadfile "$@" ;;
     demo) mode=demo; shift || true ;;
     *) mode=train ;;
 esac
 case ${1:-} in
-    flow|codec) system=$1; shift ;;
+    flow|codec|llm) system=$1; shift ;;
     --*|"") system=flow ;;
-    *) fail "there is no '$1': ./run.sh [test | demo] [flow | codec] [--gpus N] [--config FILE] [--key value …]" ;;
+    *) fail "there is no '$1': ./run.sh [test | demo] [flow | codec | llm] [--gpus N] [--config FILE] [--key value …]" ;;
 esac
 case $mode-$system in
     demo-flow) config=configs/flow_demo.yaml ;;
     train-flow) config=configs/flow_ljspeech.yaml ;;
     demo-codec) config=configs/codec_demo.yaml ;;
     train-codec) config=configs/codec_ljspeech.yaml ;;
+    demo-llm) config=configs/llm_demo.yaml ;;
+    train-llm) config=configs/llm_177m.yaml ;;
 esac
-case $system in flow) trainer=train_flow_tts.py ;; codec) trainer=train_codec_lm.py ;; esac
+case $system in flow) trainer=train_flow_tts.py ;; codec) trainer=train_codec_lm.py ;; llm) trainer=train_llm_tts.py ;; esac
 gpus=${NUM_GPUS:-1} flags=() run= tokens=
 [ -z "${BATCH_SIZE:-}" ] || flags+=(--batch_size "$BATCH_SIZE")
 while [ $# -gt 0 ]; do

@@ -21,12 +21,14 @@ import numpy as np
 import torch
 
 import echolancer
-from audio import MelConfig, load_codec, load_vocoder, read_wav, write_wav
+from audio import MelConfig, load_codec, load_embedder, load_vocoder, read_wav, write_wav
 from common import (UserError, autocast, find_checkpoint, init_distributed, load_checkpoint, load_weights, pick_dtype,
                     read_yaml, run)
-from data import MAX_TEXT_BYTES, TextFeatures, TokenDataset, read_lines
+from corpora import read_lines
+from data import TokenDataset
 from generate import generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
+from text import MAX_TEXT_BYTES, TextFeatures, character_ids, normalise_text
 
 # ------------------------------------------------------------------------------------------------------------
 # Options and texts
@@ -186,10 +188,17 @@ def open_tokens(folder, c, codec=None):
     our own is kept in the folder `codec`, made with that very one."""
     data = TokenDataset(folder, codec=c.codec, sample_rate=c.sample_rate, frame_rate=c.frame_rate,
                         codebooks=c.codebooks, codebook_size=c.codebook_size)
-    mine, theirs = (Path(place) / "codec.safetensors" for place in (codec or folder, folder))
-    if theirs.exists() and mine.exists() and mine.read_bytes() != theirs.read_bytes():
-        raise UserError(f"the {c.codec} that made the tokens at {folder} was fitted anew: it is not that of {codec}")
+    check_codec(folder, codec or folder)
     return data
+
+
+def check_codec(folder, kept):
+    """Raises UserError where a codec of our own is kept in the folder `kept` that did not make the tokens at
+    `folder`."""
+    mine, theirs = (Path(place) / "codec.safetensors" for place in (kept, folder))
+    if theirs.exists() and mine.exists() and mine.read_bytes() != theirs.read_bytes():
+        raise UserError(f"the codec that made the tokens at {folder} was fitted anew: it is not that of {kept}; "
+                        "data.py tokenize --codec takes the folder of one to use again")
 
 
 def codec_folder(folder, config):
@@ -317,8 +326,11 @@ SPEAKING = "temperature", "top_k", "top_p", "repetition_penalty"  # the options 
 
 
 def read_config(ckpt):
-    """The config of a run, of a checkpoint, or what is known of a file of Echolancer's."""
-    return echolancer.CONFIG if echolancer.is_one(ckpt) else read_yaml(find_checkpoint(ckpt) / "config.yaml")
+    """The config of a run, of a checkpoint, or what is known of a file of Echolancer's, as a dict."""
+    config = echolancer.CONFIG if echolancer.is_one(ckpt) else read_yaml(find_checkpoint(ckpt) / "config.yaml")
+    if config.get("system") not in ("flow", "codec", "llm"):
+        raise UserError(f"{ckpt} is a checkpoint of the {config.get('system')!r} system, which there is not")
+    return config
 
 
 def load_llm(ckpt, device):
@@ -341,10 +353,12 @@ def load_llm(ckpt, device):
     return model.eval().to(device).merge(), config
 
 
-def initial_weights(model, source):
+def initial_weights(model, source, data_dir):
     """Load the weights of `source`, any that `load_llm` reads, to train on; voices and adapters that it does not have
-    begin as nothing. Raises UserError where they do not fit."""
+    begin as nothing. Raises UserError where they do not fit the model or the codec of the tokens at `data_dir`."""
     weights = load_llm(source, "cpu")[0].state_dict()
+    if not echolancer.is_one(source):
+        check_codec(data_dir, codec_folder(find_checkpoint(source), {"data_dir": data_dir}))
     new = {key: value for key, value in model.state_dict().items()
            if key not in weights and ("lora_" in key or "speaker_" in key or "to_gamma_beta" in key)}
     load_weights(model, weights | new, source)
@@ -364,7 +378,6 @@ def read_voice(path, config, device="cpu"):
     Raises UserError for a recording that is silent, too short or no audio, and for an embedding of another width than
     the checkpoint's.
     """
-    from audio import load_embedder
     wanted = config["speaker_width"]
     if Path(path).suffix == ".npy":
         try:
@@ -373,16 +386,18 @@ def read_voice(path, config, device="cpu"):
             raise UserError(f"cannot read the embedding {path}: {e}") from None
     else:
         embedder = load_embedder(config["speaker_embedder"], device)
-        embedding = embedder(read_wav(path, 22050), 22050)
+        embedding = embedder(read_wav(path, config["sample_rate"]), config["sample_rate"])
     if embedding.shape != (wanted,):
         raise UserError(f"{path} gives an embedding of shape {embedding.shape}; the checkpoint reads ({wanted},)")
     return torch.from_numpy(embedding)
 
 
 def read_prompt(c, text):
-    """A text as the tokens that a sentence begins with."""
-    from data import character_ids, normalise_text
-    return sentence(c, character_ids(normalise_text(text)))
+    """A text as the tokens that a sentence begins with. Raises UserError where the model knows none of its letters."""
+    characters = character_ids(normalise_text(text))
+    if not ((characters >= 5) & (characters < 31)).any():
+        raise UserError(f"the model reads English letters, and {text[:20]!r} has none")
+    return sentence(c, characters)
 
 
 def speech_limit(c):
@@ -435,9 +450,10 @@ def sample_llm(args, config, device):
     options, voice = sampling(args, names=SPEAKING), None
     if args.text is None and not args.text_file:
         raise UserError("what should it say? --text or --text_file")
+    if bool(args.speaker) != bool(model.c.speaker_width):
+        raise UserError(f"{args.ckpt} was trained without voices: no --speaker" if args.speaker else
+                        f"{args.ckpt} speaks with the voice of a recording: name one with --speaker")
     if args.speaker:
-        if not model.c.speaker_width:
-            raise UserError(f"{args.ckpt} was trained without voices: no --speaker")
         voice = read_voice(args.speaker, config | {"speaker_width": model.c.speaker_width}, device).to(device)
     codec = load_codec(llm_codec_folder(args.ckpt, config), device)
     pause = np.zeros(int(PAUSE * codec.sample_rate), np.float32)
@@ -445,13 +461,12 @@ def sample_llm(args, config, device):
     for path, text in jobs(args):
         path.parent.mkdir(parents=True, exist_ok=True)
         start, first = time.perf_counter(), None
-        pieces = split_text(text, speech_limit(model.c))
+        prompts = [read_prompt(model.c, piece) for piece in split_text(normalise_text(text), speech_limit(model.c))]
         with soundfile.SoundFile(path, "w", codec.sample_rate, 1, "PCM_16") as file, \
                 autocast(device, pick_dtype("auto", device)):
-            for at in range(0, len(pieces), 16):  # so many sentences at once
-                some = pieces[at:at + 16]
-                stream = stream_speech(model, [read_prompt(model.c, piece) for piece in some],
-                                       [args.seed * 1_000_003 + at + n for n in range(len(some))], frames,
+            for at in range(0, len(prompts), 16):  # so many sentences at once
+                some = prompts[at:at + 16]
+                stream = stream_speech(model, some, [args.seed * 1_000_003 + at + n for n in range(len(some))], frames,
                                        speaker=None if voice is None else voice.expand(len(some), -1), **options)
                 for n, codes in enumerate(follow(stream, len(some)), at):
                     if n:

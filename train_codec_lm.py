@@ -32,12 +32,13 @@ from tqdm import tqdm
 import common
 from audio import MelConfig, load_codec, log_mel
 from common import UserError, all_sum, autocast, barrier
-from data import MAX_TEXT_BYTES, TextFeatures, read_lines
-from evaluate import load_recogniser, score_clips, word_error_rate
+from corpora import read_lines
+from evaluate import load_recogniser, mel_distances, score_clips, word_error_rate
 from model import CodecConfig, CodecLM, delayed_batch
 from muon import Muon
 from page import save_clip, write_page
 from sample import generate_codes, open_tokens, sampling
+from text import MAX_TEXT_BYTES, TextFeatures
 
 
 @dataclass
@@ -207,11 +208,14 @@ def listen(c, model, features, codec, prompts, options, hear, folder):
     frames = round(c.eval_seconds * c.frame_rate)
     for n, codes in enumerate(generate_codes(model, features, prompts, frames, **options)):
         wav, text = codec.decode(codes), prompts[n]["text"]
+        made = log_mel(wav, mel)
         clips.append({"text": prompts[n]["label"]})
         if hear:
             heard = hear(wav, codec.sample_rate)
             clips[n] |= {"heard": heard, "wer": word_error_rate([text], [heard])}
-        save_clip(folder / f"{n:03d}", wav, log_mel(wav, mel), mel)
+            if prompts[n]["clip"] is not None:
+                clips[n]["mel_distance"] = mel_distances(made, prompts[n]["mel"])[0]
+        save_clip(folder / f"{n:03d}", wav, made, mel)
     (folder / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
     return word_error_rate([p["text"] for p in prompts], [clip["heard"] for clip in clips]) if hear else None
 
@@ -308,7 +312,8 @@ def main(argv):
                 if prompt["clip"] is not None:
                     wav = codec.decode(data.codes(prompt["clip"]))
                     mel = MelConfig(sample_rate=codec.sample_rate)
-                    save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", wav, log_mel(wav, mel), mel)
+                    prompt["mel"] = log_mel(wav, mel)
+                    save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", wav, prompt["mel"], mel)
             if c.cross_every:
                 _, hear = load_recogniser(c.eval_recogniser, [p["text"] for p in prompts], data.grammar, device)
 
@@ -385,8 +390,8 @@ def main(argv):
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
 
         # Evaluate and save
-        is_best = False
-        if step % c.eval_every == 0 or step == c.steps:
+        is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
+        if evaluates:
             entropies, hits, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
             loss = float(entropies.mean())
             is_best, best = loss < best, min(loss, best)
@@ -395,7 +400,7 @@ def main(argv):
                     val_perplexity=math.exp(loss), val_duration_loss=duration)
                 bar.write(f"step {step}: validation loss {loss:.4f}, perplexity {math.exp(loss):.2f}, right "
                           f"{hits.mean():.1%}")
-        if prompts and (step % c.sample_every == 0 or step == c.steps):
+        if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
             wer = listen(c, ema, features, codec, prompts, options, hear, folder)
             if hear:
@@ -409,8 +414,9 @@ def main(argv):
                          "scaler": scaler.state_dict()}
                 weights = {"model": model.state_dict(), "ema": ema.state_dict()}
                 common.save_checkpoint(c.out_dir, step, weights, state, asdict(c), is_best, c.keep_last)
-                write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
             barrier()
+        if rank == 0 and (evaluates or speaks or stopping):
+            write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time
             since = time.perf_counter()
         if stopping:

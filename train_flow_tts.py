@@ -31,12 +31,14 @@ from tqdm import tqdm
 import common
 from audio import LOG_FLOOR, load_vocoder
 from common import UserError, all_sum, autocast, barrier
-from data import MAX_TEXT_BYTES, MelDataset, TextFeatures, read_lines
+from corpora import read_lines
+from data import MelDataset
 from evaluate import load_recogniser, mel_distances, word_error_rate
 from model import FlowConfig, FlowTTS
 from muon import Muon
 from page import save_clip, write_page
 from sample import generate_mels, mel_config
+from text import MAX_TEXT_BYTES, TextFeatures
 
 
 @dataclass
@@ -360,14 +362,14 @@ def main(argv):
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
 
         # Evaluate and save
-        is_best = False
-        if step % c.eval_every == 0 or step == c.steps:
+        is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
+        if evaluates:
             flow, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
             is_best, best = flow < best, min(flow, best)
             if rank == 0:
                 log(step, val_loss=flow, val_duration_loss=duration)
                 bar.write(f"step {step}: validation loss {flow:.4f}")
-        if prompts and (step % c.speak_every == 0 or step == c.steps):
+        if speaks := prompts and (step % c.speak_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
             wer = speak(c, ema, features, prompts, references, hear, vocode, folder)
             log(step, wer=wer)
@@ -379,8 +381,9 @@ def main(argv):
                          "scaler": scaler.state_dict()}
                 weights = {"model": model.state_dict(), "ema": ema.state_dict()}
                 common.save_checkpoint(c.out_dir, step, weights, state, asdict(c), is_best, c.keep_last)
-                write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
             barrier()
+        if rank == 0 and (evaluates or speaks or stopping):
+            write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time
             since = time.perf_counter()
         if stopping:

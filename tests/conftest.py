@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,8 +18,11 @@ import pytest
 import torch
 
 import common
+import corpora
+import data as data_module
 import train_flow_tts
-from data import MelDataset, make_demo_corpus, prepare
+from corpora import make_demo_corpus
+from data import MelDataset, prepare
 from model import FlowConfig, FlowTTS
 from sample import MelConfig
 
@@ -70,6 +74,24 @@ def run(data_dir, tmp_path_factory):
     code, said = finish(train([f"--{key}={value}" for key, value in settings.items()]))
     assert code == 0, said
     return out
+
+
+class OneProcess(nullcontext):
+    """Stands for a pool of processes, which takes seconds to start."""
+
+    def imap(self, function, jobs, chunksize=1):
+        return map(function, jobs)
+
+    imap_unordered = imap
+
+    def __enter__(self):
+        return self
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    for module in (corpora, data_module):
+        monkeypatch.setattr(module, "parallel", OneProcess)
 
 
 def tiny_flow(seed=0, **changes):

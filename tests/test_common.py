@@ -18,8 +18,9 @@ import common
 from common import load_checkpoint, load_config, open_log, save_checkpoint
 from train_codec_lm import Config as CodecConfig
 from train_flow_tts import Config
+from train_llm_tts import Config as LLMConfig
 
-SYSTEMS = {"flow": Config, "codec": CodecConfig}
+SYSTEMS = {"flow": Config, "codec": CodecConfig, "llm": LLMConfig}
 
 
 def config(*flags, file=None):

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,30 +15,15 @@ import soundfile
 import torch
 from conftest import finish, launch, refusal
 
+import corpora
 import data as data_module
 from audio import LOG_FLOOR, MelConfig, log_mel, write_wav
-from data import (MelDataset, TextFeatures, clip_path, demo_grammar, demo_sentence, draw_validation, make_demo_corpus,
-                  prepare, read_metadata, speak, text_ids)
+from corpora import clip_path, demo_grammar, demo_sentence, draw_validation, make_demo_corpus, read_metadata, speak
+from data import MelDataset, prepare
 from evaluate import load_recogniser, word_error_rate
+from text import TextFeatures, text_ids
 
 MEL = MelConfig()
-
-
-class OneProcess(nullcontext):
-    """Stands for a pool of processes, which takes seconds to start."""
-
-    def imap(self, function, jobs, chunksize=1):
-        return map(function, jobs)
-
-    imap_unordered = imap
-
-    def __enter__(self):
-        return self
-
-
-@pytest.fixture
-def one_process(monkeypatch):
-    monkeypatch.setattr(data_module, "parallel", OneProcess)
 
 
 def make_corpus(root, clips, metadata=None):
@@ -405,7 +389,7 @@ def test_folders_that_are_no_corpus(tmp_path, files, words):
 def test_no_download(tmp_path):
     """From where, and what to do instead."""
     said = refusal(data_module.main, "ljspeech", "--out", tmp_path / "data" / "ljspeech")
-    assert data_module.LJSPEECH_URL in said and "--root" in said
+    assert corpora.LJSPEECH_URL in said and "--root" in said
 
 
 def test_command_line(tmp_path, one_process, capsys):

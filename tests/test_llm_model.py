@@ -64,7 +64,8 @@ def echolancers(c, x, state):
         y = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5)
         y = y * state[f"{name}.weight"] + state[f"{name}.bias"]
         if "speaker" in state:
-            s = F.layer_norm(F.normalize(state["speaker"], dim=0), (12,), state["spk_norm.weight"], state["spk_norm.bias"])
+            affine = state["spk_norm.weight"], state["spk_norm.bias"]
+            s = F.layer_norm(F.normalize(state["speaker"], dim=0), (12,), *affine)
             s = state[f"{name}.to_gamma_beta.weight"] @ F.normalize(s, dim=0) + state[f"{name}.to_gamma_beta.bias"]
             y = y * (1 + 1.5 * s[:c.width]) + 1.5 * s[c.width:]
         return y
@@ -80,7 +81,8 @@ def echolancers(c, x, state):
             scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
             heads.append(scores.softmax(-1) @ v[:, shared])
         x = x + torch.cat(heads, -1) @ state[at + "self_attn.W_o.weight"].T
-        x = x + (norm(at + "norm3", x) @ state[at + "ffn.linear1.weight"].T).relu() ** 2 @ state[at + "ffn.linear2.weight"].T
+        up, down = (state[f"{at}ffn.linear{n}.weight"].T for n in (1, 2))
+        x = x + (norm(at + "norm3", x) @ up).relu() ** 2 @ down
     return x @ state["combined_emb.weight"].T
 
 
@@ -145,7 +147,8 @@ def test_cached_decoding_is_the_full_forward(options):
     late = tokens.clone()
     late[1, first:] = tokens[1, :-first]
     with torch.no_grad():
-        voices, cache = speaker if speaker is None else model.read_speaker(speaker), model.empty_cache(torch.tensor([0, first]), 300)
+        voices = speaker if speaker is None else model.read_speaker(speaker)
+        cache = model.empty_cache(torch.tensor([0, first]), 300)
         steps = [model.hidden(late[:, :40], None, voices, cache)]
         steps += [model.hidden(late[:, t:t + 1], None, voices, cache) for t in range(40, 300)]
         cached = torch.cat(steps, 1) @ model.embedding.weight.T
@@ -222,7 +225,7 @@ def test_the_model_takes_flex_attention_where_it_is_told(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 5], ids=["whole", "in chunks"])
 @pytest.mark.parametrize("own", [False, True], ids=["PyTorch's", "ours"])
 def test_linear_cross_entropy(monkeypatch, rows, own):
-    """Value and gradients beside float64's, with targets to be left out; both ways, whatever the installed torch has."""
+    """Value and gradients beside float64's, with targets to be left out; both ways, whatever torch is installed."""
     import model as model_module
 
     monkeypatch.setattr(model_module, "LOGITS", 40 * 500 // rows)

@@ -7,9 +7,9 @@ from conftest import ROOT, TINY, tiny_flow
 
 import bench
 import model as model_module
-from data import text_ids
 from generate import solve_flow
 from model import Attention, FlowConfig, FlowTTS, attend, rms_norm, rotary, rotate
+from text import text_ids
 from train_flow_tts import Config, flow_loss
 
 TEXTS = ["A ferry.", "The captain painted seven wooden boxes.", "Eleven"]

@@ -10,12 +10,13 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import finish, launch, refusal
-from test_data import OneProcess, contents, make_corpus, tone
+from conftest import OneProcess, finish, launch, refusal
+from test_data import contents, make_corpus, tone
 
 import data as data_module
 from audio import CODECS, MelConfig, MelRVQ, load_codec, log_mel, neucodec_inputs, read_wav
-from data import TokenDataset, compose, corpus_sources, main, speak, tokenize
+from corpora import compose, corpus_sources, speak
+from data import TokenDataset, main, tokenize
 
 MEL = MelConfig(hop_length=512)
 SMALL = {  # the true geometry in frames, books and codes, with narrow layers
@@ -28,11 +29,6 @@ SMALL = {  # the true geometry in frames, books and codes, with narrow layers
 }
 GEOMETRY = {"encodec_24khz": (24000, 75, 8, 1024), "dac_44khz": (44100, 44100 / 512, 9, 1024),
             "neucodec": (24000, 50, 1, 65536)}
-
-
-@pytest.fixture
-def one_process(monkeypatch):
-    monkeypatch.setattr(data_module, "parallel", OneProcess)
 
 
 @pytest.fixture(scope="module", params=CODECS)

@@ -21,8 +21,9 @@ import evaluate
 import sample
 import train_codec_lm as trainer
 from audio import MelConfig, MelRVQ, log_mel, read_wav
-from data import TextFeatures, TokenDataset
+from data import TokenDataset
 from model import CodecLM
+from text import TextFeatures
 from train_codec_lm import Config, codec_loss, make_batch
 
 CPU = torch.device("cpu")
@@ -67,8 +68,9 @@ def flags(tokens, tmp_path):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """The trainer in this process, whose signal handlers are pytest's."""
+    """The trainer in this process, whose signal handlers are pytest's; it leaves the run's page out, to save time."""
     monkeypatch.setattr(common, "catch_signals", Event)
+    monkeypatch.setattr(trainer, "write_page", lambda *args, **facts: None)
     return trainer.main
 
 

@@ -20,8 +20,9 @@ from conftest import ROOT, TINY, checkpoint, finish, launch, refusal, same, tiny
 
 import common
 import train_flow_tts as trainer
-from data import MelDataset, TextFeatures
+from data import MelDataset
 from sample import load_flow
+from text import TextFeatures
 from train_flow_tts import POOL, Config, draw, draw_step, flow_loss, make_batch, validate
 
 CPU = torch.device("cpu")
@@ -176,8 +177,10 @@ def test_two_processes_are_one(flags, tmp_path):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """The trainer in this process, whose signal handlers are pytest's, and which fails where it would go on forever."""
+    """The trainer in this process, whose signal handlers are pytest's, and which fails where it would go on forever. It
+    leaves the run's page out, to save time."""
     monkeypatch.setattr(common, "catch_signals", Event)
+    monkeypatch.setattr(trainer, "write_page", lambda *args, **facts: None)
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it goes on forever"))
     signal.alarm(60)
     yield trainer.main

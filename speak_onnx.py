@@ -1,0 +1,173 @@
+"""Speak with an exported model: python speak.py --text "…" --out out.wav. Needs onnxruntime and numpy, no torch.
+
+export.py copies this script beside the model. A voice is an embedding in a .npy file, from export.py --speaker.
+"""
+
+import argparse
+import json
+import re
+import time
+import unicodedata
+import wave
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+HERE = Path(__file__).parent
+DIGITS = "zero one two three four five six seven eight nine".split()
+FOLDED = str.maketrans("‘’‚‛“”„‟–—―−", "''''\"\"\"\"----")
+
+
+class Speaker:
+    """speak(text) yields code after code of each sentence, and `decode` makes a waveform of codes."""
+
+    def __init__(self, folder=HERE, threads=0, voice=None):
+        self.c = json.loads((folder / "config.json").read_text())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads  # 0 for all cores
+
+        def load(name):
+            return onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
+
+        self.model, self.voice, self.folder, self.load = load("model.onnx"), {}, folder, load
+        if self.c["speaker_width"]:
+            if voice is None or voice.shape != (self.c["speaker_width"],):
+                raise SystemExit("error: this model speaks with a voice whose embedding has "
+                                 f"{self.c['speaker_width']} numbers: --speaker FILE.npy")
+            embedding = voice[None].astype(np.float32)
+            self.voice = {"voice": load("voice.onnx").run(None, {"embedding": embedding})[0]}
+
+    def ids(self, text):
+        """Characters as ids; digits one by one, as there is no num2words here."""
+        text = unicodedata.normalize("NFKD", text.translate(FOLDED))
+        text = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
+        text = re.sub(r"\s+", " ", "".join(x for x in text if not unicodedata.combining(x)).lower()).strip()
+        return [5 + self.c["characters"].index(x) if x in self.c["characters"] else 1 for x in text]
+
+    def codes(self, text, seed=0, frames=None, **options):
+        """The codes of one sentence, one by one. options: temperature, top_k, top_p, repetition_penalty."""
+        o, rng, size = self.c | options, np.random.default_rng(seed), self.c["codebook_size"]
+        tokens, position, capacity = [2, *self.ids(text), 3, self.c["audio_bos"]], 0, 256
+        frames = min(frames or round(o["seconds"] * o["frame_rate"]), o["context"] - len(tokens))
+        states = {name: np.zeros([1, shape[1], capacity, shape[3]] if name[:3] in ("key", "val") else shape, np.float32)
+                  for name, shape in self.c["states"].items()}
+        spoken = np.zeros(size + 1, bool)
+        while frames > 0:
+            for chunk in [[t] for t in tokens] if self.c["one_by_one"] else [tokens]:
+                while position + len(chunk) > capacity:
+                    states = {name: np.concatenate((x, np.zeros_like(x)), 2) if name[:3] in ("key", "val") else x
+                              for name, x in states.items()}
+                    capacity *= 2
+                logits, *new = self.model.run(None, {"tokens": np.array([chunk]), "position": np.array(position),
+                                                     **self.voice, **states})
+                for name, x in zip(states, new):
+                    if name[:3] in ("key", "val"):
+                        states[name][:, :, position:position + len(chunk)] = x
+                    else:
+                        states[name] = x
+                position += len(chunk)
+            code = pick(logits[0], spoken, rng, o)
+            if code == size:
+                return
+            yield code
+            spoken[code], tokens, frames = True, [code + 43], frames - 1
+
+    def decode(self, codes):
+        """Codes -> a waveform in [-1, 1]."""
+        if (self.folder / "codec.onnx").exists():
+            return self.load("codec.onnx").run(None, {"codes": np.array(codes)[None, None]})[0].ravel()
+        codec = np.load(self.folder / "codec.npz")
+        return griffin_lim(codec["mels"][codes], codec["filters"], int(codec["hop_length"]), int(codec["n_fft"]))
+
+
+def pick(logits, spoken, rng, o):
+    """A code by temperature (0: the likeliest), top-k, top-p and a penalty for codes that were spoken before."""
+    if o["repetition_penalty"] != 1:
+        punished = np.where(logits > 0, logits / o["repetition_penalty"], logits * o["repetition_penalty"])
+        logits = np.where(spoken, punished, logits)
+    if o["temperature"] == 0:
+        return int(logits.argmax())
+    k = min(o["top_k"] or len(logits), len(logits))
+    best = np.argpartition(-logits, k - 1)[:k] if k < len(logits) else np.arange(k)
+    best = best[np.argsort(-logits[best])]
+    p = np.exp((logits[best] - logits[best[0]]) / o["temperature"], dtype=np.float64)
+    if k < len(logits):  # top-p counts the probability of those that top-k leaves out too
+        p /= np.exp((logits - logits[best[0]]) / o["temperature"], dtype=np.float64).sum()
+    else:
+        p /= p.sum()
+    p = p[:max(1, int((p.cumsum() - p < o["top_p"]).sum()))]
+    return int(best[rng.choice(len(p), p=p / p.sum())])
+
+
+def griffin_lim(mel, filters, hop, n_fft, iterations=32):
+    """Log-mels (frames, n_mels) -> (frames * hop,): mel filters inverted by multiplicative updates (Lee & Seung, 2001),
+    phases by fast Griffin-Lim (Perraudin et al., 2013)."""
+    target = np.exp(mel.T)
+    magnitude, back = filters.T @ target, filters.T @ target
+    for _ in range(30):
+        magnitude *= back / (filters.T @ (filters @ magnitude) + 1e-10)
+    window, frames = np.hanning(n_fft + 1)[:-1], magnitude.shape[1]
+    starts, rng = hop * np.arange(frames), np.random.default_rng(0)
+    size = starts[-1] + n_fft
+    norm = np.zeros(size)
+    for start in starts:
+        norm[start:start + n_fft] += window ** 2
+
+    def wave_of(spectrum):
+        wav = np.zeros(size)
+        for start, piece in zip(starts, np.fft.irfft(spectrum, axis=0).T * window):
+            wav[start:start + n_fft] += piece
+        return wav / np.maximum(norm, 1e-8)
+
+    spectrum, before = magnitude * np.exp(2j * np.pi * rng.random(magnitude.shape)), 0
+    for _ in range(iterations):
+        wav = wave_of(spectrum)
+        again = np.fft.rfft(np.stack([wav[s:s + n_fft] for s in starts], 1) * window[:, None], axis=0)
+        angles = again - 0.99 / 1.99 * before
+        spectrum, before = magnitude * angles / np.maximum(np.abs(angles), 1e-16), again
+    pad = (n_fft - hop) // 2
+    return wave_of(spectrum)[pad:pad + frames * hop].astype(np.float32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--out", default="out.wav")
+    parser.add_argument("--speaker", type=Path, help="the embedding of a voice, .npy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0 for all cores")
+    for name in ("temperature", "top_p", "repetition_penalty", "seconds"):
+        parser.add_argument(f"--{name}", type=float)
+    parser.add_argument("--top_k", type=int)
+    args = parser.parse_args()
+    voice = np.load(args.speaker, allow_pickle=False) if args.speaker else None
+    speaker, start, codes = Speaker(HERE, args.threads, voice), time.perf_counter(), []
+    options = {name: value for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seconds")
+               if (value := getattr(args, name)) is not None}
+    if not re.search(r"\w", args.text):
+        raise SystemExit("error: there is nothing to say: the text has no letter and no digit")
+    pieces, limit = [], speaker.c["sentence"]
+    for word in args.text.split():
+        if pieces and len(pieces[-1]) + 1 + len(word) <= limit and pieces[-1][-1] not in ".!?":
+            pieces[-1] += " " + word
+        elif len(word) > limit:
+            raise SystemExit(f"error: {word[:20]!r}… is a word of {len(word)} characters; the model reads {limit}")
+        else:
+            pieces.append(word)
+    wavs = []
+    for n, piece in enumerate(pieces):
+        codes = list(speaker.codes(piece, args.seed * 1_000_003 + n, **options))
+        wavs += [speaker.decode(codes), np.zeros(int(0.15 * speaker.c["sample_rate"]))] if codes else []
+    wav, rate, took = np.concatenate(wavs[:-1] or [np.zeros(1)]), speaker.c["sample_rate"], time.perf_counter() - start
+    seconds = len(wav) / rate
+    with wave.open(args.out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes())
+    print(f"{args.out}: {seconds:.2f} s of audio in {took:.2f} s, real-time factor {took / seconds:.2f}")
+
+
+if __name__ == "__main__":
+    main()

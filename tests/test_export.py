@@ -1,0 +1,160 @@
+"""export.py and the script that it puts beside the model: what they speak without PyTorch is what PyTorch speaks."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, refusal
+from test_llm_model import prompts_of, tiny_llm, voice
+from test_tokens import SMALL
+
+import export
+import speak_onnx
+from audio import MelConfig, MelRVQ, load_codec, log_mel
+from corpora import speak
+from generate import generate_speech
+from text import character_ids, normalise_text
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx's own doings
+EVAL = dict(eval_temperature=0.8, eval_top_k=0, eval_top_p=0.9, eval_repetition_penalty=1.1, eval_seconds=2.0)
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """exported(model, int8) is the folder of an export of a model that no run has made, with a codec."""
+    def make(model, int8=False, codec=None):
+        torch.manual_seed(0)
+        codec = codec or MelRVQ(MelConfig(hop_length=441), torch.full((80,), -4.0), [torch.randn(50, 80)])
+        monkeypatch.setattr(export, "load_llm", lambda *_: (model, EVAL))
+        monkeypatch.setattr(export, "llm_codec_folder", lambda *_: None)
+        monkeypatch.setattr(export, "load_codec", lambda *_: codec)
+        export.export_onnx("a run", tmp_path / "onnx", int8)
+        return tmp_path / "onnx"
+
+    return make
+
+
+def speaker_of(folder, embedding=None):
+    return speak_onnx.Speaker(folder, 1, None if embedding is None else embedding[0].numpy())
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(macaron=True, alibi="standard", activation="gelu", speaker_width=12, seed=3), dict(pattern="GAG")],
+    ids=["published", "voices and more", "recurrent"])
+def test_greedy_tokens_are_pytorchs(exported, options):
+    """300 of them, after prompts of two lengths, beyond the capacity that the cache begins with, with penalties for
+    what was spoken, so that they do not repeat."""
+    model = tiny_llm(**options)
+    with torch.no_grad():
+        model.embedding.weight[model.c.audio_eos] *= 0.1  # so that it does not end at once
+    embedding, prompts = voice(model, 1), prompts_of(model)[:2]
+    wanted = [generate_speech(model, [prompt], [0], 300, speaker=embedding, temperature=0, repetition_penalty=penalty)
+              [0].tolist() for prompt, penalty in zip(prompts, (1.2, 1.5))]
+    speaker = speaker_of(exported(model), embedding)
+    for prompt, penalty, codes in zip(prompts, (1.2, 1.5), wanted):
+        speaker.ids = lambda text: prompt[1:-2].tolist()
+        found = list(speaker.codes("", frames=300, temperature=0, repetition_penalty=penalty))
+        assert found == codes and len(codes) == 300 and len(set(codes)) > 5
+
+
+def test_8_bits(exported):
+    """A byte a weight, the embedding twice, and logits that move by little in spite of ReLU²'s outliers."""
+    model = tiny_llm(width=256, ffn_width=512, heads=4, codebook_size=2000, layers=2)
+    with torch.no_grad():
+        model.blocks[0].ffn.up.weight[:3] *= 30
+        prompt = prompts_of(model)[0]
+        wanted = model.audio_logits(model.hidden(prompt[None])[:, -1])[0].numpy()
+    size = sum(p.numel() for p in model.parameters()) + model.embedding.weight.numel()
+    folder = exported(model, int8=True)
+    speaker = speaker_of(folder)
+    feed = {"tokens": prompt[None].numpy(), "position": np.array(0),
+            **{name: np.zeros(shape, np.float32) for name, shape in speaker.c["states"].items()}}
+    found = speaker.model.run(None, feed)[0][0]
+    assert np.corrcoef(found, wanted)[0, 1] > 0.999
+    assert sum(path.stat().st_size for path in folder.glob("model.onnx*")) < 1.2 * size
+
+
+def test_the_script_needs_no_pytorch(exported, tmp_path):
+    """In a Python in which torch, transformers and librosa cannot be imported."""
+    folder = exported(tiny_llm(speaker_width=12))
+    np.save(tmp_path / "voice.npy", np.ones(12, np.float32))
+    block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'librosa', 'scipy'])); "
+    script = str(folder / "speak.py")
+    run = f"sys.argv[0] = {script!r}; import runpy; runpy.run_path({script!r}, run_name='__main__')"
+    out = tmp_path / "out.wav"
+
+    def say(*argv):
+        return subprocess.run([sys.executable, "-c", block + run, *map(str, argv)], capture_output=True, text=True)
+
+    voiced = ["--speaker", tmp_path / "voice.npy"]
+    said = say("--text", "The baker sold 2 books. Yes!", *voiced, "--out", out, "--threads", 1)
+    assert said.returncode == 0 and "real-time factor" in said.stdout, said.stderr
+    assert 0.2 < out.stat().st_size / 2 / 22050 < 4.3
+    for argv, words in ((["--text", "hi"], "12 numbers"), (["--text", "...", *voiced], "nothing"),
+                        (["--text", "x" * 99, *voiced], "99 characters")):
+        said = say(*argv)
+        assert said.returncode == 1 and said.stderr.startswith("error: ") and words in said.stderr
+
+
+def test_characters_are_the_tokenizers():
+    speaker = object.__new__(speak_onnx.Speaker)
+    speaker.c = {"characters": export.SYMBOLS}
+    for text in ("The captain — “painted” it…", "Café, naïve; ½!", "  Tabs\tand\nlines ", "ÅΩ☃"):
+        if not any(x.isdigit() or x == "½" for x in text):
+            assert speaker.ids(text) == character_ids(normalise_text(text)).tolist(), text
+    assert speaker.ids("a 10") == character_ids("a one zero").tolist()
+
+
+def test_sampling_follows_the_cut_distribution():
+    """Shares of 4,000 draws beside those worked out by hand, as for `generate.pick`."""
+    p, rng = np.array([0.1, 0.4, 0.2, 0.3]), np.random.default_rng(0)
+    plain = dict(temperature=1, top_k=0, top_p=1, repetition_penalty=1)
+    for options, wanted in (({}, p), (dict(temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
+                            (dict(top_k=2), [0, 4 / 7, 0, 3 / 7]), (dict(top_p=0.6), [0, 4 / 7, 0, 3 / 7]),
+                            (dict(temperature=0), [0, 1, 0, 0])):
+        drawn = [speak_onnx.pick(np.log(p), np.zeros(4, bool), rng, plain | options) for _ in range(4000)]
+        np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, wanted, atol=0.03)
+    spoken = np.array([True, False, False, False])
+    punishing = plain | dict(temperature=0, repetition_penalty=1.2)
+    assert speak_onnx.pick(np.array([2.0, 1.9, 0, 0]), spoken, rng, punishing) == 1
+
+
+def test_griffin_lim_is_as_near_as_librosas():
+    """The log-mel of what the script makes is no farther from what was asked for than that of audio.griffin_lim."""
+    from audio import griffin_lim, mel_filters
+
+    mel = MelConfig(hop_length=441)
+    wanted = log_mel(speak("The captain painted boxes."), mel).numpy()
+    mine = speak_onnx.griffin_lim(wanted, mel_filters(mel).numpy(), mel.hop_length, mel.n_fft)
+    theirs = griffin_lim(wanted, mel)
+    assert len(mine) == len(theirs) == len(wanted) * 441
+    off = [np.abs(log_mel(wav.astype(np.float32), mel).numpy() - wanted)[3:-3].mean() for wav in (mine, theirs)]
+    assert off[0] < 1.1 * off[1] + 0.02
+
+
+def test_neucodec(tmp_path, monkeypatch):
+    """transformers' class, small and with random weights: its decoder as ONNX gives the same sound for any length."""
+    import transformers
+
+    if not hasattr(transformers, "NeuCodecModel"):
+        pytest.skip(f"transformers {transformers.__version__} has no NeuCodecModel")
+    torch.manual_seed(0)
+    transformers.NeuCodecModel(SMALL["neucodec"]()).save_pretrained(tmp_path / "neucodec")
+    monkeypatch.setenv("TRIVOX_WEIGHTS", str(tmp_path))
+    codec = load_codec("neucodec")
+    export.export_codec(codec, tmp_path)
+    speaker = object.__new__(speak_onnx.Speaker)
+    speaker.folder = tmp_path
+    speaker.load = lambda name: speak_onnx.onnxruntime.InferenceSession(tmp_path / name)
+    for frames in (7, 33):
+        codes = np.random.default_rng(frames).integers(0, 65536, frames)
+        wanted = codec.decode(codes[:, None])
+        np.testing.assert_allclose(speaker.decode(codes), wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+def test_refusals(run, tmp_path):
+    assert "'flow'" in refusal(export.main, "--ckpt", run, "--onnx", tmp_path / "x")
+    assert "no checkpoint" in refusal(export.main, "--ckpt", tmp_path, "--onnx", tmp_path / "x")

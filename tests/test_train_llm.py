@@ -1,0 +1,424 @@
+"""train_llm_tts.py, and what sample.py, evaluate.py and export.py do for its checkpoints."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from threading import Event
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, OneProcess, finish, launch, refusal, same
+
+import common
+import corpora
+import data as data_module
+import echolancer
+import evaluate
+import export
+import sample
+import train_llm_tts as trainer
+from audio import MelConfig, read_wav
+from corpora import make_demo_corpus
+from data import SentenceDataset, best_fit
+from model import CHARACTERS, LLM, packed_batch, sentence
+from train_llm_tts import Config, counts, llm_loss, make_batch, walk
+
+CPU = torch.device("cpu")
+GEOMETRY = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebook_size=32)
+TINY = GEOMETRY | dict(context=400, width=64, layers=2, heads=2, kv_heads=1, ffn_width=128)
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory):
+    """The folder of 36 sentences of two voices and one held out, a book of 32 codes, with embeddings of the voices."""
+    root, out = tmp_path_factory.mktemp("voices"), tmp_path_factory.mktemp("sentences")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (corpora, data_module):
+            patch.setattr(module, "parallel", OneProcess)
+        make_demo_corpus(root, 36, 4, ["en-us", "en-us+f4"], heldout_voices=["en-us+m7"], heldout_voice_clips=4)
+        data_module.tokenize(root, out, "mel_rvq", mel=MelConfig(hop_length=441), sizes=[32])
+        data_module.embed(out, "stats")
+    return out
+
+
+@pytest.fixture
+def flags(tokens, tmp_path):
+    """flags(steps=3, …) is the command line of a tiny training run into tmp_path/run."""
+    def make(*bare, **changes):
+        settings = TINY | dict(
+            data_dir=tokens, out_dir=tmp_path / "run", batch_size=4, steps=6, warmup_steps=2, lr=1e-3, eval_every=100,
+            sample_every=0, save_every=100, log_every=1, device="cpu", dtype="float32", wandb_mode="disabled")
+        settings |= changes
+        return [f"--{key}={value}" for key, value in settings.items()] + list(bare)
+
+    return make
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The trainer in this process, whose signal handlers are pytest's; it leaves the run's page out, to save time."""
+    monkeypatch.setattr(common, "catch_signals", Event)
+    monkeypatch.setattr(trainer, "write_page", lambda *args, **facts: None)
+    return trainer.main
+
+
+@pytest.fixture(scope="session")
+def base(tokens, tmp_path_factory):
+    """The folder of a run that has learnt four sentences by heart. Tests only read it."""
+    out = tmp_path_factory.mktemp("llm") / "base"
+    settings = TINY | dict(
+        data_dir=tokens, out_dir=out, packed=False, batch_size=4, steps=150, warmup_steps=5, lr=2e-2, min_lr=1e-3,
+        optimizer="muon", ema_decay=0.9, overfit=4, eval_every=75, sample_every=0, eval_temperature=0, device="cpu",
+        dtype="float32", wandb_mode="disabled")
+    code, said = finish(launch(common.run, trainer.main, [f"--{key}={value}" for key, value in settings.items()]))
+    assert code == 0, said
+    return out
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def parts(run, name="latest"):
+    """Everything in a checkpoint."""
+    folder = (run / "checkpoints" / name).resolve()
+    return folder.name, common.load_checkpoint(folder, "llm", "model", "ema", "state")[1:]
+
+
+def voices_of(tokens):
+    data = SentenceDataset(tokens)
+    width = json.loads((tokens / "speaker_stats.json").read_text())["width"]
+    data.load_embeddings("stats", width)
+    return data, width
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Batches and the loss
+
+def test_best_fit():
+    """Every sentence once, no row too full; and as few rows as a search over all free rows makes."""
+    rng = np.random.default_rng(0)
+    for n, room in ((1, 5), (200, 100), (500, 1024), (300, 7)):
+        lengths = rng.integers(1, room + 1, n)
+        rows = best_fit(lengths, room)
+        assert sorted(i for row in rows for i in row) == list(range(n))
+        assert max(lengths[row].sum() for row in rows) <= room
+        left = []
+        for length in sorted(lengths, reverse=True):
+            fits = [x for x in left if x >= length]
+            if fits:
+                left.remove(min(fits))
+            left.append((min(fits) if fits else room) - length)
+        assert len(rows) == len(left)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_walk(tokens, packed):
+    """Each epoch takes each sentence once, in another order, and the walk can be taken up anywhere."""
+    c, data = Config(**TINY | dict(packed=packed, context=700)), SentenceDataset(tokens)
+    clips = data.clips("train")
+    rows = walk(c, data, clips, [0, 0, 0], 4)
+    steps = [next(rows) for _ in range(60)]
+    epochs = [[row for row, place in steps if place[0] == epoch] for epoch in (0, 1)]
+    for rows in epochs[:2 if packed else 1]:
+        assert sorted(i for row in rows for i in row) == clips.tolist()
+    assert epochs[0] != epochs[1] and {len(row) > 1 for row in epochs[0]} <= {packed, False}
+    for n in (0, 7, 33):
+        again = walk(c, data, clips, steps[n][1], 4)
+        assert [next(again) for _ in range(20)] == steps[n + 1:n + 21]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_loss_against_brute_force(tokens, packed):
+    """Sentence by sentence, alone, without padding, in float64, from the published sequence; one that the context cuts
+    counts as far as it goes. `score_sentences` sums the same."""
+    torch.manual_seed(0)
+    c, data = Config(**TINY | dict(packed=packed, context=160)), SentenceDataset(tokens)
+    model = LLM(c).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    longest = max(data.clips("train"), key=lambda i: sum(data.lengths([i])))
+    rows = [[int(longest)], [1], [2, 3] if packed else [2]]
+    rows = [row for row in rows if sum(map(len, data.lengths(row)))]
+    with torch.no_grad():
+        found = llm_loss(model, make_batch(c, data, {}, rows, 0, CPU))
+    model.double()
+    wanted, number = np.zeros(2), np.zeros(2)
+    room = [min(160, 160) for _ in rows]
+    for row, left in zip(rows, room):
+        for i in row:
+            codes, characters = data.codes(i).tolist(), data.characters(i).tolist()
+            whole = [2, *characters, 3, 43 + 32 + 1, *(43 + x for x in codes), 43 + 32 + 2]
+            n = min(len(whole) - 1, left)
+            left -= n
+            with torch.no_grad():
+                p = (model(torch.tensor([whole[:n]])) @ model.embedding.weight.T)[0].log_softmax(-1)
+            for t, target in enumerate(whole[1:n + 1]):
+                kind = int(t >= len(characters) + 2)
+                wanted[kind] -= p[t, target].item()
+                number[kind] += 1
+    np.testing.assert_allclose([x.item() for x in found], wanted, rtol=1e-5)
+    if not packed:
+        assert counts(c, data, rows) == tuple(number)
+        sums = evaluate.score_sentences(model.float(), data, [i for i, in rows], None, CPU, torch.float32)
+        np.testing.assert_allclose(sums, [*wanted, *number], rtol=1e-5)
+
+
+def test_a_voice_is_another_sentence_of_the_speakers(tokens):
+    data, width = voices_of(tokens)
+    c = Config(**TINY, packed=False, speaker_width=width, speaker_embedder="stats")
+    clips = data.clips("train")[:8].tolist()
+    shown = trainer.speakers_clips(data, data.clips("train"), data.clips("val"))
+    drawn = [make_batch(c, data, shown, [[i] for i in clips], step, CPU)["speaker"] for step in range(6)]
+    everyone = {speaker: {data.embedding(i).tobytes() for i in data.clips("all") if data.speaker([i])[0] == speaker}
+                for speaker in range(3)}
+    for batch in drawn:
+        for i, voice in zip(clips, batch.numpy()):
+            assert voice.tobytes() in everyone[int(data.speaker([i])[0])]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert sorted(shown) == [0, 1, 2]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The same result
+
+def test_sigkills(flags, tmp_path):
+    """Killed three times at random moments and resumed, a packed run with dropout ends with the bits of the one that
+    nobody disturbed."""
+    settings = dict(steps=30, save_every=3, eval_every=7, dropout=0.2, optimizer="muon", context=512, batch_size=3)
+    whole = launch(common.run, trainer.main, flags(out_dir=tmp_path / "whole", **settings))
+    run, rng = tmp_path / "run", random.Random()
+    for step in sorted(rng.choices(range(1, 25), k=3)):
+        process = launch(common.run, trainer.main, flags("--resume", **settings))
+        log = run / "metrics.jsonl"
+        while not (log.exists() and f'"step": {step},' in log.read_text()) and process.is_alive():
+            process.join(0.005)
+        process.join(rng.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        finish(process)
+    for process in (whole, launch(common.run, trainer.main, flags("--resume", **settings))):
+        code, said = finish(process)
+        assert code == 0, said
+    for name in ("latest", "best"):
+        assert same(parts(run, name), parts(tmp_path / "whole", name))
+    curves = [[(row["step"], row["loss"]) for row in metrics(folder) if "loss" in row]
+              for folder in (run, tmp_path / "whole")]
+    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(1, 31))
+
+
+def test_two_processes_are_one(flags, tmp_path):
+    """Over gloo, packed, with voices left out: the same curve and the same validation."""
+    settings = dict(steps=10, eval_every=5, context=512)
+    single = launch(common.run, trainer.main, flags(out_dir=tmp_path / "one", **settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               ROOT / "train_llm_tts.py", *flags(out_dir=tmp_path / "two", **settings | dict(batch_size=2))]
+    pair = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert pair.returncode == 0, pair.stderr
+    code, said = finish(single)
+    assert code == 0, said
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        for key in one.keys() - {"steps_per_second", "tokens_per_second"}:
+            assert two[key] == pytest.approx(one[key], abs=1e-4 * max(1, one[key])), key
+
+
+# ------------------------------------------------------------------------------------------------------------
+# From data to sound
+
+def test_sentences_learnt_by_heart(base, tokens, tmp_path, capsys):
+    """Spoken greedily, they are the codes that were trained on; sample.py writes the codec's sound of them, and
+    evaluate.py finds them all."""
+    data, (model, _) = SentenceDataset(tokens), sample.load_llm(base, CPU)
+    clips = data.clips("all")[:4]
+    texts = [data.text(i) for i in clips]
+    for i, codes in zip(clips, sample.speak_sentences(model, texts, range(4), temperature=0)):
+        assert np.array_equal(codes[:, 0], data.codes(i))
+    speak = ["--ckpt", str(base), "--device", "cpu", "--out"]
+    sample.main([*speak, str(tmp_path / "a.wav"), "--text", texts[0].capitalize()])
+    wav, rate = soundfile.read(tmp_path / "a.wav")
+    assert rate == 22050 and len(wav) == 441 * len(data.codes(clips[0]))
+    assert "the first of it after" in capsys.readouterr().out
+    codec = sample.load_codec(tokens)
+    np.testing.assert_allclose(wav, codec.decode(data.codes(clips[0])[:, None].astype(int)).clip(-1, 1), atol=1e-4)
+
+    sample.main([*speak, str(tmp_path / "b.wav"), "--text", " ".join(texts[:2])])
+    both = soundfile.info(tmp_path / "b.wav").frames
+    assert both == 441 * sum(len(data.codes(i)) for i in clips[:2]) + int(0.15 * 22050)
+    evaluate.main(["--ckpt", str(base), "--out", str(tmp_path / "e"), "--device", "cpu"])
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["wer"] == summary["wer_ceiling"] and summary["duration_error"] == 0
+    assert summary["audio_perplexity"] < 1.1 and "speaker_accuracy" not in summary
+
+
+def test_sentences_are_followed_in_order():
+    """While the first is read the others are spoken too; no step is asked for twice."""
+    steps = [torch.tensor(x) for x in ([1, 5, 7], [2, -1, 8], [-1, -1, 9], [-1, -1, -1])]
+    asked = []
+    first, second, third = sample.follow((asked.append(1) or step for step in steps), 3)
+    assert next(first).tolist() == [1] and len(asked) == 1
+    assert [int(x) for x in first] == [2] and len(asked) == 3
+    assert [int(x) for x in second] == [5] and len(asked) == 3
+    assert [int(x) for x in third] == [7, 8, 9] and len(asked) == 4
+
+
+@pytest.fixture(scope="session")
+def voiced(base, tokens, tmp_path_factory):
+    """The folder of a run that has been given voices. Tests only read it."""
+    out, (_, width) = tmp_path_factory.mktemp("llm") / "voiced", voices_of(tokens)
+    settings = TINY | dict(
+        data_dir=tokens, out_dir=out, init_from=base, speaker_width=width, speaker_embedder="stats", packed=False,
+        batch_size=4, steps=3, warmup_steps=1, lr=1e-2, eval_every=3, sample_every=3, eval_samples=2, eval_seconds=1,
+        device="cpu", dtype="float32", wandb_mode="disabled")
+    code, said = finish(launch(common.run, trainer.main, [f"--{key}={value}" for key, value in settings.items()]))
+    assert code == 0, said
+    return out
+
+
+def test_voices(voiced, tokens, corpus, tmp_path):
+    """What begins as nothing has learnt; a recording, its stored embedding and evaluate.py's table of speakers."""
+    data, width = voices_of(tokens)
+    model, config = sample.load_llm(voiced, CPU)
+    assert all(norm.to_gamma_beta.weight.any() for block in model.blocks for norm in block.norms)
+    assert model.speaker_mean.any()
+    page = (voiced / "index.html").read_text()
+    assert data.text(data.clips("val")[0]) in page and "coverage.png" in page and "perplexity of codes" in page
+    assert (voiced / "samples" / "step_00000003" / "001.wav").exists()
+    recording = next((corpus / "wavs").glob("*.wav"))
+    voice = sample.read_voice(recording, config)
+    np.save(tmp_path / "voice.npy", voice.numpy())
+    for n, speaker in enumerate((recording, tmp_path / "voice.npy")):
+        sample.main(["--ckpt", str(voiced), "--text", "The baker.", "--speaker", str(speaker), "--seconds", "1",
+                     "--device", "cpu", "--out", str(tmp_path / f"{n}.wav")])
+    assert (tmp_path / "0.wav").read_bytes() == (tmp_path / "1.wav").read_bytes()
+    evaluate.main(["--ckpt", str(voiced), "--out", str(tmp_path / "e"), "--clips", "6", "--device", "cpu"])
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["voices"] == 2 and summary["voices_new"] == 1 and summary["speaker_clips"] == 4
+    assert summary["speaker_ceiling_accuracy"] >= 0.5 and 0 <= summary["speaker_accuracy"] <= 1
+
+
+def test_speakers_are_told_apart(tokens):
+    """Recordings of the three voices by others of them; and what is said does not matter."""
+    data = SentenceDataset(tokens)
+    clips = data.clips("all").tolist()
+    names = [data.speakers[s] for s in data.speaker(clips)]
+    wavs = [read_wav(data.recording(i), 22050) for i in clips]
+    known, asked = [i for i in range(len(clips)) if i % 4 < 2], [i for i in range(len(clips)) if i % 4 >= 2]
+    found = evaluate.name_speakers([wavs[i] for i in known], [names[i] for i in known], [wavs[i] for i in asked], 22050)
+    assert np.mean([a == names[i] for a, i in zip(found, asked)]) >= 0.9
+
+
+# ------------------------------------------------------------------------------------------------------------
+# LoRA and export
+
+def test_adapters(flags, base, tmp_path, in_process, capsys):
+    """Saved alone, resumed, spoken with, merged; and refused where the model under it has changed."""
+    run = tmp_path / "adapter"
+    settings = dict(init_from=base, lora_rank=2, lora_matrices="query down", packed=False, out_dir=run, lr=1e-2)
+    in_process(flags(steps=3, **settings))
+    assert "1,280 of them trained" in (said := capsys.readouterr().out) and "%)" in said
+    in_process(flags("--resume", steps=5, **settings))
+    whole = tmp_path / "whole"
+    in_process(flags(steps=5, **settings | dict(out_dir=whole)))
+    assert parts(run)[0] == "step_00000005" and set(parts(run)[1][0]) == set(parts(whole)[1][0])
+    saved, averages, _ = parts(run)[1]
+    assert all("lora_" in key or key == "base" for key in saved) and sum(x.numel() for x in saved.values()) == 1280 + 32
+
+    model, _ = sample.load_llm(run, CPU)
+    assert model.c.lora_rank == 0
+    export.main(["--ckpt", str(run), "--merge", str(tmp_path / "merged")])
+    merged, _ = sample.load_llm(tmp_path / "merged", CPU)
+    assert same(merged.state_dict(), model.state_dict())
+    plain = sample.load_llm(base, CPU)[0].state_dict()
+    key = "blocks.0.mixer.query"
+    wanted = plain[f"{key}.weight"] + 16 * averages[f"{key}.lora_B"] @ averages[f"{key}.lora_A"]
+    torch.testing.assert_close(model.state_dict()[f"{key}.weight"], wanted)
+    assert not torch.equal(wanted, plain[f"{key}.weight"])
+
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved, symlinks=True)
+    in_process(flags(steps=1, **settings | dict(init_from=moved, out_dir=tmp_path / "other")))
+    shutil.rmtree(moved)
+    in_process(flags(steps=1, out_dir=moved))
+    for main, argv in ((sample.main, ["--text", "hello", "--out", tmp_path / "x.wav"]), (evaluate.main, [])):
+        assert "adapter for another model" in refusal(main, "--ckpt", tmp_path / "other", *argv)
+    assert "adapter for another model" in refusal(in_process, *flags("--resume", steps=2, **settings | dict(
+        init_from=moved, out_dir=tmp_path / "other")))
+    shutil.rmtree(moved)
+    assert "moved" in refusal(sample.main, "--ckpt", tmp_path / "other", "--text", "hello")
+
+
+def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
+    """A published file is where a run begins, and what sample.py reads; a run can be written as one."""
+    torch.manual_seed(0)
+    c = Config(**TINY | dict(width=128, activation="gelu"))
+    model = LLM(c)
+    torch.save({"model_state_dict": echolancer.to_theirs(model)}, tmp_path / "published.pt")
+    settings = dict(width=128, activation="gelu", packed=False, init_from=tmp_path / "published.pt")
+    in_process(flags(steps=1, lr=0, min_lr=0, **settings))
+    run = sample.load_llm(tmp_path / "run", CPU)[0]
+    assert same(run.state_dict(), model.state_dict())
+    loaded, config = sample.load_llm(tmp_path / "published.pt", CPU)
+    assert same(loaded.state_dict(), model.state_dict()) and config["codec"] == "neucodec"
+    export.main(["--ckpt", str(tmp_path / "run"), "--echolancer", str(tmp_path / "again.pt")])
+    assert same(echolancer.read(tmp_path / "again.pt"), echolancer.read(tmp_path / "published.pt"))
+    said = refusal(in_process, *flags(steps=1, **settings | dict(layers=3, out_dir=tmp_path / "other")))
+    assert "no tensor 'blocks.2" in said
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Refusals
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(codec="neucodec"), ["mel_rvq", "neucodec"]), (dict(codebook_size=64), ["codebook_size 32", "64"]),
+    (dict(frame_rate=75), ["frame_rate 50", "75"]), (dict(pattern="GX"), ["'X'", "A for attention"]),
+    (dict(speaker_width=8), ["packed to false"]), (dict(lora_rank=2), ["--init_from"]),
+    (dict(speaker_width=8, packed=False), ["by ecapa", "data.py embed"]),
+    (dict(speaker_width=8, packed=False, speaker_embedder="stats"), ["wide", "asks for 8"]),
+    (dict(data_dir="nowhere"), ["no token data set at nowhere"]), (dict(eval_top_p=1.5), ["--top_p 1.5"]),
+    (dict(init_from="nowhere"), ["no checkpoint at nowhere"]),
+], ids=str)
+def test_refused_settings(flags, in_process, tmp_path, settings, words):
+    """In one sentence that names both what was found and what was expected, before anything is trained."""
+    said = refusal(in_process, *flags(**settings))
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_refused_samples(base, voiced, run, corpus, tmp_path):
+    """Texts that cannot be said, recordings that show no voice, embeddings of another width, others' options."""
+    noise = np.random.default_rng(0).standard_normal(22050) * 0.1
+    soundfile.write(tmp_path / "silent.wav", np.zeros(22050), 22050)
+    soundfile.write(tmp_path / "short.wav", noise[:2000], 22050)
+    (tmp_path / "text.wav").write_text("not audio")
+    np.save(tmp_path / "wide.npy", np.zeros(7, np.float32))
+    (tmp_path / "bad.npy").write_text("no array")
+    recording = next((corpus / "wavs").glob("*.wav"))
+    for ckpt, argv, words in (
+        (base, ["--text", ""], ["nothing to say"]), (base, ["--text", "Ω 你好"], ["English letters"]),
+        (base, ["--text", "x" * 300], ["300 bytes"]), (base, [], ["--text or --text_file"]),
+        (base, ["--text", "hi", "--speaker", recording], ["without voices"]),
+        (voiced, ["--text", "hi"], ["--speaker"]),
+        (voiced, ["--text", "hi", "--speaker", tmp_path / "silent.wav"], ["silent"]),
+        (voiced, ["--text", "hi", "--speaker", tmp_path / "short.wav"], ["0.3 s"]),
+        (voiced, ["--text", "hi", "--speaker", tmp_path / "text.wav"], ["cannot read"]),
+        (voiced, ["--text", "hi", "--speaker", tmp_path / "none.wav"], ["cannot read"]),
+        (voiced, ["--text", "hi", "--speaker", tmp_path / "wide.npy"], ["(7,)", "checkpoint reads"]),
+        (voiced, ["--text", "hi", "--speaker", tmp_path / "bad.npy"], ["cannot read the embedding"]),
+        (base, ["--text", "hi", "--solver", "heun"], ["--solver", "'llm'"]),
+        (base, ["--text", "hi", "--prompt_wav", recording], ["--prompt_wav", "'llm'"]),
+        (run, ["--text", "hi", "--speaker", recording], ["--speaker", "'flow'"]),
+        (base, ["--text", "hi", "--temperature", -1], ["--temperature -1"]),
+    ):
+        said = refusal(sample.main, "--ckpt", ckpt, "--out", tmp_path / "out.wav", "--device", "cpu", *argv)
+        assert all(word in said for word in words), said
+    assert not (tmp_path / "out.wav").exists()
+    assert "'flow'" in refusal(export.main, "--ckpt", run, "--onnx", tmp_path / "x")
+    assert "no adapter" in refusal(export.main, "--ckpt", base, "--merge", tmp_path / "x")

@@ -1,0 +1,196 @@
+"""Texts as models read them: words for numbers, characters, bytes, states of a frozen encoder."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import unicodedata
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import UserError
+
+# ------------------------------------------------------------------------------------------------------------
+# Characters, for the LLM TTS
+
+SYMBOLS = "abcdefghijklmnopqrstuvwxyz .,!?;:'\"()-"  # Echolancer's, from 5 on; pad 0, unknown 1, BOS 2, EOS 3, mask 4
+CHARACTER_IDS = np.ones(129, np.uint8)  # by code point, the last for all others
+CHARACTER_IDS[[ord(symbol) for symbol in SYMBOLS]] = np.arange(5, 43)
+
+
+def character_ids(text):
+    """Characters as Echolancer numbers them, (n,) uint8 without BOS and EOS: compatibility forms decomposed (NFKD), in
+    lower case, white space folded; what it does not know is 1."""
+    text = " ".join(unicodedata.normalize("NFKD", text).lower().split())
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return CHARACTER_IDS[np.minimum(points, 128)]
+
+
+def characters_text(ids):
+    """The text of character ids; pad, unknown, BOS, EOS and mask are left out."""
+    return "".join(SYMBOLS[i - 5] for i in np.asarray(ids).tolist() if i >= 5)
+
+
+FOLDS = str.maketrans({
+    **dict.fromkeys("‘’‚‛′‵´ʹʻʼʽ‹›", "'"), **dict.fromkeys("“”„‟″‶«»〝〞", '"'), **dict.fromkeys("‐‑‒–—―−⁃", "-"),
+    **dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff"), "½": " one half ", "¼": " one quarter ",
+    "¾": " three quarters "})
+MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
+         "€": ("euro", "euros", "cent", "cents")}
+DIGITS = dict(zip("0123456789.,", "zero one two three four five six seven eight nine point ,".split()))
+NUMBER = re.compile(r"((?<!\S)-(?=[$£€]?\d))?(?:([$£€])\s?)?(\d+(?:[.,]\d+)*)(\s?%|(?:st|nd|rd|th|(?-i:s))(?![^\W_])"
+                    r"|\s(?:thousand|million|billion|trillion)\b)?", re.IGNORECASE)
+
+
+def normalise_text(text):
+    """A text as it is spoken: numbers, amounts of money and % in words, quotes, dashes and ellipses as in ASCII, Latin
+    letters without their accents, white space folded."""
+    if not text.isascii():
+        text = re.sub(r"(?<=\d)\s?(?=[½¼¾])", " and ", text).translate(FOLDS)
+        text = "".join(f" {c} " if unicodedata.category(c) == "No" else c for c in text)  # 10² is not to become 102
+        text = unicodedata.normalize("NFKD", text).translate(FOLDS)
+        text = re.sub(r"(?<=[A-Za-z])[\u0300-\u036f]+", "", text)
+        text = re.sub(r"\d", lambda digit: str(int(digit[0])), text)  # of whatever script
+    text = re.sub(r"\s*&\s*", " and ", text)
+    return " ".join(NUMBER.sub(spell, text).split())
+
+
+def spell(match):
+    """What NUMBER has found in words, apart from letters beside it."""
+    minus, currency, number, suffix = match.groups()
+    suffix, text, (start, end) = (suffix or "").strip().lower(), match.string, match.span()
+    grouped = re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", number)
+    number = number.replace(",", "") if grouped else number
+    if currency:
+        words = money_words(currency, number, suffix)
+    elif suffix in ("st", "nd", "rd", "th") and number.isdecimal() and len(number) <= 15:
+        words = in_words(number, "ordinal")
+    else:
+        year = suffix in ("", "s") and not grouped and re.fullmatch(r"1[1-9]\d\d", number)
+        words = in_words(number, "year") if year else number_words(number)
+        if suffix == "s":  # the 1990s
+            words = words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith("x") else "s")
+        elif suffix:
+            words += " percent" if suffix == "%" else f" {suffix}"
+    words = "minus " * bool(minus) + words
+    return " " * text[start - 1:start].isalnum() + words + " " * text[end:end + 1].isalnum()
+
+
+def money_words(currency, number, suffix):
+    """An amount: $29.95, £3 million."""
+    one, many, cent, cents = MONEY[currency]
+    units, _, hundredths = number.partition(".")
+    if re.fullmatch(r"\d\d", hundredths) and not suffix:
+        parts = [(units, one, many), (hundredths.lstrip("0"), cent, cents)]
+        parts = [f"{number_words(n)} {name if n == '1' else names}" for n, name, names in parts if n.strip("0")]
+        return ", ".join(parts) or f"zero {many}"
+    return f"{number_words(number)} {suffix} {one if number == '1' and not suffix else many}"
+
+
+def number_words(number):
+    """Digits, with points or commas among them, in words: one by one where they are no number, as in 1.2.3, 007 and
+    what has more than 15 of them."""
+    whole, point, decimals = number.partition(".")
+    if re.fullmatch(r"0|[1-9]\d{0,14}", whole) and (decimals.isdecimal() or not point):
+        return " ".join([in_words(whole), *(DIGITS[c] for c in point + decimals)])
+    return " ".join(DIGITS[c] for c in number).replace(" ,", ",")
+
+
+@lru_cache(10_000)
+def in_words(digits, form="cardinal"):
+    from num2words import num2words
+
+    return num2words(int(digits), to=form)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Bytes and states, for the flow TTS and the codec LM
+
+MAX_TEXT_BYTES = 256  # what the text encoder reads
+
+
+def text_ids(text):
+    """Byte ids as ByT5 numbers them (Xue et al., 2022): UTF-8 bytes + 3, then end-of-text 1; 0 is padding."""
+    return [byte + 3 for byte in text.encode()] + [1]
+
+
+class TextFeatures:
+    """Texts to what a model reads of them: byte ids (B, L) int64, or a frozen ByT5's hidden states (B, L, E) float32.
+
+    encoder: "bytes", or a ByT5 of the hub or of a local folder. `fill_cache` keeps states in a file; the states of any
+    other text are computed when they are asked for.
+    """
+
+    def __init__(self, encoder, device="cpu"):
+        self.encoder, self.device = encoder, device
+        self.states, self.spans = None, {}  # the cache: (bytes of all texts, E) float16, and {text: (start, end)} in it
+
+    def __call__(self, texts, multiple=1):
+        """Returns (features, their number of steps padded to a multiple of `multiple`; lengths (B,))."""
+        if self.encoder == "bytes":
+            items = [torch.tensor(text_ids(text)) for text in texts]
+        elif all(text in self.spans for text in texts):
+            items = [torch.from_numpy(self.states[slice(*self.spans[text])].astype(np.float32)) for text in texts]
+        else:
+            items = self.encode(texts)
+        length = torch.tensor([len(item) for item in items])
+        features = items[0].new_zeros(len(items), -(-int(length.max()) // multiple) * multiple, *items[0].shape[1:])
+        for row, item in zip(features, items):
+            row[:len(item)] = item
+        return features, length
+
+    @torch.inference_mode()
+    def encode(self, texts):
+        """The frozen encoder's states, a list of (L, E) float32 on the CPU."""
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text_ids(t)) for t in texts], batch_first=True)
+        states = self.byt5(input_ids=ids.to(self.device), attention_mask=(ids != 0).to(self.device)).last_hidden_state
+        return [s[:n].float().cpu() for s, n in zip(states, (ids != 0).sum(1).tolist())]
+
+    @cached_property
+    def byt5(self):
+        from transformers import T5EncoderModel
+
+        by_hand = Path(os.environ.get("TRIVOX_WEIGHTS", "weights")) / self.encoder.rstrip("/").split("/")[-1]
+        try:
+            encoder = T5EncoderModel.from_pretrained(by_hand if by_hand.exists() else self.encoder)
+        except Exception as e:  # offline, moved, damaged: each its own class
+            raise UserError(f"cannot load the text encoder {self.encoder} ({type(e).__name__}); get config.json and "
+                            f"the weights (1.2 GB) from https://huggingface.co/{self.encoder}/tree/main and put them "
+                            f"into {by_hand}/") from None
+        return encoder.eval().to(self.device)
+
+    def fill_cache(self, folder, texts, mode, write):
+        """Keep the states of all `texts` and of the empty one in `folder`, unless the encoder is "bytes".
+
+        mode: "on", "off", or "auto" for where they take at most half of the free disk. `write` is true in the one
+        process that computes and writes them; the others call this after it, with false.
+        """
+        if self.encoder == "bytes" or mode == "off":
+            return
+        texts = sorted({"", *texts}, key=lambda t: (len(t.encode()), t))
+        ends = np.cumsum([len(text_ids(t)) for t in texts])
+        digest = hashlib.sha256(json.dumps([self.encoder, texts]).encode()).hexdigest()[:16]
+        path = Path(folder) / f"text_{digest}.f16"
+        if write and not path.exists():
+            width = self.byt5.config.d_model
+            size, free = ends[-1] * width * 2, shutil.disk_usage(folder).free
+            keep = mode == "on" or size < free / 2
+            print(f"states of {self.encoder} for {len(texts):,} texts: {size / 1e9:.2f} GB, {free / 1e9:.1f} GB free; "
+                  f"{'kept in ' + str(path) if keep else 'computed anew at each step'}")
+            if not keep:
+                return
+            states = np.memmap(path.with_suffix(".part"), np.float16, "w+", shape=(int(ends[-1]), width))
+            for i in tqdm(range(0, len(texts), 32), "text states", leave=False):  # sorted, so with little padding
+                some = torch.cat(self.encode(texts[i:i + 32]))
+                end = ends[min(i + 32, len(texts)) - 1]
+                states[end - len(some):end] = some
+            states.flush()
+            path.with_suffix(".part").replace(path)
+        if path.exists():
+            self.states = np.memmap(path, np.float16, "r").reshape(int(ends[-1]), -1)
+            self.spans = {t: (end - len(text_ids(t)), end) for t, end in zip(texts, ends.tolist())}

@@ -1,0 +1,461 @@
+"""Train the LLM text-to-speech model: characters and then codes, one token at a time.
+
+    python train_llm_tts.py --config configs/llm_demo.yaml
+    torchrun --nproc-per-node 8 train_llm_tts.py --config configs/llm_177m.yaml --batch_size 10
+
+All that makes up the experiment stands below, in the order in which it happens. Edit it and run it again.
+
+Steps walk through shuffled epochs; where the walk stands is in every checkpoint. So a run that was killed goes on as if
+it had not been, and as every process makes the same walk and takes its share of each step, a result does not depend on
+how many there are. Dropout alone does: its masks come from (seed, step, rank).
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import common
+from audio import MelConfig, load_codec, log_mel
+from common import UserError, all_sum, autocast, barrier
+from data import SentenceDataset, best_fit
+from evaluate import load_recogniser, mel_distances, score_sentences, word_error_rate
+from model import CHARACTERS, LLM, LLMConfig, linear_cross_entropy, packed_batch, sentence
+from muon import Muon
+from page import plot_coverage, save_clip, write_page
+from sample import SPEAKING, check_codec, digest, initial_weights, sampling, speak_sentences
+
+
+@dataclass
+class Config(LLMConfig):
+    # data
+    data_dir: str = "data/demo_llm"
+    overfit: int = 0  # train on the first N sentences alone, and validate on the same
+    packed: bool = True  # rows of `context` tokens with many sentences each; else a sentence a row, of any length
+    document_mask: bool = True  # of packed rows: no sentence sees its neighbours
+    speaker_embedder: Literal["ecapa", "stats"] = "ecapa"  # where speaker_width asks for voices
+    code_noise: float = 0.0  # the share of the codes read in training that are drawn anew, so that a wrong one leads to
+    # no more: in sampling the model reads its own
+    # optimisation
+    text_loss_weight: float = 1.0  # of a character's cross-entropy, beside a code's 1
+    batch_size: PositiveInt = 80  # rows per process and micro-step
+    grad_accum_steps: PositiveInt = 1
+    steps: NonNegativeInt = 150_000
+    optimizer: Literal["muon", "adamw"] = "adamw"  # muon: for the matrices of the blocks, with adamw for all else
+    lr: float = 2e-4
+    min_lr: float = 2e-5
+    warmup_steps: int = 2000
+    weight_decay: float = 0.01  # of the matrices of the blocks
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    init_from: str = ""  # start from these weights, with a fresh optimizer: a run, or a checkpoint of Echolancer's
+    # evaluation
+    eval_every: PositiveInt = 1000  # steps; the validation loss chooses the checkpoint `best`
+    eval_clips: PositiveInt = 512  # held-out sentences that it is taken of, at most
+    sample_every: int = 5000  # steps; 0 for never
+    eval_prompts: str = "heldout"  # heldout, or overfit (sentences trained on)
+    eval_samples: PositiveInt = 8  # how many of them are spoken, with the same seeds each time
+    eval_seconds: float = 15.0  # of a sentence, at most
+    eval_temperature: float = 0.8
+    eval_top_k: NonNegativeInt = 0  # most probable codes to choose from, 0 for all
+    eval_top_p: float = 0.92  # their share of the probability
+    eval_repetition_penalty: float = 1.0  # for codes that were spoken before, 1 for none
+    eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
+    # run
+    out_dir: str = "runs/llm"
+    resume: bool = False  # go on with the run in out_dir, if there is one
+    save_every: PositiveInt = 1000  # steps
+    keep_last: PositiveInt = 2  # checkpoints, besides the best
+    log_every: PositiveInt = 10  # steps
+    seed: int = 0
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
+    compile: bool = False
+    activation_checkpointing: bool = False
+    deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    wandb_url: str = ""  # of a W&B server of one's own
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Batches
+
+def walk(c, data, clips, place, rows_a_step):
+    """Row after row, for ever, from a place on: yields (row, a list of clips; the place behind it).
+
+    A place is an epoch, a pool of clips in it, and how many rows of the pool are behind. It depends on `rows_a_step`,
+    but not on how many processes share the rows.
+    """
+    (epoch, pool, behind), size = place, 4096 if c.packed else 16 * rows_a_step
+    while True:
+        order = np.random.default_rng([c.seed, 1, epoch]).permutation(clips)
+        for pool in range(pool, -(-len(order) // size)):
+            some = order[pool * size:(pool + 1) * size]
+            lengths = np.minimum(sum(data.lengths(some)) + 3, c.context)
+            rng = np.random.default_rng([c.seed, 2, epoch, pool])
+            if c.packed:
+                rows = [some[row] for row in best_fit(lengths, c.context)]
+                rows = [rows[i] for i in rng.permutation(len(rows))]
+            else:  # steps of sentences that are about equally long, in any order
+                rows = some[np.argsort(lengths, kind="stable"), None]
+                steps = [rows[i:i + rows_a_step] for i in range(0, len(rows), rows_a_step)]
+                rows = [row for i in rng.permutation(len(steps)) for row in steps[i]]
+            for n, row in enumerate(rows[behind:], behind + 1):
+                yield row.tolist(), [epoch, pool, n]
+            behind = 0
+        epoch, pool = epoch + 1, 0
+
+
+def speakers_clips(data, train, val):
+    """{speaker: the clips that show its voice}: those trained on, and for voices that are not, the held-out ones."""
+    shown = {}
+    for clips in (val, train):
+        speakers = data.speaker(clips)
+        shown |= {int(speaker): clips[speakers == speaker] for speaker in np.unique(speakers)}
+    return shown
+
+
+def draw_voice(c, data, shown, clip, *key):
+    """The embedding of a sentence of the speaker's, drawn by a key, so that it does not tell what is said in this one;
+    that of the clip itself where the speaker is not known."""
+    if (speaker := int(data.speaker([clip])[0])) >= 0:
+        clip = np.random.default_rng([c.seed, *key]).choice(shown[speaker])
+    return torch.from_numpy(data.embedding(clip))
+
+
+def make_batch(c, data, shown, rows, step, device):
+    """The tensors of a micro-batch, on the device. Without packing, lengths are padded to multiples of 16."""
+    sentences = [[sentence(c, data.characters(i), data.codes(i)) for i in row] for row in rows]
+    steps = c.context if c.packed else min(c.context, -(-max(len(row[0]) - 1 for row in sentences) // 16) * 16)
+    tokens, targets, document = packed_batch(sentences, steps)
+    if c.code_noise:
+        for own, row in zip(tokens, rows):
+            rng = np.random.default_rng([c.seed, 7, step, row[0]])
+            noisy = torch.from_numpy(rng.random(steps) < c.code_noise) & (own >= CHARACTERS) & (own < c.audio_bos)
+            own[noisy] = CHARACTERS + torch.from_numpy(rng.integers(0, c.codebook_size, int(noisy.sum())))
+    audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
+    batch = {"tokens": tokens, "targets": targets.flatten(), "audio_at": audio.flatten().nonzero()[:, 0],
+             "text_at": ((targets >= 0) & ~audio).flatten().nonzero()[:, 0]}
+    if c.packed and c.document_mask:
+        batch["document"] = document
+    if c.speaker_width:
+        batch["speaker"] = torch.stack([draw_voice(c, data, shown, i, 3, step, i) for i, in rows])
+    if device.type == "cuda":
+        batch = {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
+    return batch
+
+
+def counts(c, data, rows):
+    """How many characters and how many codes these rows teach, with the ends of both: what is too long is cut."""
+    codes, characters = data.lengths(np.array([i for row in rows for i in row]))
+    text = np.minimum(characters + 2, c.context)
+    return int(text.sum()), int((np.minimum(characters + codes + 3, c.context) - text).sum())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Loss
+
+def llm_loss(model, batch):
+    """The cross-entropies of a micro-batch, summed over its characters and over its codes."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    x = model(batch["tokens"], batch.get("document"), batch.get("speaker")).flatten(0, 1)
+    return [linear_cross_entropy(x[at], inner.embedding.weight, batch["targets"][at])
+            for at in (batch["text_at"], batch["audio_at"])]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+def measures(c, text, audio, n_text, n_audio):
+    """What the log has of cross-entropies: the loss, and the perplexities of characters and of codes."""
+    return {"loss": (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio),
+            "text_perplexity": math.exp(min(text / n_text, 700)),
+            "audio_perplexity": math.exp(min(audio / n_audio, 700))}
+
+
+def validate(c, model, data, shown, clips, rank, world, device, dtype):
+    """Those numbers of the first eval_clips held-out sentences, with the same voices each time."""
+    clips = clips[:c.eval_clips][np.argsort(sum(data.lengths(clips[:c.eval_clips])))][rank::world].tolist()
+    voices = [draw_voice(c, data, shown, i, 4, i) for i in clips] if c.speaker_width else []
+    sums = score_sentences(model, data, clips, torch.stack(voices) if voices else None, device, dtype)
+    return measures(c, *all_sum(sums.tolist(), device))
+
+
+def make_prompts(c, data, shown, clips):
+    """The sentences that are spoken again and again, dicts of text, speaker (the voice's embedding, or None), the label
+    that a page has, and the clip that is heard beside it."""
+    prompts = []
+    for clip in clips[:c.eval_samples].tolist():
+        text, speaker = data.text(clip), int(data.speaker([clip])[0])
+        prompts.append({"text": text, "label": text, "clip": clip, "speaker": None})
+        if c.speaker_width:
+            prompts[-1] |= {"speaker": draw_voice(c, data, shown, clip, 6, clip),
+                            "label": f"{data.speakers[speaker]}: {text}" if speaker >= 0 else text}
+    return prompts
+
+
+def listen(c, model, codec, prompts, options, hear, folder):
+    """Speak the prompts, with the same seeds and voices each time, into a folder, for the run's page. Returns the word
+    error rate."""
+    model.eval()
+    texts, mel, clips = [p["text"] for p in prompts], MelConfig(sample_rate=codec.sample_rate), []
+    speakers = torch.stack([p["speaker"] for p in prompts]) if c.speaker_width else None
+    made = speak_sentences(model, texts, range(len(texts)), speakers, c.eval_seconds, **options)
+    for n, (text, codes) in enumerate(zip(texts, made)):
+        wav = codec.decode(codes)
+        spoken, heard = log_mel(wav, mel), hear(wav, codec.sample_rate)
+        clips.append({"text": prompts[n]["label"], "heard": heard, "wer": word_error_rate([text], [heard]),
+                      "mel_distance": mel_distances(spoken, prompts[n]["mel"])[0]})
+        save_clip(folder / f"{n:03d}", wav, spoken, mel)
+    (folder / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    return word_error_rate(texts, [clip["heard"] for clip in clips])
+
+
+def show_coverage(data, clips, path, limit=8_000_000):
+    """Plot which share of the codes the most frequent ones make up, beside the characters: Echolancer explains the high
+    perplexity of its codes by how evenly they are used. Returns the perplexity of codes that only their frequencies
+    tell, over the first `limit`."""
+    some = clips[:1 + int(np.searchsorted(np.cumsum(data.lengths(clips[:limit // 100])[0]), limit))]
+    codes = np.bincount(np.concatenate([data.codes(i) for i in some]), minlength=data.codec["codebook_size"])
+    characters = np.bincount(np.concatenate([data.characters(i) for i in some]), minlength=CHARACTERS)
+    plot_coverage(path, {f"{data.codec['codec']} codes": codes, "characters": characters})
+    p = codes[codes > 0] / codes.sum()
+    return math.exp(-(p * np.log(p)).sum())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The run
+
+def main(argv):
+    c = common.load_config(Config, argv)
+    if c.speaker_width and c.packed:
+        raise UserError("speaker_width gives a row one voice, so that it should hold one sentence: set packed to false")
+    if c.lora_rank and not (c.init_from and c.optimizer == "adamw"):
+        raise UserError("lora_rank trains an adapter for a model that is there already, named by --init_from, by adamw")
+    stop = common.catch_signals()
+    rank, world, device = common.init_distributed(c.device)
+    dtype = common.pick_dtype(c.dtype, device)
+    if c.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(c.seed)  # for the first weights; dropout, which alone draws from it later, seeds it anew
+    say = print if rank == 0 else lambda text: None
+    options = sampling(c, names=SPEAKING)
+
+    # Data
+    kept = Path(c.out_dir) / "codec"  # the tokens mean nothing without it
+    data = SentenceDataset(c.data_dir, codec=c.codec, sample_rate=c.sample_rate, frame_rate=c.frame_rate,
+                           codebook_size=c.codebook_size)
+    check_codec(c.data_dir, kept)
+    train, val = data.clips("train"), data.clips("val")
+    if c.overfit:
+        train = val = data.clips("all")[:c.overfit]
+    shown = {}
+    if c.speaker_width:
+        data.load_embeddings(c.speaker_embedder, c.speaker_width)
+        shown = speakers_clips(data, train, val)
+
+    # Model
+    model = LLM(c)
+    if c.init_from:
+        initial_weights(model, c.init_from, c.data_dir)
+    base = digest(model.state_dict()) if c.lora_rank else None
+    if c.speaker_width and c.speaker_embedder == "stats" and not model.speaker_mean.any():
+        voices = torch.stack([torch.from_numpy(data.embedding(i)) for i in train[:4000]])
+        model.speaker_mean.copy_(voices.mean(0))
+        model.speaker_std.copy_(voices.std(0).clamp(min=1e-3))
+    model = model.to(device)
+    model.checkpointing = c.activation_checkpointing
+    ema = deepcopy(model)  # a moving average of the weights; it is what is evaluated and what speaks
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    averages = [a for a, p in zip(ema.parameters(), model.parameters()) if p.requires_grad]
+
+    def weights(model):
+        """What is saved: all, or the adapter alone and by what to know the model that it is for."""
+        state = model.state_dict()
+        return {key: x for key, x in state.items() if "lora_" in key} | {"base": base} if c.lora_rank else state
+
+    # Optimizer: Muon (Jordan et al., 2024) for the matrices of the blocks, or AdamW for all
+    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, torch.nn.Linear) and m.weight.requires_grad]
+    others = [p for p in parameters if all(p is not m for m in matrices)]
+    adamw = dict(lr=c.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    if c.optimizer == "muon":
+        optimizers = [Muon(matrices, c.lr, c.weight_decay), torch.optim.AdamW(others, weight_decay=0, **adamw)]
+    else:
+        optimizers = [torch.optim.AdamW([{"params": matrices, "weight_decay": c.weight_decay},
+                                         {"params": others, "weight_decay": 0}], **adamw)]
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    # Where the run stands
+    step, best, place = 0, float("inf"), [0, 0, 0]
+    sums = torch.zeros(5, device=device)  # since the last line of the log
+    checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
+    if checkpoint:
+        before, saved, saved_averages, state = common.load_checkpoint(checkpoint, "llm", "model", "ema", "state")
+        if c.lora_rank and not torch.equal(saved["base"], base):
+            raise UserError(f"{checkpoint} is an adapter for another model than is now at {c.init_from}")
+        for own, loaded in ((model, saved), (ema, saved_averages)):
+            rest = own.state_dict() if c.lora_rank else {}
+            common.load_weights(own, rest | {key: x for key, x in loaded.items() if key != "base"}, checkpoint)
+        if before["optimizer"] != c.optimizer:
+            raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
+                            "--init_from starts a fresh one")
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        scaler.load_state_dict(state["scaler"])
+        step, best, place = state["step"], state["best"], state["place"]
+        sums += torch.tensor(state["sums"], device=device) * (rank == 0)
+        say(f"going on from step {step} of {c.out_dir}")
+    if step >= c.steps:
+        return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
+
+    if c.compile:
+        for block in model.blocks:  # blocks of a kind share their compiled code
+            block.compile(dynamic=not c.packed)
+    trained = model
+    if world > 1:
+        own = [device.index] if device.type == "cuda" else None
+        trained = DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+    total, learning = (sum(p.numel() for p in some) for some in (model.parameters(), parameters))
+    say(f"{total:,} parameters" + f", {learning:,} of them trained ({learning / total:.2%})" * (learning < total)
+        + f"; {len(train):,} sentences, {len(val):,} for validation; {world} x {c.batch_size} x {c.grad_accum_steps} "
+        f"rows a step; {device.type}, {dtype}")
+    prompts = []
+    if rank == 0:
+        kept.mkdir(exist_ok=True)
+        for path in Path(c.data_dir).glob("codec.*"):
+            shutil.copy(path, kept)
+        log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
+        unigram = show_coverage(data, train, Path(c.out_dir) / "coverage.png")
+        if c.sample_every:
+            codec = load_codec(c.data_dir, device)
+            prompts = make_prompts(c, data, shown, train if c.eval_prompts == "overfit" else val)
+            for n, prompt in enumerate(prompts):
+                wav = codec.decode(data.codes(prompt["clip"])[:, None].astype(int))
+                mel = MelConfig(sample_rate=codec.sample_rate)
+                prompt["mel"] = log_mel(wav, mel)
+                save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", wav, prompt["mel"], mel)
+            _, hear = load_recogniser(c.eval_recogniser, [p["text"] for p in prompts], data.grammar, device)
+
+    def batches(step, place):
+        """From `step` and its place on: this process's micro-batches, each with the counts of its step over all
+        processes and the place behind it."""
+        micro = c.batch_size * world
+        rows = walk(c, data, train, place, micro * c.grad_accum_steps)
+        while True:
+            drawn = [next(rows) for _ in range(micro * c.grad_accum_steps)]
+            mine, behind = [row for row, _ in drawn], drawn[-1][1]
+            for i in range(0, len(mine), micro):
+                yield (make_batch(c, data, shown, mine[i + rank:i + micro:world], step, device),
+                       (counts(c, data, mine), behind))
+            step += 1
+
+    source = batches(step, place)
+    batch, ((n_text, n_audio), behind) = next(source)
+    since = time.perf_counter()
+    bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
+    while step < c.steps:
+        # Schedule: linear warm-up, then a cosine from lr to min_lr
+        progress = max(0, step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
+        lr = c.min_lr + (c.lr - c.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+        lr *= min(1, (step + 1) / max(1, c.warmup_steps))
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["lr"] = lr
+
+        # Gradient of the mean over all tokens of all micro-batches of all processes
+        model.train()
+        if c.dropout or c.lora_rank:
+            torch.manual_seed(int(np.random.default_rng([c.seed, 5, step, rank]).integers(2**62)))
+        for i in range(c.grad_accum_steps):
+            last = i == c.grad_accum_steps - 1
+            try:
+                with nullcontext() if last or world == 1 else trained.no_sync():
+                    with autocast(device, dtype):
+                        text, audio = llm_loss(trained, batch)
+                    loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio)
+                    scaler.scale(loss * world).backward()  # DDP takes the mean over processes
+            except torch.OutOfMemoryError:
+                less = max((d for d in range(1, c.batch_size) if c.batch_size % d == 0), default=0)
+                advice = f"--batch_size {less} --grad_accum_steps {c.grad_accum_steps * c.batch_size // max(less, 1)}"
+                raise UserError(f"no GPU memory for micro-batches of {c.batch_size} rows; for as many a step try "
+                                f"{advice if less else '--activation_checkpointing'}") from None
+            sums[:2] += torch.stack((text, audio)).detach()
+            batch, upcoming = next(source)  # made while a GPU is still busy with the one before
+        if rank == 0:
+            sums[2:4] += torch.tensor((n_text, n_audio), device=device)
+        place, ((n_text, n_audio), behind) = behind, upcoming
+
+        # Step
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        sums[4] += torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scaler.update()
+        decay = min(c.ema_decay, (1 + step) / (10 + step))  # a shorter memory while it is young
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
+        step += 1
+        bar.update()
+
+        # Log
+        if step % c.log_every == 0 or step == c.steps:
+            n, took = step % c.log_every or c.log_every, time.perf_counter() - since
+            *totals, norm = all_sum(sums.tolist(), device)
+            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
+            if rank == 0:
+                found = measures(c, *totals)
+                log(step, **found, grad_norm=norm / n / world, lr=lr, steps_per_second=n / took,
+                    tokens_per_second=(totals[2] + totals[3]) / took, **memory)
+                bar.set_postfix_str(f"loss {found['loss']:.3f}", refresh=False)
+            if step % c.log_every == 0:
+                sums.zero_()
+        stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+
+        # Evaluate and save
+        is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
+        if evaluates:
+            found = validate(c, ema, data, shown, val, rank, world, device, dtype)
+            is_best, best = found["loss"] < best, min(found["loss"], best)
+            if rank == 0:
+                log(step, **{f"val_{key}": value for key, value in found.items()})
+                bar.write(f"step {step}: validation loss {found['loss']:.4f}, perplexity of characters "
+                          f"{found['text_perplexity']:.2f}, of codes {found['audio_perplexity']:.2f} ({unigram:.0f} by "
+                          "their frequencies)")
+        if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
+            folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
+            wer = listen(c, ema, codec, prompts, options, hear, folder)
+            log(step, wer=wer)
+            bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
+        if is_best or stopping or step % c.save_every == 0 or step == c.steps:
+            totals = all_sum(sums.tolist(), device)
+            if rank == 0:
+                state = {"step": step, "best": best, "place": place, "sums": totals, "scaler": scaler.state_dict(),
+                         "optimizers": [o.state_dict() for o in optimizers]}
+                saved = {"model": weights(model), "ema": weights(ema)}
+                common.save_checkpoint(c.out_dir, step, saved, state, asdict(c), is_best, c.keep_last)
+            barrier()
+        if rank == 0 and (evaluates or speaks or stopping):
+            write_page(c.out_dir, parameters=f"{total:,}", trained=f"{learning:,}", defaults=asdict(Config()))
+        if step % c.log_every == 0:  # evaluation does not count as training time
+            since = time.perf_counter()
+        if stopping:
+            return say(f"stopped by a signal after step {step}; the same command with --resume goes on")
+
+
+if __name__ == "__main__":
+    common.run(main, sys.argv[1:])
