@@ -1,19 +1,23 @@
 """What a run looks and sounds like: RUN/index.html, which opens from the disk and takes no server and no network.
 
-    python page.py runs/a                        write the page of a run anew; the trainers do so after each evaluation
-    python page.py runs/a runs/b --out compare   several runs side by side, with blind comparisons, clips and all
+    python page.py runs/a                      write the page of a run anew; the trainers do so by themselves
+    python page.py runs/a runs/b [--out DIR]   several runs side by side, with blind comparisons; clips are copied
 
-Read from the run's folder: metrics.jsonl, config.yaml, page.json (what the trainer told), and samples/, where
-step_00000260/003.wav is what was made of the fourth prompt at that step, 003.png its spectrogram, a line a clip of
-clips.jsonl what is known about it, and reference/003.wav the recording.
+Read from the run's folder: metrics.jsonl, config.yaml, page.json (what the trainer told), plots that are not our own
+(*.png), and samples/, where step_00000260/003.wav is what was made of the fourth prompt at that step, 003.png its
+spectrogram, a line a clip of clips.jsonl what is known about it, and reference/003.wav the recording.
 """
 
 import argparse
 import json
+import math
 import platform
 import shutil
 import statistics
 import sys
+import time
+from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,6 @@ HERE = Path(__file__).parent
 
 # ------------------------------------------------------------------------------------------------------------
 # Plots
-
 
 def subplots(rows, columns, width, height):
     """A matplotlib figure of that size in inches and its axes, an array (rows, columns); it needs no screen."""
@@ -58,27 +61,69 @@ def save_clip(path, wav, log_mel, mel):
     imsave(path.with_suffix(".png"), np.asarray(log_mel).T, origin="lower", vmin=np.log(1e-5), vmax=2, cmap="magma")
 
 
-def plot_curves(path, runs):
-    """A PNG of the curves of {name: rows of metrics.jsonl}: losses, learning rate, and the word error rate if there."""
-    heard = any("wer" in row for rows in runs.values() for row in rows)
-    fig, axes = subplots(1, 2 + heard, 4.6 * (2 + heard), 3.4)
-    panels = [("loss", "loss", "-"), ("val_loss", "loss", ".--"), ("lr", "learning rate", "-")]
-    panels += [("wer", "word error rate, %", ".-")] * heard
-    for i, (name, rows) in enumerate(runs.items()):
-        for key, label, style in panels:
-            points = [(row["step"], row[key] * (100 if key == "wer" else 1)) for row in rows if key in row]
-            axis = axes[0, {"loss": 0, "val_loss": 0, "lr": 1, "wer": 2}[key]]
-            what = {"loss": "training", "val_loss": "validation, averaged weights"}.get(key, "")
-            if points:
-                axis.plot(*zip(*points), style, color=f"C{i if len(runs) > 1 else int(key == 'val_loss')}",
-                          label=" ".join(filter(None, (name if len(runs) > 1 else "", what))))
-            axis.set(xlabel="step", ylabel=label, xlim=(0, None))
-    axes[0, 0].set_yscale("log")
-    for text in axes[0, 0].legend().get_texts():
+CURVES = {  # what an axis shows: the keys of metrics.jsonl, in training and in validation
+    "loss": ("loss", "val_loss"),
+    "perplexity of characters": ("text_perplexity", "val_text_perplexity"),
+    "perplexity of codes": ("audio_perplexity", "val_audio_perplexity"),
+    "learning rate": ("lr",),
+    "word error rate, %": ("wer",),
+}
+
+
+def plot_curves(path, runs, loss="loss"):
+    """A PNG of the curves of {name: rows of metrics.jsonl}, a panel for each of CURVES that there is, two dots a pixel
+    of the page. Losses and perplexities have logarithmic axes; `loss` tells the unit of the former."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    there = {key for rows in runs.values() for row in rows for key in row}
+    panels = {label: keys for label, keys in CURVES.items() if there & set(keys)}
+    columns = len(panels) or 1 if len(panels) < 5 else 3
+    lines = -(-len(panels) // columns) or 1
+    fig, axes = subplots(lines, columns, 3.8 * columns, 3.1 * lines + 0.4)
+    for axis in axes.flat[len(panels):]:
+        axis.set_axis_off()
+    for axis, (label, keys) in zip(axes.flat, panels.items()):
+        for i, rows in enumerate(runs.values()):
+            for key, style in zip(keys, ("-", ".--")):
+                points = [(row["step"], row[key] * (100 if key == "wer" else 1)) for row in rows
+                          if key in row and math.isfinite(row[key])]  # a run may diverge
+                axis.plot(*np.reshape(points, (-1, 2)).T, ".-" if key == "wer" else style,
+                          color=f"C{i if len(runs) > 1 else keys.index(key)}")
+        axis.set(xlabel="step", ylabel=loss if label == "loss" else label, xlim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        if len(keys) == 2 and any((line.get_ydata() > 0).any() for line in axis.get_lines()):
+            axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
+        else:
+            axis.set_ylim(0, None)
+    colours = ("0.5", "0.5") if len(runs) > 1 else ("C0", "C1")
+    marks = {name: Line2D((), (), color=f"C{i}") for i, name in enumerate(runs) if len(runs) > 1}
+    marks["training"] = Line2D((), (), color=colours[0])
+    marks["validation, averaged weights"] = Line2D((), (), color=colours[1], ls="--", marker=".")
+    legend = fig.legend(marks.values(), marks.keys(), loc="outside lower left", ncols=columns)
+    for text in legend.get_texts():
         text.set_parse_math(False)
-    if heard:
-        axes[0, 2].set_ylim(0, None)
-    fig.savefig(path, transparent=True)
+    fig.savefig(path, dpi=180)
+
+
+def plot_coverage(path, counts):
+    """A PNG of how evenly the symbols of {label: how often each occurs} are used: which share of all occurrences the
+    most frequent ones make up."""
+    fig, axes = subplots(1, 1, 5.4, 3.4)
+    for label, n in counts.items():
+        share = np.cumsum(np.sort(n)[::-1]) / max(1, np.sum(n))
+        axes[0, 0].plot(np.arange(1, len(n) + 1) / len(n) * 100, share * 100,
+                        label=f"{label}, {np.sum(n):,} of {len(n):,}")
+    axes[0, 0].plot((0, 100), (0, 100), ":", color="0.5", label="all alike")
+    axes[0, 0].set(xlabel="most frequent symbols, % of the vocabulary", ylabel="occurrences covered, %", xlim=(0, 100),
+                   ylim=(0, 101))
+    axes[0, 0].legend(loc="lower right")
+    fig.savefig(path, dpi=180)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -90,60 +135,121 @@ def read_rows(path):
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def seconds(wav):
+    """How long a recording is; None where there is none, or but the beginning of one."""
+    import soundfile
+
+    try:
+        return soundfile.info(wav).duration or None
+    except soundfile.LibsndfileError:
+        return None
+
+
+def read_clips(folder):
+    """{(prompt, 0, or 1 where it is there again, …): what a page shows of its clip} of a folder of samples."""
+    clips = {}
+    for n, row in enumerate(read_rows(folder / "clips.jsonl")):
+        if length := seconds(folder / f"{n:03d}.wav"):
+            again = sum(text == row["text"] for text, _ in clips)
+            clips[row["text"], again] = row | {"n": n, "seconds": length}
+    return clips
+
+
+def percent(share):
+    return f"{100 * share:.1f} %"
+
+
+MEASURES = {  # the last value of a key of metrics.jsonl: what it is, how it is written
+    "loss": ("training loss", "{:.4g}".format),
+    "val_loss": ("validation loss", "{:.4g}".format),
+    "val_text_perplexity": ("perplexity of characters, validation", "{:.4g}".format),
+    "val_audio_perplexity": ("perplexity of codes, validation", "{:.4g}".format),
+    "val_accuracy": ("accuracy, validation", percent),
+    "wer": ("word error rate", percent),
+    "speaker_accuracy": ("speaker accuracy", percent),
+    "gpu_gb": ("GPU memory", "{:.1f} GB".format),
+}
+LOSSES = {"flow": "loss, mean squared error", "codec": "loss, nats a code", "llm": "loss, nats a token"}
+
+
 def read_run(folder):
     """All that a page shows of a run. Raises UserError where the folder holds none."""
     folder = Path(folder)
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl")
-    metrics = read_rows(folder / "metrics.jsonl")
-    facts = json.loads((folder / "page.json").read_text()) if (folder / "page.json").exists() else {}
-    defaults = facts.pop("defaults", {})
-    speeds = {key: statistics.median(row[key] for row in metrics if key in row)
-              for key in dict.fromkeys(key for row in metrics for key in row if key.endswith("_per_second"))}
-    facts |= {key.replace("_", " "): f"{value:.3g}" for key, value in speeds.items()}
-    last = {key: row[key] for row in metrics for key in ("step", "loss", "val_loss", "wer") if key in row}
-    config = [(key, value, key in defaults and defaults[key] != value)
-              for key, value in read_yaml(folder / "config.yaml").items()]
-    steps = {path.name: {n: row for n, row in enumerate(read_rows(path / "clips.jsonl"))}
-             for path in sorted((folder / "samples").glob("step_*"))}
-    return {"folder": folder, "name": folder.resolve().name, "facts": facts, "last": last, "config": config,
-            "steps": steps, "metrics": metrics}
+    metrics, config = read_rows(folder / "metrics.jsonl"), read_yaml(folder / "config.yaml")
+    told = json.loads((folder / "page.json").read_text()) if (folder / "page.json").exists() else {}
+    defaults = told.pop("defaults", {})
+    last = {key: value for row in metrics for key, value in row.items()}
+
+    updated = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "metrics.jsonl").stat().st_mtime))
+    facts = {"steps": f"{last.get('step', 0):,} of {config.get('steps', 0):,}", "updated": updated}
+    facts |= {what: write(last[key]) for key, (what, write) in MEASURES.items() if key in last}
+    if "val_loss" in last:
+        loss, step = min((row["val_loss"], row["step"]) for row in metrics if "val_loss" in row)
+        facts["validation loss"] += f"; best {loss:.4g}, at step {step:,}"
+    for key in [key for key in last if key.endswith("_per_second")]:
+        speed = statistics.median(row[key] for row in metrics if key in row)
+        facts[key.replace("_", " ")] = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+    facts |= {key: value for key, value in told.items() if value}
+
+    def say(value):
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return {"folder": folder, "name": folder.resolve().name, "metrics": metrics, "facts": facts,
+            "config": {key: (say(value), say(defaults[key]) if defaults.get(key, value) != value else None)
+                       for key, value in config.items()},
+            "steps": {path.name: read_clips(path) for path in sorted((folder / "samples").glob("step_*"))},
+            "plots": sorted(path.name for path in folder.glob("*.png") if path.name != "curves.png")}
 
 
 def table(runs, prefixes):
-    """The rows of the listening table: a prompt, its reference, and a cell for each step of each run, or None.
+    """The listening table, (columns, rows). A column is a step of a run, equal steps together. A row has a prompt,
+    its reference, the seconds of its longest clip, and a cell a column; None stands for what there is not.
 
     prefixes: where a run's samples/ are, seen from the page.
     """
-    prompts = dict.fromkeys(row["text"] for r in runs for clips in r["steps"].values() for row in clips.values())
+    columns = []
+    for i, r in enumerate(runs):
+        wers = {row["step"]: row["wer"] for row in r["metrics"] if "wer" in row}
+        for folder, clips in r["steps"].items():
+            distances = [clip["mel_distance"] for clip in clips.values() if "mel_distance" in clip]
+            columns.append({"run": i, "folder": folder, "step": int(folder[5:]), "wer": wers.get(int(folder[5:])),
+                            "mel_distance": statistics.mean(distances) if distances else None})
+    columns.sort(key=lambda column: column["step"])
     rows = []
-    for text in prompts:
-        cells, reference = [], None
-        for r, prefix in zip(runs, prefixes):
-            for step, clips in r["steps"].items():
-                n = next((n for n, row in clips.items() if row["text"] == text), None)
-                cells.append(n if n is None else {"run": r["name"], "step": int(step[5:]), **clips[n],
-                                                  "file": f"{prefix}samples/{step}/{n:03d}"})
-                if n is not None and (r["folder"] / "samples" / "reference" / f"{n:03d}.wav").exists():
-                    reference = reference or f"{prefix}samples/reference/{n:03d}"
-        rows.append({"text": text, "reference": reference, "cells": cells})
-    return rows
+    for key in dict.fromkeys(key for r in runs for clips in r["steps"].values() for key in clips):
+        reference, cells = None, []
+        for column in columns:
+            r, prefix = runs[column["run"]], prefixes[column["run"]]
+            clip = r["steps"][column["folder"]].get(key)
+            cells.append(clip and clip | {"file": f"{prefix}samples/{column['folder']}/{clip['n']:03d}"})
+            name = clip and f"samples/reference/{clip['n']:03d}"
+            if clip and not reference and (length := seconds(r["folder"] / f"{name}.wav")):
+                reference = {"file": prefix + name, "seconds": length}
+        rows.append({"text": key[0], "reference": reference, "cells": cells,
+                     "longest": max(clip["seconds"] for clip in [reference, *cells] if clip)})
+    return columns, rows
 
 
 def render(path, runs, prefixes):
     """Write a page and its curves.png beside it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    plot_curves(path.parent / "curves.png", {r["name"]: r["metrics"] for r in runs})
+    units = {LOSSES.get(r["config"].get("system", ("",))[0], "loss") for r in runs}
+    plot_curves(path.parent / "curves.png", {r["name"]: r["metrics"] for r in runs}, *units if len(units) == 1 else ())
+    columns, rows = table(runs, prefixes)
+    trials = []  # of the blind comparison: (prompt, a run, its newest clip, another run, its newest clip)
+    for row in rows:
+        newest = {column["run"]: f"{cell['file']}.wav" for column, cell in zip(columns, row["cells"]) if cell}
+        trials += [(row["text"], *a, *b) for a, b in combinations(newest.items(), 2)]
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    rows = table(runs, prefixes)
-    blind = []  # each prompt's last clip of each run
-    for row in rows:
-        last = {cell["run"]: f"{cell['file']}.wav" for cell in row["cells"] if cell}
-        if len(last) > 1:
-            blind.append({"text": row["text"], "clips": [last.get(r["name"]) for r in runs]})
-    html = environment.get_template("page.html").render(runs=runs, rows=rows, blind=blind)
+    html = environment.get_template("page.html").render(
+        runs=runs, columns=columns, rows=rows, trials=trials,
+        facts=dict.fromkeys(key for r in runs for key in r["facts"]),
+        config=dict.fromkeys(key for r in runs for key in r["config"]),
+        plots=[(r["name"], name, prefix) for r, prefix in zip(runs, prefixes) for name in r["plots"]])
     path.with_suffix(".part").write_text(html, encoding="utf-8")
     path.with_suffix(".part").replace(path)
 
@@ -157,40 +263,48 @@ def write_page(out_dir, **facts):
     if facts:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
         diff = out_dir / "code" / "git.diff"
-        commit = diff.read_text(encoding="utf-8").partition("\n")[0] if diff.exists() else ""
-        facts |= {"device": device, "torch": torch.__version__, "Python": platform.python_version(), "commit": commit}
+        commit, _, changes = diff.read_text(encoding="utf-8").partition("\n") if diff.exists() else ("", "", "")
+        facts |= {"device": device, "torch": torch.__version__, "transformers": version("transformers"),
+                  "Python": platform.python_version(),
+                  "trivox's commit": commit[:12] + (", changed as in code/git.diff" if changes else "")}
         (out_dir / "page.json").write_text(json.dumps(facts))
     render(out_dir / "index.html", [read_run(out_dir)], [""])
 
 
 def compare(folders, out):
-    """A folder with a page of several runs, which holds copies of their clips and can be moved or sent."""
-    runs = [read_run(folder) for folder in folders]
-    prefixes = [f"run{i}/" for i in range(len(runs))]
+    """A folder with a page of several runs, which holds copies of their clips and can be moved or sent.
+
+    Raises UserError where `out` is something else already, and for a run that is named twice.
+    """
+    runs, prefixes = [read_run(folder) for folder in folders], [f"compared/{i}/" for i in range(len(folders))]
+    names = [r["name"] for r in runs]
+    if len({r["folder"].resolve() for r in runs}) < len(runs):
+        raise UserError("one run is named twice")
+    if not (out / "compared").exists() and ((out / "metrics.jsonl").exists() or (out / "index.html").exists()):
+        raise UserError(f"{out} has a page already, of something else: --out DIR names another folder")
+    shutil.rmtree(out / "compared", ignore_errors=True)
     for r, prefix in zip(runs, prefixes):
-        shutil.rmtree(out / prefix, ignore_errors=True)
         (out / prefix).mkdir(parents=True)
         if r["steps"]:
             shutil.copytree(r["folder"] / "samples", out / prefix / "samples")
-    names = [r["name"] for r in runs]
-    for r, folder in zip(runs, folders):  # runs/a/flow and runs/b/flow
-        r["name"] = r["name"] if names.count(r["name"]) == 1 else str(folder)
+        for name in r["plots"]:
+            shutil.copy(r["folder"] / name, out / prefix)
+    for r in runs:  # runs/a/flow and runs/b/flow
+        r["name"] = r["name"] if names.count(r["name"]) == 1 else str(r["folder"])
     render(out / "index.html", runs, prefixes)
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("--out", type=Path, help="folder for the page of several runs")
+    parser.add_argument("--out", type=Path, help="folder for a page of several runs (compare/ beside the first)")
     args = parser.parse_args(argv)
     if len(args.runs) == 1 and not args.out:
         write_page(args.runs[0])
-        print(args.runs[0] / "index.html")
-    elif not args.out:
-        raise UserError("several runs need a folder for their page: --out DIR")
-    else:
-        compare(args.runs, args.out)
-        print(args.out / "index.html")
+        return print(args.runs[0] / "index.html")
+    out = args.out or args.runs[0].parent / "compare"
+    compare(args.runs, out)
+    print(out / "index.html")
 
 
 if __name__ == "__main__":

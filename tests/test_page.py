@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,12 @@ def make_run(folder, steps=(10, 20), prompts=("One.", HOSTILE, "A third, longer,
     (folder / "config.yaml").write_text(yaml.safe_dump({"lr": 0.002, "steps": 20, "eval_prompts": HOSTILE}))
     page.write_page(folder, parameters="1,234", defaults={"lr": 0.001, "steps": 20, "eval_prompts": "heldout"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that has spoken eight times. Tests only read it."""
+    return make_run(tmp_path_factory.mktemp("finished") / "run", range(6, 21, 2), wers=[0.5] * 7 + [0.25])
 
 
 @pytest.fixture(scope="module")
@@ -74,26 +81,36 @@ def visit(browser):
 
 def durations(tab):
     """{src: seconds} of all players, each scrolled to so that it loads."""
-    players = tab.locator("table.clips audio")
+    players = tab.locator(".clips audio")
     for i in range(players.count()):
         players.nth(i).scroll_into_view_if_needed()
-    tab.wait_for_function("[...document.querySelectorAll('table.clips audio')].every(a => a.readyState > 0)")
+    tab.wait_for_function("[...document.querySelectorAll('.clips audio')].every(a => a.readyState > 0)")
     return dict(players.evaluate_all("all => all.map(a => [a.getAttribute('src'), a.duration])"))
 
 
+def cells(tab, rows):
+    """The texts of the cells of some rows of a table."""
+    return tab.locator(rows).evaluate_all("rows => rows.map(row => [...row.cells].map(cell => cell.textContent))")
+
+
 def test_every_player_plays_its_clip(visit, tmp_path):
-    """Also where the folder was moved to a name full of what means something to HTML and to URLs."""
-    folder = make_run(tmp_path / "run")
-    folder = folder.rename(tmp_path / "a 'run' & \"more\" 100% #1?")
-    found = durations(visit(folder))
+    """Also where the folder was zipped, and unpacked under a name full of what means something to HTML and to URLs."""
+    make_run(tmp_path / "run")
+    shutil.make_archive(tmp_path / "zipped", "zip", tmp_path / "run")
+    folder = tmp_path / "a 'run' & \"more\" 100% #1?"
+    shutil.unpack_archive(tmp_path / "zipped.zip", folder)
+    shutil.rmtree(tmp_path / "run")
+    tab = visit(folder)
+    found = durations(tab)
     assert len(found) == 3 * 3
     for src, seconds in found.items():
         assert seconds == pytest.approx(soundfile.info(folder / src).duration, rel=0.01)
+    tab.wait_for_function("[...document.images].every(image => image.naturalWidth)")
 
 
-def test_one_plays_at_a_time(visit, tmp_path):
-    tab = visit(make_run(tmp_path / "run"))
-    first, second = tab.locator("table.clips audio").nth(0), tab.locator("table.clips audio").nth(1)
+def test_one_plays_at_a_time(visit, finished):
+    tab = visit(finished)
+    first, second = tab.locator(".clips audio").nth(0), tab.locator(".clips audio").nth(1)
     for player in (first, second):
         player.evaluate("a => { a.loop = a.muted = true; return a.play() }")
     assert first.evaluate("a => a.paused") and not second.evaluate("a => a.paused")
@@ -108,60 +125,184 @@ def test_text_is_text(visit, tmp_path):
     page.write_page(folder, parameters="1", defaults={"lr": 0.001})
     tab = visit(folder)
     assert tab.locator("h1").inner_text() == folder.name
-    assert tab.locator("table.clips tbody th").nth(1).inner_text() == HOSTILE
+    assert tab.locator(".clips tbody th").nth(1).inner_text() == HOSTILE
     assert tab.locator("h1 b, main script").count() == 0
-    changed = tab.locator("tr.changed")
-    assert [row.split("\t")[0] for row in changed.all_inner_texts()] == ["lr"]
+    assert cells(tab, "tr:has(.changed)") == [["lr", "0.002 default 0.001"]]
+
+
+def test_facts(visit, finished):
+    """What is known of the run and of what made it stands there; the config can be cut down to what was changed."""
+    tab = visit(finished)
+    facts = dict(cells(tab, "[aria-label=facts] tr"))
+    assert facts["steps"] == "20 of 20" and facts["parameters"] == "1,234" and facts["word error rate"] == "25.0 %"
+    assert facts["validation loss"] == "0.2; best 0.2, at step 20" and facts["steps per second"] == "2"
+    assert facts["transformers"] == version("transformers") and {"torch", "Python"} <= facts.keys()
+    assert tab.locator(".clips thead small").all_inner_texts() == [
+        f"WER {wer:.1f} % · mel distance 0.50" for wer in (50, 50, 50, 50, 50, 50, 50, 25)]
+    assert tab.locator("[aria-label=config] tr:visible").count() == 3
+    tab.locator("#few").press("Space")
+    assert tab.locator("[aria-label=config] tr:visible").count() == 2  # lr and eval_prompts
+
+
+CONTRAST = """() => {
+    const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+    const page = document.body.appendChild(document.createElement('p'));
+    page.style.background = 'Canvas';
+    const behind = e => { const c = e ? getComputedStyle(e).backgroundColor : getComputedStyle(page).backgroundColor;
+        return c === 'rgba(0, 0, 0, 0)' ? behind(e.parentElement) : c };
+    return [...document.querySelectorAll('th, td, small, h1, h2, p')].map(e => {
+        const [a, b] = [light(getComputedStyle(e).color), light(behind(e))];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) }) }"""
 
 
 @pytest.mark.parametrize("width", [380, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_fits_the_screen(visit, tmp_path, width, scheme):
-    """No horizontal scroll of the page, however many steps there are; text is far from its background."""
-    tab = visit(make_run(tmp_path / "run", steps=(1, 2, 3, 4, 5, 6, 7, 8), wers=[0.1] * 8), width, scheme)
+def test_fits_the_screen(visit, finished, width, scheme):
+    """No horizontal scroll of the page, however many steps there are, and the newest is in sight; text is as far from
+    what is behind it as WCAG's level AA asks for."""
+    tab = visit(finished, width, scheme)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    colour, background = tab.evaluate("""() => { const c = document.createElement('canvas').getContext('2d');
-        return ['CanvasText', 'Canvas'].map(name => { const s = getComputedStyle(document.body);
-            return name === 'Canvas' ? matchMedia('(prefers-color-scheme: dark)').matches : s.color }) }""")
-    light = sum(map(float, colour.removeprefix("rgb(").rstrip(")").split(","))) > 384
-    assert background == (scheme == "dark") == light
+    assert min(tab.evaluate(CONTRAST)) >= 4.5
+    newest, box = tab.locator(".clips thead th").last.bounding_box(), tab.locator(".clips").bounding_box()
+    assert newest["x"] + newest["width"] <= box["x"] + box["width"]
+    prompt = tab.locator(".clips tbody th").first.bounding_box()
+    assert prompt["x"] >= box["x"] and prompt["x"] + prompt["width"] <= newest["x"]
 
 
 def test_players_load_on_demand(visit, tmp_path):
     """50 checkpoints of 16 prompts: what is far away is not loaded."""
-    prompts = [f"Prompt {n}." for n in range(16)]
-    tab = visit(make_run(tmp_path / "run", steps=range(1, 51), prompts=prompts, wers=[0.1] * 50))
+    folder = make_run(tmp_path / "run", steps=[1], prompts=[f"Prompt {n}." for n in range(16)], wers=[0.1])
+    for step in range(2, 51):
+        shutil.copytree(folder / "samples" / "step_00000001", folder / "samples" / f"step_{step:08d}")
+    page.write_page(folder)
+    tab = visit(folder)
     tab.wait_for_timeout(300)
-    players = tab.locator("table.clips audio")
+    players = tab.locator(".clips audio")
     loaded = players.evaluate_all("all => all.filter(a => a.readyState > 0).length")
     assert players.count() == 16 * 51 and 0 < loaded < 200
-    assert tab.locator("img[loading=lazy]").count() == 16 * 51
+    assert tab.locator(".clips img[loading=lazy]").count() == 16 * 51
 
 
-def test_runs_side_by_side(visit, tmp_path):
-    """Two runs of one name, copied into a folder of their own; the blind comparison counts what it was told."""
-    for name, steps in (("a", (10, 20)), ("b", (10,))):
-        make_run(tmp_path / name / "flow & co", steps)
+def compared(tmp_path, *prompts, steps=((10, 20), (10,))):
+    """The folder of a page of two runs of one name; the runs themselves are gone."""
+    for name, some, at in zip("ab", prompts, steps):
+        folder = make_run(tmp_path / name / "flow & co", at, some)
+        (folder / "coverage & 100% #1.png").write_bytes((folder / "curves.png").read_bytes())
     page.compare([tmp_path / name / "flow & co" for name in "ab"], tmp_path / "out")
     for name in "ab":
         shutil.rmtree(tmp_path / name)
-    tab = visit(tmp_path / "out")
-    assert len(durations(tab)) == 3 * (1 + 2 + 1)
-    chosen = {}
+    return tmp_path / "out"
+
+
+def test_runs_side_by_side(visit, tmp_path):
+    """Also where they have not spoken all the same prompts, and one of them twice. The plots that were in their folders
+    came with them."""
+    tab = visit(compared(tmp_path, ["Both.", "Twice.", "Twice."], ["Mine.", "Both.", "Twice."]))
+    assert len(durations(tab)) == 9 + 4
+    assert tab.locator(".clips tbody th").all_inner_texts() == ["Both.", "Twice.", "Twice.", "Mine."]
+    sources = tab.locator(".clips tbody tr").evaluate_all("""rows => rows.map(row =>
+        [...row.cells].slice(2).map(cell => cell.querySelector('audio')?.getAttribute('src')))""")
+    assert [[src and src[9:10] + src[-7:-4] for src in row] for row in sources] == [  # run and clip
+        ["0000", "1001", "0000"],  # step 10 of both, step 20 of the first
+        ["0001", "1002", "0001"], ["0002", None, "0002"], [None, "1000", None]]
+    plots = tab.locator("figure img")
+    for i in range(plots.count()):
+        plots.nth(i).scroll_into_view_if_needed()
+    tab.wait_for_function("[...document.querySelectorAll('figure img')].every(image => image.naturalWidth)")
+    assert [caption.partition(": ")[2] for caption in tab.locator("figcaption").all_inner_texts()] == [
+        "coverage & 100% #1"] * 2
+
+
+def test_blind_comparison(visit, tmp_path):
+    """Each prompt that two runs have spoken is heard once before any comes again; choices are counted, also over a
+    reload of the page."""
+    tab = visit(compared(tmp_path, ["One.", "Mine.", HOSTILE], ["One.", HOSTILE, "Mine, too."]))
+    chosen, heard = [0, 0], []
     for turn in range(6):
-        clips = [tab.locator("#blind audio").nth(i).get_attribute("src") for i in (0, 1)]
-        assert {clip.split("/")[0] for clip in clips} == {"run0", "run1"}
-        assert {Path(clip).parts[2] for clip in clips} == {"step_00000020", "step_00000010"}
-        winner = turn % 3
-        tab.locator("#blind button").nth(winner).click()
-        if winner < 2:
-            chosen[clips[winner][:4]] = chosen.get(clips[winner][:4], 0) + 1
+        heard.append(tab.locator("#blind-text").inner_text())
+        clips = [Path(tab.locator("#blind audio").nth(i).get_attribute("src")) for i in (0, 1)]
+        runs = [int(clip.parts[1]) for clip in clips]
+        assert sorted(runs) == [0, 1]
+        assert {(run, clip.parts[3]) for run, clip in zip(runs, clips)} == {(0, "step_00000020"), (1, "step_00000010")}
+        tab.locator("#blind button").nth(turn % 3).press("Enter")
+        if turn % 3 < 2:
+            chosen[runs[turn % 3]] += 1
+        if turn == 3:
+            tab.reload()
+    assert {tuple(sorted(heard[i:i + 2])) for i in (0, 2, 4)} == {tuple(sorted(["One.", HOSTILE]))}
     counts = [row.split("\t") for row in tab.locator("#blind-counts tr").all_inner_texts()]
-    assert [(int(c), int(heard)) for _, c, heard in counts] == [(chosen.get(f"run{i}", 0), 6) for i in (0, 1)]
+    assert [list(map(int, row[1:])) for row in counts] == [[chosen[0], 6], [chosen[1], 6]]
     assert len({name for name, *_ in counts}) == 2
 
 
-@pytest.mark.parametrize("argv, words", [(["nowhere"], "not the folder of a run"), (["a", "b"], "--out")], ids=str)
-def test_refusals(tmp_path, monkeypatch, argv, words):
+def test_nothing_to_compare_blindly(visit, tmp_path):
+    tab = visit(compared(tmp_path, ["One."], ["Two."]))
+    assert tab.locator("#blind").count() == 0 and "No prompt has been spoken by two" in tab.locator("main").inner_text()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Without a browser
+
+def test_curves(tmp_path, monkeypatch):
+    """Every number of the log is in its panel; losses and perplexities have logarithmic axes."""
+    shown, subplots = [], page.subplots
+    monkeypatch.setattr(page, "subplots", lambda *args: shown.append(subplots(*args)) or shown[-1])
+    keys = ["loss", "text_perplexity", "audio_perplexity"]
+    rows = [{"step": s, **{key: s * n + 1.0 for n, key in enumerate(keys, 1)}, "lr": 1 / s} for s in (10, 20, 30)]
+    rows += [{"step": 30, **{f"val_{key}": 7.0 for key in keys}}, {"step": 30, "wer": 0.25}]
+    page.plot_curves(tmp_path / "curves.png", {"_a $x$": rows, "b": rows[:1], "of nothing": []})
+    axes = [axis for axis in shown[0][1].flat if axis.axison]
+    assert [axis.get_ylabel() for axis in axes] == [
+        "loss", "perplexity of characters", "perplexity of codes", "learning rate", "word error rate, %"]
+    assert [axis.get_yscale() for axis in axes] == ["log"] * 3 + ["linear"] * 2
+    for n, axis in enumerate(axes[:3], 1):
+        lines = [line.get_xydata().tolist() for line in axis.get_lines()]
+        assert lines == [[[s, s * n + 1] for s in (10, 20, 30)], [[30, 7]], [[10, 10 * n + 1]], [], [], []]
+    assert axes[4].get_lines()[0].get_xydata().tolist() == [[30, 25]]
+    legend = [text.get_text() for text in shown[0][0].legends[0].get_texts()]
+    assert legend == ["_a $x$", "b", "of nothing", "training", "validation, averaged weights"]
+
+
+def test_what_was_killed(tmp_path):
+    """A run that has no number yet has a page; a wav of which there is but the beginning is left out."""
+    folder = make_run(tmp_path / "run")
+    (folder / "samples" / "step_00000010" / "001.wav").write_bytes(b"RIFF")
+    (folder / "samples" / "reference" / "000.wav").unlink()
+    page.write_page(folder)
+    html = (folder / "index.html").read_text()
+    assert "step_00000010/000.wav" in html and "step_00000010/001" not in html and "reference/000" not in html
+    (folder / "metrics.jsonl").write_text("")
+    shutil.rmtree(folder / "samples")
+    page.write_page(folder)
+    assert "0 of 20" in (folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize("losses", [["NaN", "NaN"], ["2.5", "Infinity"], ["0.0", "0.0"]], ids=str)
+def test_what_diverged(tmp_path, losses):
+    """It has a page all the same: a page must not end a run."""
+    folder = make_run(tmp_path / "run", steps=[1], prompts=["One."])
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "loss": {loss}, "val_loss": {loss}}}\n'
+                                                  for s, loss in enumerate(losses)))
+    page.write_page(folder)
+    assert f"{float(losses[-1]):.4g}" in (folder / "index.html").read_text()
+
+
+def test_folder_of_a_comparison(tmp_path, capsys):
+    """Beside the first run, or where it was told to; what was there of another comparison goes, and nothing else."""
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    page.main(list(map(str, runs)))
+    assert capsys.readouterr().out == f"{tmp_path}/compare/index.html\n"
+    page.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert sorted(path.name for path in (tmp_path / "compare" / "compared").iterdir()) == ["0", "1"]
+    before = {path: path.read_bytes() for path in tmp_path.glob("[abc]/**/*") if path.is_file()}
+    assert "something else" in refusal(page.main, tmp_path / "b", tmp_path / "c", "--out", tmp_path / "a")
+    assert "named twice" in refusal(page.main, tmp_path / "a", tmp_path / "a" / ".." / "a")
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("[abc]/**/*") if path.is_file()}
+
+
+@pytest.mark.parametrize("argv", [["nowhere"], ["nowhere", "neither"]], ids=str)
+def test_refusals(tmp_path, monkeypatch, argv):
     monkeypatch.chdir(tmp_path)
-    assert words in refusal(page.main, *argv) and not list(tmp_path.iterdir())
+    assert "nowhere is not the folder of a run" in refusal(page.main, *argv) and not list(tmp_path.iterdir())
