@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 import torch
@@ -400,6 +400,14 @@ class StatsEmbedder:
     the frames within 30 dB of the loudest. They have units of their own: standardise them over a data set."""
     width = 3 * 32 + 5
     mel = MelConfig(sample_rate=16000, n_fft=512, n_mels=40, fmin=60.0, fmax=7600.0)
+
+    def __init__(self):
+        import librosa
+        from filelock import FileLock
+
+        # librosa's first call compiles; processes that store what they compiled in numba's cache at once crash on it later
+        with FileLock(Path(gettempdir()) / f"trivox-yin-{os.getuid()}.lock"):
+            librosa.yin(np.zeros(1024, np.float32), fmin=60, fmax=500, sr=8000, frame_length=512, hop_length=128)
 
     def __call__(self, wav, sample_rate):
         import librosa

@@ -190,13 +190,15 @@ SPLITS = ("train", "val")
 FIT_SOURCES, FIT_FRAMES = 1000, 100_000  # what mel_rvq is fitted to: so many recordings, and at most so many frames
 
 
-def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, columns="id|text|normalized|speaker"):
+def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, columns="id|text|normalized|speaker",
+             fit=()):
     """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped.
 
     root: in LJSpeech's layout, or any folder in which recordings lie. name: one of audio.CODECS; "mel_rvq", which is
-    fitted first: mel is its MelConfig, sizes those of its books; or the folder of tokens of a mel_rvq, which is used
-    again. chunk: (number, "frames" or "seconds") to cut the recordings at; a rest is kept from a quarter of that on.
-    None keeps them whole. Under torchrun each process writes its own shards, and the first of them closes the data set.
+    fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as much to
+    each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds") to cut the
+    recordings at; a rest is kept from a quarter of that on; None keeps them whole. Under torchrun each process writes
+    its own shards, and the first of them closes the data set.
 
     Recordings that cannot be read or are silent are skipped and listed with the reason. Raises UserError where nothing
     is left or `out` holds other tokens.
@@ -212,6 +214,8 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
         name, mel, sizes = "mel_rvq", fitted.mel, [len(book) for book in fitted.books]
     plan = {"codec": name, "chunk": chunk, "root": str(root.resolve()), "mel": mel and asdict(mel), "sizes": sizes,
             "sources": hashlib.sha256(json.dumps(sources).encode()).hexdigest()}
+    if fit:
+        plan["fit"] = [str(other.resolve()) for other in fit]
     if fitted:
         plan["centroids"] = hashlib.sha256(torch.cat([fitted.mean[None], *fitted.books]).numpy().tobytes()).hexdigest()
     speakers = sorted({s["speaker"] for s in sources} - {""})
@@ -219,7 +223,8 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
 
     if name == "mel_rvq":
         if rank == 0 and not (out / "codec.safetensors").exists():
-            (fitted or fit_mel_rvq(root, sources, mel, sizes)).save(out)
+            corpora = [(root, sources), *((other, corpus_sources(other)) for other in fit)]
+            (fitted or fit_mel_rvq(corpora, mel, sizes)).save(out)
         wait_for([out / "codec.safetensors"])
         codec = job_codec = MelRVQ.load(out, mel)
         device = "cpu"
@@ -279,14 +284,20 @@ def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames
           f"{info['codec']}, {info['frame_rate']:.1f} frames/s of {info['codebooks']} x {info['codebook_size']} codes")
 
 
-def fit_mel_rvq(root, sources, mel, sizes):
-    """Fit mel_rvq to frames of the recordings for training, drawn by hash."""
-    train = {s["source"] for s in sources if s["split"] == "train"}
-    drawn = sorted(train, key=lambda source: hashlib.sha256(source.encode()).digest())[:FIT_SOURCES]
-    jobs = [(root / source, mel, -(-FIT_FRAMES // len(drawn))) for source in drawn]
-    with parallel() as pool:
-        mels = list(tqdm(pool.imap(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
-    print(f"fitting mel_rvq to {sum(map(len, mels)):,} frames of {len(jobs):,} recordings")
+def fit_mel_rvq(corpora, mel, sizes):
+    """Fit mel_rvq to frames of the recordings for training, drawn by hash. corpora: pairs of a root and its sources; the
+    frames of those that have few are repeated until all weigh as much."""
+    mels = []
+    for root, sources in corpora:
+        train = {s["source"] for s in sources if s["split"] == "train"}
+        drawn = sorted(train, key=lambda source: hashlib.sha256(source.encode()).digest())[:FIT_SOURCES // len(corpora)]
+        jobs = [(root / source, mel, -(-FIT_FRAMES // len(corpora) // len(drawn))) for source in drawn]
+        with parallel() as pool:
+            some = list(tqdm(pool.imap(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
+        mels.append(np.concatenate(some))
+        print(f"fitting mel_rvq to {len(mels[-1]):,} frames of {len(jobs):,} recordings of {root}")
+    most = max(map(len, mels))
+    mels = [np.tile(x, (round(most / max(1, len(x))), 1)) for x in mels]
     return MelRVQ.fit(torch.from_numpy(np.concatenate(mels)), mel, sizes)
 
 
@@ -805,6 +816,8 @@ def main(argv):
         if name == "tokenize":
             p.add_argument("--codec", required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of a mel_rvq's "
                            "tokens, which is used again as it is")
+            p.add_argument("--fit", type=Path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
+                           "tokenized with the same one later: for fine-tuning on them")
             p.add_argument("--chunk_frames", type=int, help="cut recordings to so many (2040 for bare folders of them; "
                            "those that metadata.csv names are kept whole)")
             p.add_argument("--chunk_seconds", type=float, help="or to so many")
@@ -840,8 +853,11 @@ def main(argv):
         chunk = None if (args.root / "metadata.csv").exists() else (2040, "frames")
         if args.chunk_seconds or args.chunk_frames:
             chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
+        if args.fit and args.codec != "mel_rvq":
+            raise UserError(f"--fit is for mel_rvq, which is fitted here; {args.codec} is as it is")
         if args.codec == "mel_rvq":
-            tokenize(args.root, args.out, args.codec, chunk, mel=mel, sizes=book_sizes(args), columns=args.columns)
+            tokenize(args.root, args.out, args.codec, chunk, mel=mel, sizes=book_sizes(args), columns=args.columns,
+                     fit=args.fit)
         else:
             tokenize(args.root, args.out, args.codec, chunk, args.device, columns=args.columns)
         return

@@ -528,7 +528,10 @@ def evaluate_llm(args, folder, config, out):
     }
 
     seeds = [args.seed * 1_000_003 + n for n in range(len(clips))]
-    made = speak_sentences(model, texts, seeds, voices, config["eval_seconds"], **options)
+    if args.onnx:
+        made = speak_onnx(args.onnx, texts, seeds, voices, config["eval_seconds"] * c.frame_rate, options)
+    else:
+        made = speak_sentences(model, texts, seeds, voices, config["eval_seconds"], **options)
     real = [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
         wavs, recordings = (list(pool.map(codec.decode, codes)) for codes in (made, real))
@@ -564,6 +567,18 @@ def evaluate_llm(args, folder, config, out):
     (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
     return summary
+
+
+def speak_onnx(folder, texts, seeds, voices, frames, options):
+    """What `speak_sentences` does, by the model that export.py has put into a folder."""
+    from speak_onnx import Speaker
+
+    speaker, made = Speaker(folder, voice=None if voices is None else voices[0].numpy()), []
+    for n, (text, seed) in enumerate(zip(texts, seeds)):
+        if voices is not None:
+            speaker.speak_like(voices[n].numpy())
+        made.append(torch.tensor(list(speaker.codes(text, seed, round(frames), **options)), dtype=torch.long)[:, None])
+    return made
 
 
 def interleave(clips, speakers):
@@ -666,6 +681,7 @@ def main(argv):
     parser.add_argument("--data_dir", help="data set of the prompts and references (the one trained on)")
     parser.add_argument("--out", type=Path, help="folder for what is written (RUN/evaluation)")
     parser.add_argument("--recogniser", choices=("auto", "whisper", "grammar", "sentences", "open"), default="auto")
+    codec.add_argument("--onnx", type=Path, help="speak with what export.py has written to this folder (LLM TTS)")
     codec.add_argument("--clips", type=int, default=64, help="how many to sample at most (%(default)s)")
     codec.add_argument("--embedding", dest="eval_embedding", choices=("auto", "clap", "logmel"),
                        help="of the Fréchet distance")
@@ -674,8 +690,7 @@ def main(argv):
     if len({config["system"] for config in configs}) > 1:
         raise UserError("runs of different systems cannot stand side by side")
     system, summaries = configs[0]["system"], []
-    if system != "flow":
-        refuse_options(args, system, "prompts")
+    refuse_options(args, system, *["prompts"] * (system != "flow"), *["onnx"] * (system != "llm"))
     for ckpt, config in zip(args.ckpt, configs):
         run_args = argparse.Namespace(**vars(args) | {"ckpt": ckpt})
         fill_options(run_args, config)

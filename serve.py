@@ -58,8 +58,8 @@ def codec_speaker(ckpt, config, device):
     import torch
 
     from audio import load_codec
-    from text import TextFeatures
     from sample import codec_folder, generate_codes, load_codec_lm, split_text
+    from text import TextFeatures
 
     model, _ = load_codec_lm(ckpt, device)
     if not model.c.cross_every:
@@ -88,13 +88,14 @@ def llm_speaker(ckpt, config, device):
     """The same for an LLM TTS; where it speaks with voices, a recording of one is the last of its controls."""
     from audio import load_codec
     from sample import PAUSE, llm_codec_folder, load_llm, read_voice, speak_sentences, speech_limit, split_text
+    from text import normalise_text
 
     model, _ = load_llm(ckpt, device)
     codec = load_codec(llm_codec_folder(ckpt, config), device)
     pause = np.zeros(int(PAUSE * codec.sample_rate), np.float32)
 
     def speak(text, temperature, top_p, top_k, repetition_penalty, seed, recording=None):
-        pieces, voices = split_text(text, speech_limit(model.c)), None
+        pieces, voices = split_text(normalise_text(text), speech_limit(model.c)), None
         if model.c.speaker_width:
             if not recording:
                 raise UserError("this model speaks with the voice of a recording: upload one under 'controls', of a "

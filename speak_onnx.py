@@ -31,12 +31,16 @@ class Speaker:
             return onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
 
         self.model, self.voice, self.folder, self.load = load("model.onnx"), {}, folder, load
-        if self.c["speaker_width"]:
-            if voice is None or voice.shape != (self.c["speaker_width"],):
-                raise SystemExit("error: this model speaks with a voice whose embedding has "
-                                 f"{self.c['speaker_width']} numbers: --speaker FILE.npy")
-            embedding = voice[None].astype(np.float32)
-            self.voice = {"voice": load("voice.onnx").run(None, {"embedding": embedding})[0]}
+        if width := self.c["speaker_width"]:
+            if voice is None or voice.shape != (width,):
+                raise SystemExit(f"error: this model speaks with a voice whose embedding has {width} numbers: --speaker "
+                                 "FILE.npy")
+            self.speak_like(voice)
+
+    def speak_like(self, voice):
+        """Take another voice, the embedding (speaker_width,)."""
+        session = self.load("voice.onnx")
+        self.voice = {"voice": session.run(None, {"embedding": voice[None].astype(np.float32)})[0]}
 
     def ids(self, text):
         """Characters as ids; digits one by one, as there is no num2words here."""
