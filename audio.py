@@ -263,10 +263,11 @@ class NeuralCodec:
         if not len(codes):
             return np.zeros(self.hop_length, np.float32)
         codes = torch.as_tensor(codes, device=self.device).T[None]  # (1, Q, frames)
-        if self.name == "encodec_24khz":
-            wav = self.model.decode(codes[None], [None]).audio_values
-        else:
-            wav = self.model.decode(audio_codes=codes).audio_values
+        with torch.autocast(codes.device.type, enabled=False):  # of the model that the codes come from
+            if self.name == "encodec_24khz":
+                wav = self.model.decode(codes[None], [None]).audio_values
+            else:
+                wav = self.model.decode(audio_codes=codes).audio_values
         return wav.flatten().float().cpu().numpy()
 
 

@@ -5,19 +5,23 @@
                                              TTS's after 1,000 tokens, beside computing all of them anew
     python bench.py llm CONFIG               on a GPU: whether its paths agree, then tokens a second and model-FLOPs
                                              utilisation of training steps, and tokens a second of decoding
-    python bench.py onnx FOLDER              tokens a second of what export.py wrote, one sentence at a time
+    python bench.py onnx FOLDER | CONFIG     tokens a second of what export.py wrote, one sentence at a time; for a
+                                             config with random weights, of 32 and of 8 bits
     python bench.py delta_rule               the delta rule: on a GPU the kernels' errors, then times beside fla-core;
                                              on a CPU our chunks beside transformers' plain PyTorch function
     python bench.py delta_rule check         errors alone, at small sizes: for compute-sanitizer
 """
 
 import inspect
+import itertools
 import json
+import os
 import re
 import statistics
 import sys
+import tempfile
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -234,9 +238,11 @@ def bench_llm(path):
         torch.cuda.synchronize()
         marks.append(time.perf_counter())
     seconds = statistics.median(b - a for a, b in zip(marks[5:], marks[6:]))
+    taught = int((targets >= 0).sum())  # of the rows' steps those that are no padding, and the head is for
     flops = llm_row(path)["TFLOP a step"] / settings.get("grad_accum_steps", 1)
+    flops -= 6e-12 * (tokens.numel() - taught) * trained.embedding.weight.numel()
     found = {"gpu": gpu, "torch": torch.__version__, "config": Path(path).name, "flex_error": off, "rows": rows,
-             "tokens_per_second": tokens.numel() / seconds, "TFLOP_per_second": flops / seconds,
+             "tokens_per_second": taught / seconds, "filled": taught / tokens.numel(), "TFLOP_per_second": flops / seconds,
              "mfu_of_989": flops / seconds / 989, "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
     print(f"training, {rows} rows of {c.context}: {1e3 * seconds:.0f} ms a step, {found['tokens_per_second']:,.0f} "
           f"tokens/s, {flops / seconds:.0f} TFLOP/s, {found['mfu_of_989']:.1%} of 989, {found['gpu_gb']:.1f} GB; "
@@ -265,25 +271,48 @@ def bench_llm(path):
     Path("benchmarks", f"llm_{Path(path).stem}_{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def bench_onnx(folder, codes=200):
-    """Print how many tokens a second an exported model speaks, on all cores, one sentence at a time."""
+def bench_onnx(path):
+    """Print how many tokens a second models exported to ONNX speak, on all cores, one sentence at a time, by turns: the
+    one in a folder, or for a config those of random weights of 32 and of 8 bits."""
+    if path.is_dir():
+        if not (path / "model.onnx").exists():
+            raise UserError(f"{path} holds no model.onnx: python export.py --ckpt RUN --onnx {path}")
+        return onnx_rates([path])
+    from audio import MelConfig, MelRVQ
+    from export import export_onnx
+    from model import LLM
+    from train_llm_tts import Config
+
+    c = load_config(Config, ["--config", str(path)])
+    codec = MelRVQ(MelConfig(hop_length=441), torch.zeros(80), [torch.zeros(c.codebook_size, 80)])
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [Path(folder, name) for name in ("float32", "int8")]
+        for one in folders:
+            torch.manual_seed(0)
+            export_onnx(LLM(c).eval(), asdict(c), codec, one, one.name == "int8")
+        onnx_rates(folders)
+
+
+def onnx_rates(folders, codes=200):
+    """Print the tokens a second of each of the folders that export.py has written."""
     import numpy as np
 
     from speak_onnx import Speaker
 
-    folder = Path(folder)
-    if not (folder / "model.onnx").exists():
-        raise UserError(f"{folder} holds no model.onnx: python export.py --ckpt RUN --onnx {folder}")
-    width = json.loads((folder / "config.json").read_text())["speaker_width"]
-    speaker, rates = Speaker(folder, voice=np.random.default_rng(0).standard_normal(width) if width else None), []
-    for seed in range(5):
+    speakers, rates = {}, {folder: [] for folder in folders}
+    for folder in folders:
+        width = json.loads((folder / "config.json").read_text())["speaker_width"]
+        voice = np.random.default_rng(0).standard_normal(width) if width else None
+        speakers[folder] = Speaker(folder, os.cpu_count(), voice)
+    for seed, folder in itertools.product(range(5), folders):
         marks = [time.perf_counter()]
-        for _ in speaker.codes("the captain painted seven wooden boxes yesterday.", seed, codes):
+        for _ in speakers[folder].codes("the captain painted seven wooden boxes yesterday.", seed, codes):
             marks.append(time.perf_counter())
-        rates += [1 / (b - a) for a, b in zip(marks[1:], marks[2:])]
-    median, best = statistics.median(rates), sorted(rates)[-len(rates) // 10]
-    print(f"{folder}: median {median:.1f} tokens/s, fastest tenth {best:.1f}, real-time factor "
-          f"{speaker.c['frame_rate'] / median:.2f}")
+        rates[folder] += [1 / (b - a) for a, b in zip(marks[1:], marks[2:])]
+    for folder, some in rates.items():
+        median, best = statistics.median(some), sorted(some)[-len(some) // 10]
+        print(f"{folder.name}: median {median:.1f} tokens/s, fastest tenth {best:.1f}, real-time factor "
+              f"{speakers[folder].c['frame_rate'] / median:.2f}")
 
 
 def bench_delta_rule_cpu(repeats=15):
@@ -479,7 +508,7 @@ def main(argv):
     if argv[:1] == ["llm"] and len(argv) == 2:
         return bench_llm(argv[1])
     if argv[:1] == ["onnx"] and len(argv) == 2:
-        return bench_onnx(argv[1])
+        return bench_onnx(Path(argv[1]))
     if argv in (["delta_rule"], ["delta_rule", "check"]):
         return bench_delta_rule_gpu(argv[1:] == ["check"]) if torch.cuda.is_available() else bench_delta_rule_cpu()
     raise UserError(__doc__)

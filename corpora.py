@@ -13,9 +13,13 @@ import os
 import random
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -30,9 +34,24 @@ def cores():
     return max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def parallel():
-    """A pool of a process a core. They start anew, since the fork of a process that runs torch's threads can hang."""
-    return get_context("spawn").Pool(cores(), torch.set_num_threads, (1,))
+@contextmanager
+def parallel(threads=False):
+    """A pool of a process a core, or a thread: `map` in it. The processes start anew, since the fork of one that runs
+    torch's threads can hang. Raises UserError where one of them is killed."""
+    pool = ThreadPoolExecutor(cores()) if threads else ProcessPoolExecutor(cores(), get_context("spawn"), _begin)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise UserError("a process of those that share this work was killed, perhaps because the memory ran out; the same "
+                        "command goes on where it stopped") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin():
+    """One thread for torch; and an end with the process that is worked for, were it only killed."""
+    torch.set_num_threads(1)
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -149,7 +168,7 @@ def make_demo_corpus(root, sentences, heldout, voices, transcripts=None, heldout
     metadata.write_text("".join(lines), encoding="utf-8")
     with parallel() as pool:
         jobs = [(clip_path(root, id), text, voice) for id, text, _, voice in rows]
-        list(tqdm(pool.imap(_speak_clip, jobs, chunksize=64), "speaking", len(jobs), unit=" clips", leave=False))
+        list(tqdm(pool.map(_speak_clip, jobs, chunksize=64), "speaking", len(jobs), unit=" clips", leave=False))
     marked = rng.sample(clips[:heard], heldout) + clips[heard:]
     (root / "heldout.txt").write_text("".join(id + "\n" for id, _ in marked))
     if not transcripts:
@@ -260,7 +279,7 @@ def make_demo_music(root, pieces, heldout):
     names = [f"wavs/piece-{i:05d}" for i in range(pieces)]
     with parallel() as pool:
         jobs = [(root / f"{name}.wav", seed) for seed, name in enumerate(names)]
-        list(tqdm(pool.imap(_compose_piece, jobs, chunksize=16), "composing", pieces, unit=" pieces", leave=False))
+        list(tqdm(pool.map(_compose_piece, jobs, chunksize=16), "composing", pieces, unit=" pieces", leave=False))
     (root / "heldout.txt").write_text("".join(name + "\n" for name in names[pieces - heldout:]))
 
 

@@ -37,7 +37,6 @@ import zlib
 from collections import Counter
 from dataclasses import asdict, fields
 from functools import cache
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,7 @@ def prepare(root, out, mel, max_seconds, metadata=None, columns="id|text|normali
     if todo:
         bar = tqdm(None, "log-mels", sum(len(job[2]) for job in todo), unit=" clips", leave=False)
         with parallel() as pool, bar:
-            for clips_done in pool.imap_unordered(_prepare_shard, todo):
+            for clips_done in pool.map(_prepare_shard, todo):
                 bar.update(clips_done)
     rows = [json.loads(line) for job in jobs for line in job[0].with_suffix(".jsonl").open(encoding="utf-8")]
     skipped = [r for r in rows if "skipped" in r]
@@ -239,8 +238,8 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
     todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".idx").exists()]
     if todo:
         bar = tqdm(None, "tokens", sum(len(job[2]) for job in todo), unit=" recordings", leave=False)
-        with (ThreadPool(cores()) if device == "cuda" else parallel()) as pool, bar:
-            for sources_done in pool.imap_unordered(_tokenize_shard, todo):
+        with parallel(threads=device == "cuda") as pool, bar:
+            for sources_done in pool.map(_tokenize_shard, todo):
                 bar.update(sources_done)
     if rank > 0:
         return
@@ -293,7 +292,7 @@ def fit_mel_rvq(corpora, mel, sizes):
         drawn = sorted(train, key=lambda source: hashlib.sha256(source.encode()).digest())[:FIT_SOURCES // len(corpora)]
         jobs = [(root / source, mel, -(-FIT_FRAMES // len(corpora) // len(drawn))) for source in drawn]
         with parallel() as pool:
-            some = list(tqdm(pool.imap(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
+            some = list(tqdm(pool.map(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
         mels.append(np.concatenate(some))
         print(f"fitting mel_rvq to {len(mels[-1]):,} frames of {len(jobs):,} recordings of {root}")
     most = max(map(len, mels))
@@ -630,7 +629,7 @@ def emilia(out, root=None):
     todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".idx").exists()]
     if todo:
         with parallel() as pool, tqdm(None, "tokens", len(todo), unit=" files", leave=False) as bar:
-            for _ in pool.imap_unordered(_convert_parquet, todo):
+            for _ in pool.map(_convert_parquet, todo):
                 bar.update()
     if rank > 0:
         return
@@ -713,8 +712,8 @@ def embed(folder, name, device="cpu"):
         jobs = [(path, file, root, codec, name, device) for path, file in zip(paths, files) if not file.exists()]
         if jobs:
             bar = tqdm(None, "voices", len(jobs), unit=" shards", leave=False)
-            with (ThreadPool(cores()) if device == "cuda" else parallel()) as pool, bar:
-                for _ in pool.imap_unordered(_embed_shard, jobs):
+            with parallel(threads=device == "cuda") as pool, bar:
+                for _ in pool.map(_embed_shard, jobs):
                     bar.update()
         close_embeddings(mark, paths, files, width)
     for file in files:

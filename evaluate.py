@@ -29,11 +29,12 @@ from audio import MelConfig, load_codec, load_vocoder, log_mel, read_wav, write_
 from common import UserError, autocast, find_checkpoint, init_distributed, pick_dtype, run
 from corpora import read_lines
 from data import MelDataset, SentenceDataset
+from echolancer import is_one as is_echolancer
 from model import CHARACTERS, delayed_batch, linear_cross_entropy, packed_batch, sentence
 from page import plot_spectrograms
 from sample import (SPEAKING, add_options, check_codec, codec_folder, fill_options, generate_codes, generate_mels,
                     load_codec_lm, load_flow, load_llm, mel_config, open_tokens, read_config, refuse_options, sampling,
-                    speak_sentences)
+                    speak_sentences, speakable)
 from text import TextFeatures
 
 # ------------------------------------------------------------------------------------------------------------
@@ -502,8 +503,12 @@ def evaluate_llm(args, folder, config, out):
     # Clips to speak: three quarters of trained voices where there are others, which only the held-out clips have
     speakers = {i: int(s) for some in (train, val) for i, s in zip(some.tolist(), data.speaker(some))}
     trained = {speakers[i] for i in train.tolist()}
-    old, new = ([i for i in val.tolist() if (speakers[i] in trained) == known] for known in (True, False))
+    can_be_spoken = speakable(c, data, val)
+    if not can_be_spoken:
+        raise UserError(f"none of the {len(val)} held-out sentences of {source} fits into the context of {c.context}")
+    old, new = ([i for i in can_be_spoken if (speakers[i] in trained) == known] for known in (True, False))
     clips = old[:args.clips * 3 // 4 if new else args.clips]
+    count = len(clips)
     clips += interleave(new, speakers)[:args.clips - len(clips)]
     texts = [data.text(i) for i in clips]
 
@@ -535,7 +540,7 @@ def evaluate_llm(args, folder, config, out):
     real = [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
         wavs, recordings = (list(pool.map(codec.decode, codes)) for codes in (made, real))
-    rate, count = codec.sample_rate, len(old[:len(clips)]) if not new else args.clips * 3 // 4
+    rate = codec.sample_rate
     judge, hear = load_recogniser(args.recogniser, sorted(set(texts)), data.grammar, device)
     heard, rows = judge_speech(hear, rate, texts, wavs, [recordings])
     summary |= {"judge": judge, "prompts": len(texts), **heard,
@@ -686,6 +691,8 @@ def main(argv):
     codec.add_argument("--embedding", dest="eval_embedding", choices=("auto", "clap", "logmel"),
                        help="of the Fréchet distance")
     args = parser.parse_args(argv)
+    if files := [ckpt for ckpt in args.ckpt if is_echolancer(ckpt)]:
+        raise UserError(f"{files[0]} has no data to be judged by: fine-tune it with --init_from, or try it by sample.py")
     configs = [read_config(ckpt) for ckpt in args.ckpt]
     if len({config["system"] for config in configs}) > 1:
         raise UserError("runs of different systems cannot stand side by side")

@@ -125,17 +125,16 @@ class Voice(nn.Module):
 
 
 def write_onnx(module, args, path, inputs, outputs, dynamic=None):
-    """Export to one ONNX file, with its weights beside it where they are more than 2 GB."""
+    """Export to an ONNX file, with the weights in another beside it."""
     torch.onnx.export(module.eval(), args, path, dynamo=True, input_names=inputs, output_names=outputs,
                       dynamic_shapes=dynamic, optimize=True, verbose=False, external_data=True)
 
 
-def export_onnx(ckpt, folder, int8):
+def export_onnx(model, config, codec, folder, int8):
     """Write model.onnx, voice.onnx, config.json, the codec and speak.py into a folder. int8: matrices of 8 bits, with a
     scale for each 128 weights of an output; what they multiply is rounded in such blocks too, so that the outliers of
-    ReLU² spoil no more than their own block."""
-    model, config = load_llm(ckpt, "cpu")
-    c, codec, folder = model.c, load_codec(llm_codec_folder(ckpt, config)), Path(folder)
+    ReLU² spoil no more than their own block. The model is of no further use."""
+    c = model.c
     folder.mkdir(parents=True, exist_ok=True)
     if c.speaker_width:
         write_onnx(Voice(model), (torch.randn(1, c.speaker_width),), folder / "voice.onnx", ["embedding"], ["voice"])
@@ -237,13 +236,22 @@ def main(argv):
         merge(args.ckpt, args.merge)
     elif args.echolancer:
         model, _ = load_llm(args.ckpt, "cpu")
-        if "G" in model.c.layout:
-            raise UserError("Echolancer has no recurrent blocks")
-        torch.save({"model_state_dict": echolancer.to_theirs(model)}, args.echolancer)
+        weights = echolancer.to_theirs(model)
+        if "G" in model.c.layout or model.c.speaker_width and model.speaker_mean.any():
+            raise UserError("Echolancer has no recurrent blocks, and none of the voices of the embedder stats")
+        read = echolancer.config(weights, args.ckpt)
+        for name in "activation", "alibi", "heads", "kv_heads":
+            if (here := getattr(model.c, name)) != (there := getattr(read, name)):
+                raise UserError(f"{name} is {here}, and Echolancer would read a model of this size with {there}")
+        torch.save({"model_state_dict": weights}, args.echolancer)
     else:
-        export_onnx(args.ckpt, args.onnx, args.int8)
+        model, _ = load_llm(args.ckpt, "cpu")
+        if args.speaker and not model.c.speaker_width:
+            raise UserError(f"{args.ckpt} was trained without voices: no --speaker")
+        voice = read_voice(args.speaker, config | {"speaker_width": model.c.speaker_width}) if args.speaker else None
+        export_onnx(model, config, load_codec(llm_codec_folder(args.ckpt, config)), args.onnx, args.int8)
         if args.speaker:
-            np.save(args.onnx / f"{args.speaker.stem}.npy", read_voice(args.speaker, config).numpy())
+            np.save(args.onnx / f"{args.speaker.stem}.npy", voice.numpy())
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ def split_text(text, limit=MAX_TEXT_BYTES - 1):
             if len(f"{piece} {word}".encode()) > limit:
                 pieces, piece = [*pieces, piece], ""
             piece = f"{piece} {word}".strip()
-        pieces.append(piece)
+        if re.search(r"\w", piece):
+            pieces.append(piece)
+        elif pieces and len(f"{pieces[-1]} {piece}".encode()) <= limit:  # a mark by itself is no sentence
+            pieces[-1] += f" {piece}"
     return pieces
 
 
@@ -217,7 +220,8 @@ def sampling(c, codebooks=1, names=("temperature", "top_k", "top_p", "cfg_scale"
         values = value if isinstance(value, list) else [value]
         if len(values) not in (1, codebooks):
             raise UserError(f"--{name} has {len(values)} numbers for {codebooks} codebooks: give one, or one for each")
-        if min(values) < 0 or name == "top_p" and not all(0 < p <= 1 for p in values):
+        if min(values) < 0 or name == "top_p" and not all(0 < p <= 1 for p in values) or (
+                name == "repetition_penalty" and not min(values)):
             raise UserError(f"--{name} {min(values)} is out of range")
         options[name] = values[0] if len(values) == 1 else values
     return options
@@ -356,12 +360,18 @@ def load_llm(ckpt, device):
 def initial_weights(model, source, data_dir):
     """Load the weights of `source`, any that `load_llm` reads, to train on; voices and adapters that it does not have
     begin as nothing. Raises UserError where they do not fit the model or the codec of the tokens at `data_dir`."""
-    weights = load_llm(source, "cpu")[0].state_dict()
+    before, _ = load_llm(source, "cpu")
+    weights = before.state_dict()
     if not echolancer.is_one(source):
         check_codec(data_dir, codec_folder(find_checkpoint(source), {"data_dir": data_dir}))
     new = {key: value for key, value in model.state_dict().items()
            if key not in weights and ("lora_" in key or "speaker_" in key or "to_gamma_beta" in key)}
     load_weights(model, weights | new, source)
+    for name in "activation", "alibi", "heads", "kv_heads", "negative_eigenvalues":  # which shapes do not tell
+        if (here := getattr(model.c, name)) != (there := getattr(before.c, name)):
+            raise UserError(f"{name} is {there} in {source}, and {here} in this config")
+    if model.c.lora_rank and any("lora_" not in key for key in new):
+        raise UserError(f"an adapter learns no voices, and {source} has none: fine-tune it with speaker_width first")
 
 
 def digest(weights):
@@ -385,8 +395,11 @@ def read_voice(path, config, device="cpu"):
         except (OSError, ValueError) as e:
             raise UserError(f"cannot read the embedding {path}: {e}") from None
     else:
-        embedder = load_embedder(config["speaker_embedder"], device)
-        embedding = embedder(read_wav(path, config["sample_rate"]), config["sample_rate"])
+        embedder, wav = load_embedder(config["speaker_embedder"], device), read_wav(path, config["sample_rate"])
+        try:
+            embedding = embedder(wav, config["sample_rate"])
+        except UserError as e:
+            raise UserError(f"no voice can be heard in {path}: {e}") from None
     if embedding.shape != (wanted,):
         raise UserError(f"{path} gives an embedding of shape {embedding.shape}; the checkpoint reads ({wanted},)")
     return torch.from_numpy(embedding)
@@ -395,7 +408,7 @@ def read_voice(path, config, device="cpu"):
 def read_prompt(c, text):
     """A text as the tokens that a sentence begins with. Raises UserError where the model knows none of its letters."""
     characters = character_ids(normalise_text(text))
-    if not ((characters >= 5) & (characters < 31)).any():
+    if not has_letters(characters):
         raise UserError(f"the model reads English letters, and {text[:20]!r} has none")
     return sentence(c, characters)
 
@@ -403,6 +416,16 @@ def read_prompt(c, text):
 def speech_limit(c):
     """How many characters a sentence may have: each needs room for about four codes."""
     return (c.context - 3) // 5
+
+
+def speakable(c, data, clips):
+    """Those of some clips of a SentenceDataset that `stream_speech` takes: neither too long nor without a letter."""
+    characters = data.lengths(clips)[1]
+    return [i for i in clips[3 * characters + 3 <= c.context].tolist() if has_letters(data.characters(i))]
+
+
+def has_letters(characters):
+    return ((characters >= 5) & (characters < 31)).any()
 
 
 def speak_sentences(model, texts, seeds, speakers=None, seconds=15.0, batch_size=32, **options):

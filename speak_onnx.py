@@ -16,7 +16,8 @@ import onnxruntime
 
 HERE = Path(__file__).parent
 DIGITS = "zero one two three four five six seven eight nine".split()
-FOLDED = str.maketrans("‘’‚‛“”„‟–—―−", "''''\"\"\"\"----")
+FOLDED = str.maketrans({**dict.fromkeys("‘’‚‛′‹›", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-"),
+                        "\u00ad": ""})
 
 
 class Speaker:
@@ -43,10 +44,8 @@ class Speaker:
         self.voice = {"voice": session.run(None, {"embedding": voice[None].astype(np.float32)})[0]}
 
     def ids(self, text):
-        """Characters as ids; digits one by one, as there is no num2words here."""
-        text = unicodedata.normalize("NFKD", text.translate(FOLDED))
-        text = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
-        text = re.sub(r"\s+", " ", "".join(x for x in text if not unicodedata.combining(x)).lower()).strip()
+        """Characters as ids."""
+        text = normalise(text)
         return [5 + self.c["characters"].index(x) if x in self.c["characters"] else 1 for x in text]
 
     def codes(self, text, seed=0, frames=None, **options):
@@ -85,6 +84,13 @@ class Speaker:
         return griffin_lim(codec["mels"][codes], codec["filters"], int(codec["hop_length"]), int(codec["n_fft"]))
 
 
+def normalise(text):
+    """Quotes, dashes and accents folded; digits one by one, as there is no num2words here."""
+    text = unicodedata.normalize("NFKD", text.translate(FOLDED)).replace("&", " and ")
+    text = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
+    return " ".join("".join(x for x in text if not unicodedata.combining(x)).lower().split())
+
+
 def pick(logits, spoken, rng, o):
     """A code by temperature (0: the likeliest), top-k, top-p and a penalty for codes that were spoken before."""
     if o["repetition_penalty"] != 1:
@@ -92,16 +98,16 @@ def pick(logits, spoken, rng, o):
         logits = np.where(spoken, punished, logits)
     if o["temperature"] == 0:
         return int(logits.argmax())
-    k = min(o["top_k"] or len(logits), len(logits))
-    best = np.argpartition(-logits, k - 1)[:k] if k < len(logits) else np.arange(k)
-    best = best[np.argsort(-logits[best])]
-    p = np.exp((logits[best] - logits[best[0]]) / o["temperature"], dtype=np.float64)
-    if k < len(logits):  # top-p counts the probability of those that top-k leaves out too
-        p /= np.exp((logits - logits[best[0]]) / o["temperature"], dtype=np.float64).sum()
-    else:
-        p /= p.sum()
-    p = p[:max(1, int((p.cumsum() - p < o["top_p"]).sum()))]
-    return int(best[rng.choice(len(p), p=p / p.sum())])
+    p = np.exp((logits - logits.max()) / o["temperature"])
+    p, least = p / p.sum(), 0
+    if 0 < o["top_k"] < len(p):
+        least = np.partition(p, -o["top_k"])[-o["top_k"]]
+    if o["top_p"] < 1:  # it counts the probability of those that top-k leaves out too
+        best = np.sort(p)[::-1]
+        least = max(least, best[min(np.searchsorted(best.cumsum(dtype=np.float64), o["top_p"]), len(p) - 1)])
+    left = np.flatnonzero(p >= least)
+    below = p[left].cumsum(dtype=np.float64)
+    return int(left[np.searchsorted(below, rng.random() * below[-1], "right")])
 
 
 def griffin_lim(mel, filters, hop, n_fft, iterations=32):
@@ -149,11 +155,16 @@ def main():
     speaker, start, codes = Speaker(HERE, args.threads, voice), time.perf_counter(), []
     options = {name: value for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seconds")
                if (value := getattr(args, name)) is not None}
-    if not re.search(r"\w", args.text):
+    for name, low, high in (("temperature", 0, 1e9), ("top_k", 0, 1e9), ("top_p", 1e-9, 1),
+                            ("repetition_penalty", 1e-9, 1e9), ("seconds", 1e-9, 1e9)):
+        if not low <= options.get(name, high) <= high:
+            raise SystemExit(f"error: --{name} {options[name]} is out of range")
+    text, pieces, limit = normalise(args.text), [], speaker.c["sentence"]
+    if not re.search("[a-z]", text):
         raise SystemExit("error: there is nothing to say: the text has no letter and no digit")
-    pieces, limit = [], speaker.c["sentence"]
-    for word in args.text.split():
-        if pieces and len(pieces[-1]) + 1 + len(word) <= limit and pieces[-1][-1] not in ".!?":
+    for word in text.split():
+        new = not pieces or pieces[-1][-1] in ".!?" and re.search("[a-z]", word)
+        if not new and len(pieces[-1]) + 1 + len(word) <= limit:
             pieces[-1] += " " + word
         elif len(word) > limit:
             raise SystemExit(f"error: {word[:20]!r}… is a word of {len(word)} characters; the model reads {limit}")

@@ -36,7 +36,7 @@ from evaluate import load_recogniser, mel_distances, score_sentences, word_error
 from model import CHARACTERS, LLM, LLMConfig, linear_cross_entropy, packed_batch, sentence
 from muon import Muon
 from page import plot_coverage, save_clip, write_page
-from sample import SPEAKING, check_codec, digest, initial_weights, sampling, speak_sentences
+from sample import SPEAKING, check_codec, digest, initial_weights, sampling, speak_sentences, speakable
 
 
 @dataclass
@@ -198,7 +198,7 @@ def make_prompts(c, data, shown, clips):
     """The sentences that are spoken again and again, dicts of text, speaker (the voice's embedding, or None), the label
     that a page has, and the clip that is heard beside it."""
     prompts = []
-    for clip in clips[:c.eval_samples].tolist():
+    for clip in speakable(c, data, clips)[:c.eval_samples]:
         text, speaker = data.text(clip), int(data.speaker([clip])[0])
         prompts.append({"text": text, "label": text, "clip": clip, "speaker": None})
         if c.speaker_width:
@@ -272,13 +272,14 @@ def main(argv):
 
     # Model
     model = LLM(c)
-    if c.init_from:
+    resuming = c.resume and (Path(c.out_dir) / "checkpoints" / "latest").exists()
+    if c.init_from and (c.lora_rank or not resuming):
         initial_weights(model, c.init_from, c.data_dir)
     base = digest(model.state_dict()) if c.lora_rank else None
     if c.speaker_width and c.speaker_embedder == "stats" and not model.speaker_mean.any():
         voices = torch.stack([torch.from_numpy(data.embedding(i)) for i in train[:4000]])
         model.speaker_mean.copy_(voices.mean(0))
-        model.speaker_std.copy_(voices.std(0).clamp(min=1e-3))
+        model.speaker_std.copy_(voices.std(0, correction=0).clamp(min=1e-3))
     model = model.to(device)
     model.checkpointing = c.activation_checkpointing
     ema = deepcopy(model)  # a moving average of the weights; it is what is evaluated and what speaks

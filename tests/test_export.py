@@ -23,15 +23,12 @@ EVAL = dict(eval_temperature=0.8, eval_top_k=0, eval_top_p=0.9, eval_repetition_
 
 
 @pytest.fixture
-def exported(tmp_path, monkeypatch):
+def exported(tmp_path):
     """exported(model, int8) is the folder of an export of a model that no run has made, with a codec."""
-    def make(model, int8=False, codec=None):
+    def make(model, int8=False):
         torch.manual_seed(0)
-        codec = codec or MelRVQ(MelConfig(hop_length=441), torch.full((80,), -4.0), [torch.randn(50, 80)])
-        monkeypatch.setattr(export, "load_llm", lambda *_: (model, EVAL))
-        monkeypatch.setattr(export, "llm_codec_folder", lambda *_: None)
-        monkeypatch.setattr(export, "load_codec", lambda *_: codec)
-        export.export_onnx("a run", tmp_path / "onnx", int8)
+        codec = MelRVQ(MelConfig(hop_length=441), torch.full((80,), -4.0), [torch.randn(50, 80)])
+        export.export_onnx(model, EVAL, codec, tmp_path / "onnx", int8)
         return tmp_path / "onnx"
 
     return make

@@ -30,6 +30,7 @@ MEL = MelConfig()
     ("In the U.S.A. it is 3.5 m.", ["In the U.S.A.", "it is 3.5 m."]),
     ("aaaa bbbb cccc dddd", ["aaaa bbbb", "cccc dddd"]),
     ("ééé ééé", ["ééé", "ééé"]),  # two bytes each
+    ("Yes. . no. –", ["Yes. .", "no. –"]),  # a mark by itself is no sentence
 ])
 def test_split_text(text, pieces):
     assert split_text(text, 16 if "U.S" in text else 10) == pieces

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from conftest import OneProcess, finish, launch, refusal
 from num2words import num2words
 from test_data import Killed, contents, make_corpus, tone
 
 import corpora
 import data as data_module
-from audio import MelConfig, load_codec, load_embedder, read_wav
+from audio import MelConfig, load_codec, load_embedder, log_mel, read_wav
 from corpora import EMILIA, make_demo_corpus, read_metadata, speak
 from data import SentenceDataset, TokenDataset, embed, emilia, main, tokenize, write_sentences
 from text import character_ids, characters_text, normalise_text
@@ -257,6 +258,22 @@ def test_a_codec_used_again(spoken, tmp_path, one_process):
     other.mkdir()
     assert "--codec neucodec" in refusal(lambda argv: tokenize(root, out, str(sentence_folder(other))))
     assert "mel_rvq) nor a folder" in refusal(main, "tokenize", "--codec", "mimi", "--root", root, "--out", out)
+
+
+def test_a_codec_of_two_corpora(tmp_path, one_process):
+    """However few recordings one has, it weighs as much as the other: in the mean, and by a code of its own."""
+    few = make_corpus(tmp_path / "few", {"a": tone(1.0, 2000.0)})
+    many = make_corpus(tmp_path / "many", {f"b{n}": tone(1.0, 200.0) for n in range(9)})
+    (few / "heldout.txt").write_text("")
+    (many / "heldout.txt").write_text("b8\n")
+    main(["tokenize", "--codec", "mel_rvq", "--root", str(few), "--fit", str(many), "--out", str(tmp_path / "out"),
+          "--codebooks", "1", "--codebook_size", "2"])
+    codec = load_codec(tmp_path / "out")
+    means = [log_mel(read_wav(path, 22050), codec.mel).mean(0) for path in (few / "wavs/a.wav", many / "wavs/b0.wav")]
+    torch.testing.assert_close(codec.mean, (means[0] + means[1]) / 2, atol=0.1, rtol=0)
+    found = sorted(codec.mean + codec.books[0], key=lambda centroid: float((centroid - means[0]).square().sum()))
+    assert (means[0] - means[1]).abs().mean() > 1 and (torch.stack(found) - torch.stack(means)).abs().mean() < 0.1
+    assert "as it is" in refusal(main, "tokenize", "--codec", "neucodec", "--root", few, "--fit", many, "--out", few)
 
 
 def test_heldout_voices(tmp_path, one_process):

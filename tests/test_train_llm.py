@@ -25,6 +25,7 @@ import export
 import sample
 import train_llm_tts as trainer
 from audio import MelConfig, read_wav
+from common import UserError
 from corpora import make_demo_corpus
 from data import SentenceDataset, best_fit
 from model import CHARACTERS, LLM, packed_batch, sentence
@@ -235,7 +236,7 @@ def test_two_processes_are_one(flags, tmp_path):
 
 def test_sentences_learnt_by_heart(base, tokens, tmp_path, capsys):
     """Spoken greedily, they are the codes that were trained on; sample.py writes the codec's sound of them, and
-    evaluate.py finds them all."""
+    evaluate.py finds them all, also where the model has become ONNX."""
     data, (model, _) = SentenceDataset(tokens), sample.load_llm(base, CPU)
     clips = data.clips("all")[:4]
     texts = [data.text(i) for i in clips]
@@ -252,10 +253,26 @@ def test_sentences_learnt_by_heart(base, tokens, tmp_path, capsys):
     sample.main([*speak, str(tmp_path / "b.wav"), "--text", " ".join(texts[:2])])
     both = soundfile.info(tmp_path / "b.wav").frames
     assert both == 441 * sum(len(data.codes(i)) for i in clips[:2]) + int(0.15 * 22050)
-    evaluate.main(["--ckpt", str(base), "--out", str(tmp_path / "e"), "--device", "cpu"])
-    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
-    assert summary["wer"] == summary["wer_ceiling"] and summary["duration_error"] == 0
-    assert summary["audio_perplexity"] < 1.1 and "speaker_accuracy" not in summary
+    export.main(["--ckpt", str(base), "--onnx", str(tmp_path / "onnx")])
+    for options in [], ["--onnx", str(tmp_path / "onnx")]:
+        evaluate.main(["--ckpt", str(base), "--out", str(tmp_path / "e"), "--device", "cpu", *options])
+        summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+        assert summary["wer"] == summary["wer_ceiling"] and summary["duration_error"] == 0
+        assert summary["audio_perplexity"] < 1.1 and "speaker_accuracy" not in summary
+        assert soundfile.info(tmp_path / "e" / "000.wav").frames == 441 * len(data.codes(clips[0]))
+
+
+def test_what_can_be_spoken(tokens):
+    """Is what stream_speech takes: the prompts of a run are those of its held-out sentences that fit."""
+    data, model = SentenceDataset(tokens), LLM(Config(**TINY | dict(context=120))).eval()
+    clips, fitting = data.clips("all"), []
+    for i in clips.tolist():
+        try:
+            next(sample.stream_speech(model, [sample.read_prompt(model.c, data.text(i))], [0], 1))
+            fitting.append(i)
+        except UserError:
+            pass
+    assert 0 < len(fitting) < len(clips) and sample.speakable(model.c, data, clips) == fitting
 
 
 def test_sentences_are_followed_in_order():
@@ -371,6 +388,9 @@ def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
     assert same(echolancer.read(tmp_path / "again.pt"), echolancer.read(tmp_path / "published.pt"))
     said = refusal(in_process, *flags(steps=1, **settings | dict(layers=3, out_dir=tmp_path / "other")))
     assert "no tensor 'blocks.2" in said
+    said = refusal(in_process, *flags(steps=1, **settings | dict(activation="relu2", out_dir=tmp_path / "other")))
+    assert "activation is gelu in" in said
+    assert "data to be judged by" in refusal(evaluate.main, "--ckpt", tmp_path / "published.pt")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -406,7 +426,7 @@ def test_refused_samples(base, voiced, run, corpus, tmp_path):
         (base, ["--text", "x" * 300], ["300 bytes"]), (base, [], ["--text or --text_file"]),
         (base, ["--text", "hi", "--speaker", recording], ["without voices"]),
         (voiced, ["--text", "hi"], ["--speaker"]),
-        (voiced, ["--text", "hi", "--speaker", tmp_path / "silent.wav"], ["silent"]),
+        (voiced, ["--text", "hi", "--speaker", tmp_path / "silent.wav"], ["silent.wav: it is silent"]),
         (voiced, ["--text", "hi", "--speaker", tmp_path / "short.wav"], ["0.3 s"]),
         (voiced, ["--text", "hi", "--speaker", tmp_path / "text.wav"], ["cannot read"]),
         (voiced, ["--text", "hi", "--speaker", tmp_path / "none.wav"], ["cannot read"]),
@@ -416,9 +436,12 @@ def test_refused_samples(base, voiced, run, corpus, tmp_path):
         (base, ["--text", "hi", "--prompt_wav", recording], ["--prompt_wav", "'llm'"]),
         (run, ["--text", "hi", "--speaker", recording], ["--speaker", "'flow'"]),
         (base, ["--text", "hi", "--temperature", -1], ["--temperature -1"]),
+        (base, ["--text", "hi", "--repetition_penalty", 0], ["--repetition_penalty 0"]),
     ):
         said = refusal(sample.main, "--ckpt", ckpt, "--out", tmp_path / "out.wav", "--device", "cpu", *argv)
         assert all(word in said for word in words), said
     assert not (tmp_path / "out.wav").exists()
     assert "'flow'" in refusal(export.main, "--ckpt", run, "--onnx", tmp_path / "x")
+    said = refusal(export.main, "--ckpt", base, "--onnx", tmp_path / "x", "--speaker", recording)
+    assert "without voices" in said and not (tmp_path / "x").exists()
     assert "no adapter" in refusal(export.main, "--ckpt", base, "--merge", tmp_path / "x")
