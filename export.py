@@ -90,7 +90,8 @@ class Step(nn.Module):
             scale = model.embedding.weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
             self.register_buffer("scale", scale)
             self.register_buffer("table", (model.embedding.weight / scale).round().to(torch.int8))
-            self.register_buffer("head", model.embedding.weight[CHARACTERS:model.c.audio_eos + 1].T.contiguous())
+            codes, end = model.embedding.weight[CHARACTERS:][:model.c.codebook_size], model.embedding.weight[model.c.audio_eos]
+            self.register_buffer("head", torch.cat((codes, end[None])).T.contiguous())
             self.embedding = None
 
     def forward(self, tokens, position, voice, states):
@@ -107,10 +108,9 @@ class Step(nn.Module):
             news.append([])
             x = block(x, position, look, (*state, news[-1]), None, says)
         if self.int8:
-            logits = (x[:, -1:] @ self.head)[:, 0]
-        else:  # the whole table, which the file then holds once
-            logits = F.linear(x[:, -1], self.embedding.weight)[:, CHARACTERS:c.audio_eos + 1]
-        return torch.cat((logits[:, :c.codebook_size], logits[:, -1:]), 1), news
+            return (x[:, -1:] @ self.head)[:, 0], news
+        logits = F.linear(x[:, -1], self.embedding.weight)  # the whole table, which the file then holds once
+        return torch.cat((logits[:, CHARACTERS:][:, :c.codebook_size], logits[:, c.audio_eos, None]), 1), news
 
 
 class Voice(nn.Module):

@@ -98,13 +98,13 @@ def pick(logits, spoken, rng, o):
         logits = np.where(spoken, punished, logits)
     if o["temperature"] == 0:
         return int(logits.argmax())
-    p = np.exp((logits - logits.max()) / o["temperature"])
-    p, least = p / p.sum(), 0
+    p, least = np.exp((logits - logits.max()) / o["temperature"]), 0
     if 0 < o["top_k"] < len(p):
         least = np.partition(p, -o["top_k"])[-o["top_k"]]
     if o["top_p"] < 1:  # it counts the probability of those that top-k leaves out too
-        best = np.sort(p)[::-1]
-        least = max(least, best[min(np.searchsorted(best.cumsum(dtype=np.float64), o["top_p"]), len(p) - 1)])
+        ascending = np.sort(p)
+        below = ascending.cumsum()
+        least = max(least, ascending[np.searchsorted(below[:-1], (1 - o["top_p"]) * below[-1], "right")])
     left = np.flatnonzero(p >= least)
     below = p[left].cumsum(dtype=np.float64)
     return int(left[np.searchsorted(below, rng.random() * below[-1], "right")])
