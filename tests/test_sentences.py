@@ -270,9 +270,10 @@ def test_a_codec_of_two_corpora(tmp_path, one_process):
           "--codebooks", "1", "--codebook_size", "2"])
     codec = load_codec(tmp_path / "out")
     means = [log_mel(read_wav(path, 22050), codec.mel).mean(0) for path in (few / "wavs/a.wav", many / "wavs/b0.wav")]
-    torch.testing.assert_close(codec.mean, (means[0] + means[1]) / 2, atol=0.1, rtol=0)
+    torch.testing.assert_close(codec.mean, (means[0] + means[1]) / 2, atol=1e-4, rtol=0)
     found = sorted(codec.mean + codec.books[0], key=lambda centroid: float((centroid - means[0]).square().sum()))
-    assert (means[0] - means[1]).abs().mean() > 1 and (torch.stack(found) - torch.stack(means)).abs().mean() < 0.1
+    apart = (means[0] - means[1]).abs().mean()  # the frames at their ends are each like the other's
+    assert (torch.stack(found) - torch.stack(means)).abs().mean() < apart / 5
     assert "as it is" in refusal(main, "tokenize", "--codec", "neucodec", "--root", few, "--fit", many, "--out", few)
 
 
