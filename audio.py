@@ -406,7 +406,7 @@ class StatsEmbedder:
         import librosa
         from filelock import FileLock
 
-        # librosa's first call compiles; processes that store what they compiled in numba's cache at once crash on it later
+        # librosa's first call compiles; processes that write what they compiled to numba's cache at once crash on it
         with FileLock(Path(gettempdir()) / f"trivox-yin-{os.getuid()}.lock"):
             librosa.yin(np.zeros(1024, np.float32), fmin=60, fmax=500, sr=8000, frame_length=512, hop_length=128)
 

@@ -242,8 +242,8 @@ def bench_llm(path):
     flops = llm_row(path)["TFLOP a step"] / settings.get("grad_accum_steps", 1)
     flops -= 6e-12 * (tokens.numel() - taught) * trained.embedding.weight.numel()
     found = {"gpu": gpu, "torch": torch.__version__, "config": Path(path).name, "flex_error": off, "rows": rows,
-             "tokens_per_second": taught / seconds, "filled": taught / tokens.numel(), "TFLOP_per_second": flops / seconds,
-             "mfu_of_989": flops / seconds / 989, "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
+             "tokens_per_second": taught / seconds, "filled": taught / tokens.numel(),
+             "TFLOP_per_second": flops / seconds, "mfu_of_989": flops / seconds / 989, "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
     print(f"training, {rows} rows of {c.context}: {1e3 * seconds:.0f} ms a step, {found['tokens_per_second']:,.0f} "
           f"tokens/s, {flops / seconds:.0f} TFLOP/s, {found['mfu_of_989']:.1%} of 989, {found['gpu_gb']:.1f} GB; "
           "attention counted as if nothing were masked")

@@ -42,8 +42,8 @@ def parallel(threads=False):
     try:
         yield pool
     except BrokenProcessPool:
-        raise UserError("a process of those that share this work was killed, perhaps because the memory ran out; the same "
-                        "command goes on where it stopped") from None
+        raise UserError("a process of those that share this work was killed, perhaps because the memory ran out; the "
+                        "same command goes on where it stopped") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

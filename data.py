@@ -194,10 +194,10 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
     """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped.
 
     root: in LJSpeech's layout, or any folder in which recordings lie. name: one of audio.CODECS; "mel_rvq", which is
-    fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as much to
-    each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds") to cut the
-    recordings at; a rest is kept from a quarter of that on; None keeps them whole. Under torchrun each process writes
-    its own shards, and the first of them closes the data set.
+    fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as much
+    to each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds") to cut
+    the recordings at; a rest is kept from a quarter of that on; None keeps them whole. Under torchrun each process
+    writes its own shards, and the first of them closes the data set.
 
     Recordings that cannot be read or are silent are skipped and listed with the reason. Raises UserError where nothing
     is left or `out` holds other tokens.
@@ -284,8 +284,8 @@ def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames
 
 
 def fit_mel_rvq(corpora, mel, sizes):
-    """Fit mel_rvq to frames of the recordings for training, drawn by hash. corpora: pairs of a root and its sources; the
-    frames of those that have few are repeated until all weigh as much."""
+    """Fit mel_rvq to frames of the recordings for training, drawn by hash. corpora: pairs of a root and its sources;
+    the frames of those that have few are repeated until all weigh as much."""
     mels = []
     for root, sources in corpora:
         train = {s["source"] for s in sources if s["split"] == "train"}
@@ -815,8 +815,8 @@ def main(argv):
         if name == "tokenize":
             p.add_argument("--codec", required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of a mel_rvq's "
                            "tokens, which is used again as it is")
-            p.add_argument("--fit", type=Path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
-                           "tokenized with the same one later: for fine-tuning on them")
+            p.add_argument("--fit", type=Path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to "
+                           "be tokenized with the same one later: for fine-tuning on them")
             p.add_argument("--chunk_frames", type=int, help="cut recordings to so many (2040 for bare folders of them; "
                            "those that metadata.csv names are kept whole)")
             p.add_argument("--chunk_seconds", type=float, help="or to so many")

@@ -692,7 +692,7 @@ def main(argv):
                        help="of the Fréchet distance")
     args = parser.parse_args(argv)
     if files := [ckpt for ckpt in args.ckpt if is_echolancer(ckpt)]:
-        raise UserError(f"{files[0]} has no data to be judged by: fine-tune it with --init_from, or try it by sample.py")
+        raise UserError(f"{files[0]} has no data to be judged by: fine-tune it with --init_from, or try sample.py")
     configs = [read_config(ckpt) for ckpt in args.ckpt]
     if len({config["system"] for config in configs}) > 1:
         raise UserError("runs of different systems cannot stand side by side")

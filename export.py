@@ -90,8 +90,8 @@ class Step(nn.Module):
             scale = model.embedding.weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
             self.register_buffer("scale", scale)
             self.register_buffer("table", (model.embedding.weight / scale).round().to(torch.int8))
-            codes, end = model.embedding.weight[CHARACTERS:][:model.c.codebook_size], model.embedding.weight[model.c.audio_eos]
-            self.register_buffer("head", torch.cat((codes, end[None])).T.contiguous())
+            codes = [*range(CHARACTERS, CHARACTERS + model.c.codebook_size), model.c.audio_eos]
+            self.register_buffer("head", model.embedding.weight[codes].T.contiguous())
             self.embedding = None
 
     def forward(self, tokens, position, voice, states):

@@ -144,9 +144,10 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
     """Speak several sentences at once, and yield code after code, (B,) on the CPU, -1 where a sentence has ended.
 
     prompts: a list of tokens, from `sentence`. seeds: a number for each; what it becomes does not depend on its
-    neighbours. frames: how many codes at most, and no more than the longest prompt leaves room for. speaker (B, speaker_width). top_k: 0 for all codes. temperature 0
-    takes the most probable code. repetition_penalty: logits of codes that have been spoken are divided by it, or
-    multiplied where below 0 (Keskar et al., 2019); 1 for none. A GPU replays a step as one CUDA graph.
+    neighbours. frames: how many codes at most, and no more than the longest prompt leaves room for. speaker (B,
+    speaker_width). top_k: 0 for all codes. temperature 0 takes the most probable code. repetition_penalty: logits of
+    codes that have been spoken are divided by it, or multiplied where below 0 (Keskar et al., 2019); 1 for none. A GPU
+    replays a step as one CUDA graph.
 
     Raises UserError for a prompt that leaves less than two codes for each of its characters.
     """

@@ -854,8 +854,8 @@ LOGITS = 2 ** 26  # how many are held at once
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are made with the loss, chunk by chunk (as by Liger: Hsu et al., 2024), so that no logits are kept or made
-    twice. Sums are float32 whatever x is: torch.nn.functional.linear_cross_entropy adds up losses as x's type, and
+    """Gradients are made with the loss, chunk by chunk (as by Liger: Hsu et al., 2024), so that no logits are kept or
+    made twice. Sums are float32 whatever x is: torch.nn.functional.linear_cross_entropy adds up losses as x's type, and
     thousands of them are off by several per cent in bfloat16."""
 
     @staticmethod

@@ -16,8 +16,8 @@ import onnxruntime
 
 HERE = Path(__file__).parent
 DIGITS = "zero one two three four five six seven eight nine".split()
-FOLDED = str.maketrans({**dict.fromkeys("‘’‚‛′‹›", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-"),
-                        "\u00ad": ""})
+FOLDED = str.maketrans({**dict.fromkeys("‘’‚‛′‹›", "'"), **dict.fromkeys("“”„‟″«»", '"'),
+                        **dict.fromkeys("‐‑‒–—―−", "-"), "\u00ad": ""})
 
 
 class Speaker:
@@ -34,8 +34,8 @@ class Speaker:
         self.model, self.voice, self.folder, self.load = load("model.onnx"), {}, folder, load
         if width := self.c["speaker_width"]:
             if voice is None or voice.shape != (width,):
-                raise SystemExit(f"error: this model speaks with a voice whose embedding has {width} numbers: --speaker "
-                                 "FILE.npy")
+                raise SystemExit(f"error: this model speaks with a voice whose embedding has {width} numbers: "
+                                 "--speaker FILE.npy")
             self.speak_like(voice)
 
     def speak_like(self, voice):

@@ -136,7 +136,8 @@ def same(a, b):
 # Processes of their own, forked from a server that has imported the trainer already
 
 processes, launched = get_context("forkserver"), []
-processes.set_forkserver_preload(["train_flow_tts", "train_codec_lm", "train_llm_tts", "matplotlib.backends.backend_agg"])
+processes.set_forkserver_preload(["train_flow_tts", "train_codec_lm", "train_llm_tts",
+                                  "matplotlib.backends.backend_agg"])
 
 
 def launch(function, *args):

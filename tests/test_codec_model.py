@@ -311,7 +311,8 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     together = generate_frames(model, 60, [1, 2, 3, 4], prompts, text=text, length=length, **options)
     assert len({len(codes) for codes in together}) > 2 and min(map(len, together)) < 40
     for i, codes in enumerate(together):
-        alone, = generate_frames(model, 90, [i + 1], prompts[i:i + 1], text=text[i:i + 1], length=length[i:i + 1], **options)
+        own = dict(text=text[i:i + 1], length=length[i:i + 1])
+        alone, = generate_frames(model, 90, [i + 1], prompts[i:i + 1], **own, **options)
         shown = len(codes) if len(codes) < 60 else 58  # what is cut off has PAD beside its last frames
         assert torch.equal(alone[:shown], codes[:shown]) and torch.equal(codes[:len(prompts[i])], prompts[i])
         assert (codes >= 0).all() and (codes < 20).all()
