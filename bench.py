@@ -199,8 +199,9 @@ def bench_llm(path):
     import numpy as np
 
     import model as model_module
+    from cross_entropy import linear_cross_entropy
     from generate import generate_speech
-    from model import LLM, LLMConfig, linear_cross_entropy, packed_batch, sentence
+    from model import LLM, LLMConfig, packed_batch, sentence
     from sample import cast_matrices
 
     settings, device, rng = read_yaml(path), torch.device("cuda"), np.random.default_rng(0)

@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from audio import MelConfig, load_codec, load_vocoder, log_mel, read_wav, write_wav
 from common import UserError, autocast, find_checkpoint, init_distributed, pick_dtype, run
 from corpora import read_lines
+from cross_entropy import linear_cross_entropy
 from data import MelDataset, SentenceDataset
 from echolancer import is_one as is_echolancer
-from model import CHARACTERS, delayed_batch, linear_cross_entropy, packed_batch, sentence
+from model import CHARACTERS, delayed_batch, packed_batch, sentence
 from page import plot_spectrograms
 from sample import (SPEAKING, add_options, check_codec, codec_folder, fill_options, generate_codes, generate_mels,
                     load_codec_lm, load_flow, load_llm, mel_config, open_tokens, read_config, refuse_options, sampling,

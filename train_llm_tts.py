@@ -31,9 +31,10 @@ from tqdm import tqdm
 import common
 from audio import MelConfig, load_codec, log_mel
 from common import UserError, all_sum, autocast, barrier
+from cross_entropy import linear_cross_entropy
 from data import SentenceDataset, best_fit
 from evaluate import load_recogniser, mel_distances, score_sentences, word_error_rate
-from model import CHARACTERS, LLM, LLMConfig, linear_cross_entropy, packed_batch, sentence
+from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
 from muon import Muon
 from page import plot_coverage, save_clip, write_page
 from sample import SPEAKING, check_codec, digest, initial_weights, sampling, speak_sentences, speakable

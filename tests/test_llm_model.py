@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
+import cross_entropy
 import echolancer
 import model as model_module
 from common import UserError, read_yaml
+from cross_entropy import linear_cross_entropy
 from generate import generate_speech, stream_speech
-from model import (CHARACTERS, LLM, LLMConfig, LoRALinear, alibi_score, alibi_slopes, flex_mask, linear_cross_entropy,
-                   packed_batch, sentence)
+from model import (CHARACTERS, LLM, LLMConfig, LoRALinear, alibi_score, alibi_slopes, flex_mask, packed_batch,
+                   sentence)
 
 TINY = dict(codebook_size=50, context=400, width=64, layers=3, heads=4, kv_heads=2, ffn_width=96)
 ALL = dict(macaron=True, pattern="GAG", alibi="standard", activation="gelu", speaker_width=12, lora_rank=4,
@@ -225,7 +227,7 @@ def test_the_model_takes_flex_attention_where_it_is_told(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 5], ids=["whole", "in chunks"])
 def test_linear_cross_entropy(monkeypatch, rows):
     """Value and gradients beside float64's, with targets to be left out."""
-    monkeypatch.setattr(model_module, "LOGITS", 40 * 500 // rows)
+    monkeypatch.setattr(cross_entropy, "LOGITS", 40 * 500 // rows)
     torch.manual_seed(0)
     x, weight = torch.randn(40, 24, requires_grad=True), torch.randn(500, 24, requires_grad=True)
     targets = torch.randint(0, 500, (40,)).masked_fill(torch.rand(40) < 0.3, -100)
@@ -241,7 +243,7 @@ def test_linear_cross_entropy(monkeypatch, rows):
 
 def test_losses_add_up_in_bfloat16(monkeypatch):
     """The sum of many is as near to float64's as one is, though bfloat16 has but eight bits to add in."""
-    monkeypatch.setattr(model_module, "LOGITS", 16 * 500)
+    monkeypatch.setattr(cross_entropy, "LOGITS", 16 * 500)
     torch.manual_seed(0)
     x, weight = torch.randn(3000, 24, requires_grad=True), torch.randn(500, 24, requires_grad=True)
     targets = torch.randint(0, 500, (3000,))
