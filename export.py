@@ -24,6 +24,7 @@ import json
 import logging
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,10 @@ class Voice(nn.Module):
 
 def write_onnx(module, args, path, inputs, outputs, dynamic=None):
     """Export to an ONNX file, with the weights in another beside it."""
-    torch.onnx.export(module.eval(), args, path, dynamo=True, input_names=inputs, output_names=outputs,
-                      dynamic_shapes=dynamic, optimize=True, verbose=False, external_data=True)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(module.eval(), args, path, dynamo=True, input_names=inputs, output_names=outputs,
+                          dynamic_shapes=dynamic, optimize=True, verbose=False, external_data=True)
 
 
 def export_onnx(model, config, codec, folder, int8):

@@ -81,7 +81,7 @@ def split_text(text, limit=MAX_TEXT_BYTES - 1):
         piece = ""
         for word in sentence.split():
             if len(word.encode()) > limit:
-                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the encoder reads {limit}")
+                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; what is read at once has {limit}")
             if len(f"{piece} {word}".encode()) > limit:
                 pieces, piece = [*pieces, piece], ""
             piece = f"{piece} {word}".strip()
@@ -481,10 +481,11 @@ def sample_llm(args, config, device):
     codec = load_codec(llm_codec_folder(args.ckpt, config), device)
     pause = np.zeros(int(PAUSE * codec.sample_rate), np.float32)
     frames = max(1, round((args.seconds or config["eval_seconds"]) * codec.frame_rate))
-    for path, text in jobs(args):
+    todo = [(path, [read_prompt(model.c, piece) for piece in split_text(normalise_text(text), speech_limit(model.c))])
+            for path, text in jobs(args)]
+    for path, prompts in todo:
         path.parent.mkdir(parents=True, exist_ok=True)
         start, first = time.perf_counter(), None
-        prompts = [read_prompt(model.c, piece) for piece in split_text(normalise_text(text), speech_limit(model.c))]
         with soundfile.SoundFile(path, "w", codec.sample_rate, 1, "PCM_16") as file, \
                 autocast(device, pick_dtype("auto", device)):
             for at in range(0, len(prompts), 16):  # so many sentences at once
@@ -519,6 +520,10 @@ def main(argv):
     codec.add_argument("--prompt_wav", type=Path, help="a recording to go on from")
     codec.add_argument("--speaker", type=Path, help="a recording of the voice to speak with, or its embedding, .npy")
     args = parser.parse_args(argv)
+    if args.seconds is not None and not args.seconds > 0:
+        raise UserError(f"--seconds {args.seconds:g} is out of range")
+    if not args.text_file and args.out.suffix.lower() != ".wav":
+        raise UserError(f"--out {args.out}: what is written is a .wav")
 
     config = read_config(args.ckpt)
     fill_options(args, config)

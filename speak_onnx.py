@@ -32,6 +32,8 @@ class Speaker:
             return onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
 
         self.model, self.voice, self.folder, self.load = load("model.onnx"), {}, folder, load
+        if voice is not None and not self.c["speaker_width"]:
+            raise SystemExit("error: this model speaks without voices: no --speaker")
         if width := self.c["speaker_width"]:
             if voice is None or voice.shape != (width,):
                 raise SystemExit(f"error: this model speaks with a voice whose embedding has {width} numbers: "
@@ -143,7 +145,7 @@ def griffin_lim(mel, filters, hop, n_fft, iterations=32):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", required=True)
-    parser.add_argument("--out", default="out.wav")
+    parser.add_argument("--out", type=Path, default="out.wav")
     parser.add_argument("--speaker", type=Path, help="the embedding of a voice, .npy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0 for all cores")
@@ -151,7 +153,10 @@ def main():
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--top_k", type=int)
     args = parser.parse_args()
-    voice = np.load(args.speaker, allow_pickle=False) if args.speaker else None
+    try:
+        voice = np.load(args.speaker, allow_pickle=False) if args.speaker else None
+    except (OSError, ValueError):
+        raise SystemExit(f"error: cannot read the embedding {args.speaker}") from None
     speaker, start, codes = Speaker(HERE, args.threads, voice), time.perf_counter(), []
     options = {name: value for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seconds")
                if (value := getattr(args, name)) is not None}
@@ -161,7 +166,7 @@ def main():
             raise SystemExit(f"error: --{name} {options[name]} is out of range")
     text, pieces, limit = normalise(args.text), [], speaker.c["sentence"]
     if not re.search("[a-z]", text):
-        raise SystemExit("error: there is nothing to say: the text has no letter and no digit")
+        raise SystemExit("error: there is nothing to say: the text has no English letter and no digit")
     for word in text.split():
         new = not pieces or pieces[-1][-1] in ".!?" and re.search("[a-z]", word)
         if not new and len(pieces[-1]) + 1 + len(word) <= limit:
@@ -172,11 +177,12 @@ def main():
             pieces.append(word)
     wavs = []
     for n, piece in enumerate(pieces):
-        codes = list(speaker.codes(piece, args.seed * 1_000_003 + n, **options))
+        codes = list(speaker.codes(piece, args.seed % 2 ** 32 * 1_000_003 + n, **options))
         wavs += [speaker.decode(codes), np.zeros(int(0.15 * speaker.c["sample_rate"]))] if codes else []
     wav, rate, took = np.concatenate(wavs[:-1] or [np.zeros(1)]), speaker.c["sample_rate"], time.perf_counter() - start
     seconds = len(wav) / rate
-    with wave.open(args.out, "wb") as file:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(args.out), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)

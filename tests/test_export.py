@@ -91,6 +91,8 @@ def test_the_script_needs_no_pytorch(exported, tmp_path):
     assert said.returncode == 0 and "real-time factor" in said.stdout, said.stderr
     assert 0.2 < out.stat().st_size / 2 / 22050 < 4.3
     for argv, words in ((["--text", "hi"], "12 numbers"), (["--text", "...", *voiced], "nothing"),
+                        (["--text", "hi", "--speaker", tmp_path / "none.npy"], "none.npy"),
+                        (["--text", "hi", "--top_p", 2, *voiced], "--top_p 2"),
                         (["--text", "x" * 99, *voiced], "99 characters")):
         said = say(*argv)
         assert said.returncode == 1 and said.stderr.startswith("error: ") and words in said.stderr

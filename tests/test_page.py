@@ -189,6 +189,8 @@ def compared(tmp_path, *prompts, steps=((10, 20), (10,))):
     """The folder of a page of two runs of one name; the runs themselves are gone."""
     for name, some, at in zip("ab", prompts, steps):
         folder = make_run(tmp_path / name / "flow & co", at, some)
+        with (folder / "config.yaml").open("a") as file:  # as if they were of different systems
+            file.write(f"only_{name}: 4\n")
         (folder / "coverage & 100% #1.png").write_bytes((folder / "curves.png").read_bytes())
     page.compare([tmp_path / name / "flow & co" for name in "ab"], tmp_path / "out")
     for name in "ab":
@@ -207,6 +209,8 @@ def test_runs_side_by_side(visit, tmp_path):
     assert [[src and src[9:10] + src[-7:-4] for src in row] for row in sources] == [  # run and clip
         ["0000", "1001", "0000"],  # step 10 of both, step 20 of the first
         ["0001", "1002", "0001"], ["0002", None, "0002"], [None, "1000", None]]
+    rows = [row.split() for row in tab.locator("table tr").all_inner_texts() if row.startswith("only_")]
+    assert sorted(rows) == [["only_a", "4"], ["only_b", "4"]]
     plots = tab.locator("figure img")
     for i in range(plots.count()):
         plots.nth(i).scroll_into_view_if_needed()

@@ -436,6 +436,8 @@ def test_refused_samples(base, voiced, run, corpus, tmp_path):
         (base, ["--text", "hi", "--prompt_wav", recording], ["--prompt_wav", "'llm'"]),
         (run, ["--text", "hi", "--speaker", recording], ["--speaker", "'flow'"]),
         (base, ["--text", "hi", "--temperature", -1], ["--temperature -1"]),
+        (base, ["--text", "hi", "--seconds", -1], ["--seconds -1"]),
+        (base, ["--text", "hi", "--out", tmp_path / "out.mp3"], ["out.mp3", ".wav"]),
         (base, ["--text", "hi", "--repetition_penalty", 0], ["--repetition_penalty 0"]),
     ):
         said = refusal(sample.main, "--ckpt", ckpt, "--out", tmp_path / "out.wav", "--device", "cpu", *argv)
