@@ -99,7 +99,7 @@ def test_what_cannot_be_sampled(run, tmp_path, monkeypatch, flags, words):
 
 def test_no_gpu(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    said = refusal(sample.main, "--ckpt", run, "--text", "Hello.", "--device", "cuda", "--out", tmp_path / "a")
+    said = refusal(sample.main, "--ckpt", run, "--text", "Hello.", "--device", "cuda", "--out", tmp_path / "a.wav")
     assert "no GPU" in said
 
 
