@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import UserError, keep_freed_memory, load_config, pick_dtype, read_yaml, run
+from common import UserError, autocast, keep_freed_memory, load_config, pick_dtype, read_yaml, run
 
 SECONDS, TEXT_BYTES = 6.57, 100  # of LJSpeech's mean clip
 DEVICE, ERRORS = "cuda", ("o", "dq", "dk", "dv", "dg", "dbeta")
@@ -166,14 +166,14 @@ def decode_llm(settings, seen=1000):
     from sample import cast_matrices
 
     c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = pick_dtype("auto", torch.device(device))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = pick_dtype("auto", device)
     torch.manual_seed(0)
     model = cast_matrices(LLM(c).eval().to(device), dtype)
     tokens = torch.randint(0, c.codebook_size, (1, seen), device=device)
     speaker = torch.randn(1, c.speaker_width, device=device) if c.speaker_width else None
     took = {"cached": [], "recomputed": []}
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(device, dtype):
         voice = None if speaker is None else model.read_speaker(speaker)
         cache = model.empty_cache(torch.zeros(1, dtype=torch.long, device=device), seen + 200)
         model.hidden(tokens, None, voice, cache)
@@ -244,7 +244,8 @@ def bench_llm(path):
     flops -= 6e-12 * (tokens.numel() - taught) * trained.embedding.weight.numel()
     found = {"gpu": gpu, "torch": torch.__version__, "config": Path(path).name, "flex_error": off, "rows": rows,
              "tokens_per_second": taught / seconds, "filled": taught / tokens.numel(),
-             "TFLOP_per_second": flops / seconds, "mfu_of_989": flops / seconds / 989, "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
+             "TFLOP_per_second": flops / seconds, "mfu_of_989": flops / seconds / 989,
+             "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
     print(f"training, {rows} rows of {c.context}: {1e3 * seconds:.0f} ms a step, {found['tokens_per_second']:,.0f} "
           f"tokens/s, {flops / seconds:.0f} TFLOP/s, {found['mfu_of_989']:.1%} of 989, {found['gpu_gb']:.1f} GB; "
           "attention counted as if nothing were masked")

@@ -290,6 +290,8 @@ def fit_mel_rvq(corpora, mel, sizes):
     for root, sources in corpora:
         train = {s["source"] for s in sources if s["split"] == "train"}
         drawn = sorted(train, key=lambda source: hashlib.sha256(source.encode()).digest())[:FIT_SOURCES // len(corpora)]
+        if not drawn:
+            raise UserError(f"all of {root} is held out: there is nothing that mel_rvq could be fitted to")
         jobs = [(root / source, mel, -(-FIT_FRAMES // len(corpora) // len(drawn))) for source in drawn]
         with parallel() as pool:
             some = list(tqdm(pool.map(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))

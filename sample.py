@@ -81,7 +81,7 @@ def split_text(text, limit=MAX_TEXT_BYTES - 1):
         piece = ""
         for word in sentence.split():
             if len(word.encode()) > limit:
-                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; what is read at once has {limit}")
+                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the model reads {limit}")
             if len(f"{piece} {word}".encode()) > limit:
                 pieces, piece = [*pieces, piece], ""
             piece = f"{piece} {word}".strip()

@@ -327,7 +327,7 @@ def main(argv):
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
 
     if c.compile:
-        torch._dynamo.config.optimize_ddp = False  # DDP reduces between blocks; inside one it could not cut FlexAttention
+        torch._dynamo.config.optimize_ddp = False  # DDP reduces between blocks; FlexAttention's is not to be cut
         for block in model.blocks:  # blocks of a kind share their compiled code
             block.compile(dynamic=not c.packed)
     trained = model

@@ -275,6 +275,9 @@ def test_a_codec_of_two_corpora(tmp_path, one_process):
     apart = (means[0] - means[1]).abs().mean()  # the frames at their ends are each like the other's
     assert (torch.stack(found) - torch.stack(means)).abs().mean() < apart / 5
     assert "as it is" in refusal(main, "tokenize", "--codec", "neucodec", "--root", few, "--fit", many, "--out", few)
+    (few / "heldout.txt").write_text("a\n")
+    said = refusal(main, "tokenize", "--codec", "mel_rvq", "--root", many, "--fit", few, "--out", tmp_path / "none")
+    assert str(few) in said and "held out" in said
 
 
 def test_heldout_voices(tmp_path, one_process):
