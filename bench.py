@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import UserError, autocast, keep_freed_memory, load_config, pick_dtype, read_yaml, run
+from trivox.common import UserError, autocast, keep_freed_memory, load_config, pick_dtype, read_yaml, run
 
 SECONDS, TEXT_BYTES = 6.57, 100  # of LJSpeech's mean clip
 DEVICE, ERRORS = "cuda", ("o", "dq", "dk", "dv", "dg", "dbeta")
@@ -137,9 +137,9 @@ def params(paths):
 def decode(path):
     """Print how long a codec LM takes to sample, one clip at a time, in float32 and bfloat16, and the real-time factor:
     seconds of computing a second of audio. On a shared machine the fastest tenth says more than the median."""
-    from generate import stream_frames
     from model import CodecConfig, CodecLM
-    from sample import cast_matrices
+    from trivox.generate import stream_frames
+    from trivox.speak import cast_matrices
 
     keep_freed_memory()
     settings = read_yaml(path)
@@ -163,7 +163,7 @@ def decode_llm(settings, seen=1000):
     """Print tokens a second of an LLM TTS after so many tokens, one sentence at a time, by turns: with its cache, and
     without, when all are computed anew and the head takes the last alone."""
     from model import LLM, LLMConfig
-    from sample import cast_matrices
+    from trivox.speak import cast_matrices
 
     c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -199,10 +199,10 @@ def bench_llm(path):
     import numpy as np
 
     import model as model_module
-    from cross_entropy import linear_cross_entropy
-    from generate import generate_speech
     from model import LLM, LLMConfig, packed_batch, sentence
-    from sample import cast_matrices
+    from trivox.cross_entropy import linear_cross_entropy
+    from trivox.generate import generate_speech
+    from trivox.speak import cast_matrices
 
     settings, device, rng = read_yaml(path), torch.device("cuda"), np.random.default_rng(0)
     c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
@@ -280,10 +280,11 @@ def bench_onnx(path):
         if not (path / "model.onnx").exists():
             raise UserError(f"{path} holds no model.onnx: python export.py --ckpt RUN --onnx {path}")
         return onnx_rates([path])
-    from audio import MelConfig, MelRVQ
     from export import export_onnx
     from model import LLM
     from train_llm_tts import Config
+    from trivox.audio import MelConfig
+    from trivox.codecs import MelRVQ
 
     c = load_config(Config, ["--config", str(path)])
     codec = MelRVQ(MelConfig(hop_length=441), torch.zeros(80), [torch.zeros(c.codebook_size, 80)])
@@ -299,7 +300,7 @@ def onnx_rates(folders, codes=200):
     """Print the tokens a second of each of the folders that export.py has written."""
     import numpy as np
 
-    from speak_onnx import Speaker
+    from trivox.speak_onnx import Speaker
 
     speakers, rates = {}, {folder: [] for folder in folders}
     for folder in folders:
@@ -322,7 +323,7 @@ def bench_delta_rule_cpu(repeats=15):
     a shared machine only the ratios mean something."""
     from transformers.models.olmo_hybrid import modeling_olmo_hybrid
 
-    from delta_rule import chunk_gated_delta_rule
+    from trivox.delta_rule import chunk_gated_delta_rule
 
     # unwrapped: where fla-core is installed, the name itself is a GPU kernel
     peer = inspect.unwrap(modeling_olmo_hybrid.torch_chunk_gated_delta_rule)
@@ -360,7 +361,7 @@ def delta_rule_inputs(B, T, H, K, V, dtype, normalise, gate=None, beta=None):
 def delta_rule_errors(rule, inputs, do, **options):
     """Relative errors of o, dq, dk, dv, dg and dbeta to our chunks in plain PyTorch in float64, which the test suite
     holds to the loop. What `torch.empty` returns is NaN meanwhile."""
-    from delta_rule import chunk_gated_delta_rule
+    from trivox.delta_rule import chunk_gated_delta_rule
 
     results = []
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -375,7 +376,7 @@ def delta_rule_errors(rule, inputs, do, **options):
 
 def delta_rule_is_correct(peer, shapes):
     """Print errors and what is wrong with them; returns whether nothing is."""
-    from delta_rule import chunk_gated_delta_rule as ours
+    from trivox.delta_rule import chunk_gated_delta_rule as ours
 
     print("relative errors to float64".ljust(34) + "".join(f"{name:>9s}" for name in ERRORS))
     wrong = []
@@ -412,7 +413,7 @@ def bench_delta_rule_gpu(only_check=False):
     import triton
     from triton.testing import do_bench
 
-    import delta_rule
+    from trivox import delta_rule, delta_rule_triton
 
     try:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule as peer
@@ -467,14 +468,14 @@ def bench_delta_rule_gpu(only_check=False):
 
     print("\none scan or segments, 16 heads of 64, forward + backward, µs (* is what `_segments` chooses)\n"
           f"{'':24s}" + "".join(f"{n:>10d}" for n in (1, 2, 4, 8, 16)))
-    choose = delta_rule._segments
+    choose = delta_rule_triton._segments
     for B, T in (1, 2048), (1, 4096), (1, 16384), (1, 65536), (2, 16384), (4, 16384):
         (x, do), times = delta_rule_inputs(B, T, 16, 64, 64, torch.bfloat16, False), {}
         chosen = choose(T // 32, B * 16 * 4, x[0].device)
         for n in sorted({1, 2, 4, 8, 16, chosen}):
-            delta_rule._segments = lambda chunks, programs, device: n
+            delta_rule_triton._segments = lambda chunks, programs, device: n
             times[n] = microseconds(lambda: torch.autograd.grad(ours(*x)[0], x, do), 100)
-        delta_rule._segments = choose
+        delta_rule_triton._segments = choose
         found["segments_us"].append({"batch": B, "steps": T, "chosen": chosen, "times": times})
         print(f"B {B}, T {T:<17d}" + "".join(f"{us:10.0f}{'*' if n == chosen else ''}" for n, us in times.items()))
 

@@ -33,12 +33,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-import echolancer
-from audio import load_codec, mel_filters
-from common import UserError, find_checkpoint, run
 from model import CHARACTERS
-from sample import SPEAKING, llm_codec_folder, load_llm, read_config, read_voice, speech_limit
-from text import SYMBOLS
+from trivox import echolancer
+from trivox.audio import mel_filters
+from trivox.codecs import load_codec
+from trivox.common import UserError, find_checkpoint, run
+from trivox.speak import SPEAKING, llm_codec_folder, load_llm, read_config, read_voice, speech_limit
+from trivox.text import SYMBOLS
 
 # ------------------------------------------------------------------------------------------------------------
 # ONNX
@@ -164,7 +165,7 @@ def export_onnx(model, config, codec, folder, int8):
              **{name: config[f"eval_{name}"] for name in (*SPEAKING, "seconds")}}
     export_codec(codec, folder)
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-    shutil.copy(Path(__file__).parent / "speak_onnx.py", folder / "speak.py")
+    shutil.copy(Path(__file__).parent / "trivox" / "speak_onnx.py", folder / "speak.py")
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{folder}: {size:,.0f} MB; python {folder}/speak.py --text ... needs onnxruntime and numpy")
 

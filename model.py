@@ -40,8 +40,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch.utils.checkpoint import checkpoint
 
-from common import UserError
-from delta_rule import chunk_gated_delta_rule, recurrent_step
+from trivox.common import UserError
+from trivox.delta_rule import chunk_gated_delta_rule, recurrent_step
 
 # ------------------------------------------------------------------------------------------------------------
 # Parts

@@ -102,7 +102,7 @@ prepare_codec() {
             python data.py demo_music --out "$tokens" --codebook_size 256 ;;
         data/ljspeech_encodec|data/ljspeech_encodec_sentences)
             echo "to download: LJSpeech 1.1 (2.6 GB, public domain) and EnCodec's weights (93 MB, MIT)"
-            python -c 'import common, corpora, pathlib
+            python -c 'from trivox import common, corpora; import pathlib
 common.run(lambda _: corpora.download_ljspeech(pathlib.Path("data")), [])'
             [ "$tokens" = data/ljspeech_encodec ] && chunks=(--chunk_seconds 8) || chunks=()
             python data.py tokenize --codec encodec_24khz --root data/LJSpeech-1.1 --out "$tokens" \
@@ -136,7 +136,7 @@ prepare_llm() {
             python data.py emilia --out "$tokens" ;;
         data/ljspeech_neucodec)
             echo "to download: LJSpeech 1.1 (2.6 GB, public domain) and NeuCodec's weights (2.5 GB, Apache 2.0)"
-            python -c 'import common, corpora, pathlib
+            python -c 'from trivox import common, corpora; import pathlib
 common.run(lambda _: corpora.download_ljspeech(pathlib.Path("data")), [])'
             python data.py tokenize --codec neucodec --root data/LJSpeech-1.1 --out "$tokens" ;;
         *) fail "there are no tokens at $tokens: python data.py tokenize --codec neucodec --root … --out $tokens, and for" \

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError, find_checkpoint, init_distributed, run
+from trivox.common import UserError, find_checkpoint, init_distributed, run
 
 MAX_TEXT = 2000  # characters
 MAX_UPLOAD = "20mb"
@@ -30,8 +30,8 @@ SEED = ("seed", "number", 0, 0, 2**31 - 1)
 
 def flow_speaker(ckpt, config, device):
     """Returns (sample rate, [(label, kind, value, lowest, highest or choices)], speak)."""
-    from audio import load_vocoder
-    from sample import generate_mels, load_flow, mel_config, split_text
+    from trivox.audio import load_vocoder
+    from trivox.speak import generate_mels, load_flow, mel_config, split_text
 
     model, features, _ = load_flow(ckpt, device)
     mel = mel_config(model.c)
@@ -57,9 +57,9 @@ def codec_speaker(ckpt, config, device):
     """The same for a codec LM. Raises UserError for one without text."""
     import torch
 
-    from audio import load_codec
-    from sample import codec_folder, generate_codes, load_codec_lm, split_text
-    from text import TextFeatures
+    from trivox.codecs import load_codec
+    from trivox.speak import codec_folder, generate_codes, load_codec_lm, split_text
+    from trivox.text import TextFeatures
 
     model, _ = load_codec_lm(ckpt, device)
     if not model.c.cross_every:
@@ -86,9 +86,9 @@ def codec_speaker(ckpt, config, device):
 
 def llm_speaker(ckpt, config, device):
     """The same for an LLM TTS; where it speaks with voices, a recording of one is the last of its controls."""
-    from audio import load_codec
-    from sample import PAUSE, llm_codec_folder, load_llm, read_voice, speak_sentences, speech_limit, split_text
-    from text import normalise_text
+    from trivox.codecs import load_codec
+    from trivox.speak import PAUSE, llm_codec_folder, load_llm, read_voice, speak_sentences, speech_limit, split_text
+    from trivox.text import normalise_text
 
     model, _ = load_llm(ckpt, device)
     codec = load_codec(llm_codec_folder(ckpt, config), device)
@@ -201,7 +201,7 @@ def main(argv):
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if not find_spec("gradio"):
         raise UserError("serve.py needs Gradio: pip install -r requirements-extra.txt")
-    from sample import read_config
+    from trivox.speak import read_config
 
     _, _, device = init_distributed(args.device)
     config = read_config(args.ckpt)

@@ -29,16 +29,18 @@ from pydantic import PositiveInt
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import common
-from audio import MelConfig, load_codec, log_mel
-from common import UserError, all_sum, autocast, barrier
-from corpora import read_lines
-from evaluate import load_recogniser, mel_distances, score_clips, word_error_rate
 from model import CodecConfig, CodecLM, delayed_batch
-from muon import Muon
-from page import save_clip, write_page
-from sample import generate_codes, open_tokens, sampling
-from text import MAX_TEXT_BYTES, TextFeatures
+from trivox import common
+from trivox.audio import MelConfig, log_mel
+from trivox.codecs import load_codec
+from trivox.common import UserError, all_sum, autocast, barrier
+from trivox.metrics import mel_distances, score_clips, word_error_rate
+from trivox.muon import Muon
+from trivox.pages import write_page
+from trivox.plots import save_clip
+from trivox.recognisers import load_recogniser
+from trivox.speak import generate_codes, open_tokens, sampling
+from trivox.text import MAX_TEXT_BYTES, TextFeatures, read_lines
 
 
 @dataclass

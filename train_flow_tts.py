@@ -28,17 +28,18 @@ from pydantic import PositiveInt
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import common
-from audio import LOG_FLOOR, load_vocoder
-from common import UserError, all_sum, autocast, barrier
-from corpora import read_lines
-from data import MelDataset
-from evaluate import load_recogniser, mel_distances, word_error_rate
 from model import FlowConfig, FlowTTS
-from muon import Muon
-from page import save_clip, write_page
-from sample import generate_mels, mel_config
-from text import MAX_TEXT_BYTES, TextFeatures
+from trivox import common
+from trivox.audio import LOG_FLOOR, load_vocoder
+from trivox.common import UserError, all_sum, autocast, barrier
+from trivox.datasets import MelDataset
+from trivox.metrics import mel_distances, word_error_rate
+from trivox.muon import Muon
+from trivox.pages import write_page
+from trivox.plots import save_clip
+from trivox.recognisers import load_recogniser
+from trivox.speak import generate_mels, mel_config
+from trivox.text import MAX_TEXT_BYTES, TextFeatures, read_lines
 
 
 @dataclass

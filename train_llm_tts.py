@@ -28,16 +28,19 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import common
-from audio import MelConfig, load_codec, log_mel
-from common import UserError, all_sum, autocast, barrier
-from cross_entropy import linear_cross_entropy
-from data import SentenceDataset, best_fit
-from evaluate import load_recogniser, mel_distances, score_sentences, word_error_rate
 from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
-from muon import Muon
-from page import plot_coverage, save_clip, write_page
-from sample import SPEAKING, check_codec, digest, initial_weights, sampling, speak_sentences, speakable
+from trivox import common
+from trivox.audio import MelConfig, log_mel
+from trivox.codecs import load_codec
+from trivox.common import UserError, all_sum, autocast, barrier
+from trivox.cross_entropy import linear_cross_entropy
+from trivox.datasets import SentenceDataset, best_fit
+from trivox.metrics import mel_distances, score_sentences, word_error_rate
+from trivox.muon import Muon
+from trivox.pages import write_page
+from trivox.plots import plot_coverage, save_clip
+from trivox.recognisers import load_recogniser
+from trivox.speak import SPEAKING, check_codec, digest, initial_weights, sampling, speak_sentences, speakable
 
 
 @dataclass

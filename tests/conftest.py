@@ -17,14 +17,13 @@ os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE"
 import pytest
 import torch
 
-import common
-import corpora
-import data as data_module
 import train_flow_tts
-from corpora import make_demo_corpus
-from data import MelDataset, prepare
 from model import FlowConfig, FlowTTS
-from sample import MelConfig
+from trivox import common, demo_music, demo_speech, emilia, prepare
+from trivox.audio import MelConfig
+from trivox.datasets import MelDataset
+from trivox.demo_speech import make_demo_corpus
+from trivox.prepare import prepare_mels
 
 torch.set_num_threads(1)
 TINY = dict(width=64, layers=2, heads=2, ffn_width=128, text_width=64, text_layers=1)
@@ -42,7 +41,7 @@ def corpus(tmp_path_factory):
 def data_dir(corpus, tmp_path_factory):
     """The data set made of that corpus."""
     out = tmp_path_factory.mktemp("data")
-    prepare(corpus, out, MelConfig(), 11.88)
+    prepare_mels(corpus, out, MelConfig(), 11.88)
     return out
 
 
@@ -91,7 +90,7 @@ class OneProcess(nullcontext):
 
 @pytest.fixture
 def one_process(monkeypatch):
-    for module in (corpora, data_module):
+    for module in (demo_music, demo_speech, emilia, prepare):
         monkeypatch.setattr(module, "parallel", OneProcess)
 
 

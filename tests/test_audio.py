@@ -14,8 +14,9 @@ from bigvgan import bigvgan, meldataset
 from bigvgan.env import AttrDict
 from conftest import refusal
 
-from audio import BIGVGAN, ECAPA, MelConfig, griffin_lim, load_embedder, load_vocoder, log_mel, read_wav, write_wav
-from corpora import demo_sentence, speak
+from trivox.audio import BIGVGAN, MelConfig, griffin_lim, load_vocoder, log_mel, read_wav, write_wav
+from trivox.demo_speech import demo_sentence, speak
+from trivox.voices import ECAPA, load_embedder
 
 MEL = MelConfig()
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-from common import UserError, read_yaml
-from generate import generate_frames, pick, stream_frames
 from model import (CausalAttention, CodecConfig, CodecLM, GatedDeltaNet, Mamba2, decayed_attention, delay, rotary,
                    undelay)
+from trivox.common import UserError, read_yaml
+from trivox.generate import generate_frames, pick, stream_frames
 
 TINY = dict(width=64, layers=2, heads=2, kv_heads=1, ffn_width=128, codebooks=3, codebook_size=20, context=400,
             frame_rate=10.0, text_width=64, text_layers=1)

@@ -14,11 +14,11 @@ import torch
 import yaml
 from conftest import ROOT, finish, launch, refusal, same
 
-import common
-from common import load_checkpoint, load_config, open_log, save_checkpoint
 from train_codec_lm import Config as CodecConfig
 from train_flow_tts import Config
 from train_llm_tts import Config as LLMConfig
+from trivox import common
+from trivox.common import load_checkpoint, load_config, open_log, save_checkpoint
 
 SYSTEMS = {"flow": Config, "codec": CodecConfig, "llm": LLMConfig}
 

@@ -15,13 +15,16 @@ import soundfile
 import torch
 from conftest import finish, launch, refusal
 
-import corpora
 import data as data_module
-from audio import LOG_FLOOR, MelConfig, log_mel, write_wav
-from corpora import clip_path, demo_grammar, demo_sentence, draw_validation, make_demo_corpus, read_metadata, speak
-from data import MelDataset, prepare
-from evaluate import load_recogniser, word_error_rate
-from text import TextFeatures, text_ids
+from trivox import corpora, parallel, prepare
+from trivox.audio import LOG_FLOOR, MelConfig, log_mel, write_wav
+from trivox.corpora import clip_path, draw_validation, read_metadata
+from trivox.datasets import MelDataset
+from trivox.demo_speech import demo_grammar, demo_sentence, make_demo_corpus, speak
+from trivox.metrics import word_error_rate
+from trivox.prepare import prepare_mels
+from trivox.recognisers import load_recogniser
+from trivox.text import TextFeatures, text_ids
 
 MEL = MelConfig()
 
@@ -51,7 +54,7 @@ def contents(folder):
 @pytest.mark.parametrize("shard_clips", [256, 3], ids=["one shard", "a shard of bad clips alone"])
 def test_what_is_kept_and_what_is_skipped(tmp_path, one_process, monkeypatch, capsys, shard_clips):
     """Each bad clip is skipped for its own reason, which is printed, and the others are as if it were not there."""
-    monkeypatch.setattr(data_module, "SHARD_CLIPS", shard_clips)
+    monkeypatch.setattr(prepare, "SHARD_CLIPS", shard_clips)
     good = {"a": tone(0.5), "deep/b": tone(0.7, 200), "c.d": tone(0.3, 800), "short": tone(0.001)}
     bad = {"cut": tone(1), "empty": tone(0), "silent": 0 * tone(1), "long": tone(2.1), "gone": None}
     hostile = {"../x": "leads out", str(tmp_path / "x"): "leads out", "wordy": "258 bytes, more than 256"}
@@ -64,7 +67,7 @@ def test_what_is_kept_and_what_is_skipped(tmp_path, one_process, monkeypatch, ca
     cut = root / "wavs" / "cut.wav"
     cut.write_bytes(cut.read_bytes()[:20000])
     out = tmp_path / "out"
-    prepare(root, out, MEL, 2.0)
+    prepare_mels(root, out, MEL, 2.0)
 
     said = capsys.readouterr().out
     for id, reason in reasons.items():
@@ -90,7 +93,7 @@ def test_any_ending_and_rate(tmp_path, one_process):
     root = make_corpus(tmp_path / "corpus", {"a": tone(0.5), "b": None})
     twice_as_fast = 0.3 * np.sin(np.arange(22050) * 2 * np.pi * 300 / 44100)
     soundfile.write(root / "wavs" / "b.flac", np.stack([twice_as_fast] * 2, 1), 44100)
-    prepare(root, tmp_path / "out", MEL, 2.0)
+    prepare_mels(root, tmp_path / "out", MEL, 2.0)
     dataset = MelDataset(tmp_path / "out", MEL)
     a, b = (dataset.mel(i)[8:-8, :20].exp() for i in (0, 1))  # the bands about the tone
     torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2)
@@ -114,7 +117,7 @@ def test_corpora_without_clips(tmp_path, one_process, lines, reason):
     root = make_corpus(tmp_path / "corpus", {}, lines or [])
     if lines is None:
         (root / "metadata.csv").unlink()
-    assert reason in refusal(lambda argv: prepare(root, tmp_path / "out", MEL, 2.0))
+    assert reason in refusal(lambda argv: prepare_mels(root, tmp_path / "out", MEL, 2.0))
     assert not (tmp_path / "out" / "dataset_stats.json").exists()
 
 
@@ -122,7 +125,7 @@ def test_validation_split(tmp_path, one_process):
     """heldout.txt rules; without it, 2 % are drawn, the same in whatever order the clips stand."""
     root = make_corpus(tmp_path / "corpus", {id: tone(0.1) for id in "abcde"})
     (root / "heldout.txt").write_text("d\nb\n")
-    prepare(root, tmp_path / "out", MEL, 2.0)
+    prepare_mels(root, tmp_path / "out", MEL, 2.0)
     dataset = MelDataset(tmp_path / "out", MEL)
     assert [dataset.rows[i]["id"] for i in dataset.clips("val")] == ["b", "d"]
     assert [dataset.rows[i]["id"] for i in dataset.clips("train")] == ["a", "c", "e"]
@@ -138,10 +141,10 @@ def test_a_folder_holds_one_data_set(data_dir, corpus, tmp_path, one_process):
     before = contents(data_dir)
     other = make_corpus(tmp_path / "corpus", {"a": tone(0.1)})
     for root, mel in ((other, MEL), (corpus, replace(MEL, n_mels=40))):
-        assert str(data_dir) in refusal(lambda argv: prepare(root, data_dir, mel, 11.88))
+        assert str(data_dir) in refusal(lambda argv: prepare_mels(root, data_dir, mel, 11.88))
     said = refusal(lambda argv: MelDataset(data_dir, replace(MEL, fmax=11025.0)))
     assert "fmax=8000.0" in said and "fmax=11025.0" in said
-    prepare(corpus, data_dir, MEL, 11.88)
+    prepare_mels(corpus, data_dir, MEL, 11.88)
     assert contents(data_dir) == before
 
 
@@ -156,9 +159,9 @@ def test_no_data_set(tmp_path, stats):
 # Kills
 
 def _prepare_small_shards(root, out):
-    data_module.SHARD_CLIPS, prepare_clip = 2, data_module.prepare_clip
-    data_module.prepare_clip = lambda *args: time.sleep(0.02) or prepare_clip(*args)  # slow enough to be killed
-    prepare(root, out, MEL, 11.88)
+    prepare.SHARD_CLIPS, prepare_clip = 2, prepare.prepare_clip
+    prepare.prepare_clip = lambda *args: time.sleep(0.02) or prepare_clip(*args)  # slow enough to be killed
+    prepare_mels(root, out, MEL, 11.88)
 
 
 def test_killed_while_preparing(corpus, tmp_path, one_process, monkeypatch):
@@ -169,15 +172,15 @@ def test_killed_while_preparing(corpus, tmp_path, one_process, monkeypatch):
         process.join(0.005)
     os.kill(process.pid, signal.SIGKILL)
     assert finish(process)[0] == -signal.SIGKILL and not (killed / "dataset_stats.json").exists()
-    monkeypatch.setattr(data_module, "SHARD_CLIPS", 2)
-    prepare(corpus, killed, MEL, 11.88)
-    prepare(corpus, whole, MEL, 11.88)
+    monkeypatch.setattr(prepare, "SHARD_CLIPS", 2)
+    prepare_mels(corpus, killed, MEL, 11.88)
+    prepare_mels(corpus, whole, MEL, 11.88)
     assert contents(killed) == contents(whole)
 
 
 def test_a_worker_that_outlives_its_killed_run(corpus, tmp_path, one_process, monkeypatch):
     """It finishes its shard, in its own process, while the next run is at the same one: both leave it whole."""
-    jobs, prepare_shard, prepare_clip, pid = [], data_module._prepare_shard, data_module.prepare_clip, os.getpid()
+    jobs, prepare_shard, prepare_clip, pid = [], prepare._prepare_shard, prepare.prepare_clip, os.getpid()
 
     def noted(job):
         jobs.append(job)
@@ -190,10 +193,10 @@ def test_a_worker_that_outlives_its_killed_run(corpus, tmp_path, one_process, mo
                 noted(jobs[0])
         return prepare_clip(*args)
 
-    prepare(corpus, tmp_path / "whole", MEL, 11.88)
-    monkeypatch.setattr(data_module, "_prepare_shard", noted)
-    monkeypatch.setattr(data_module, "prepare_clip", outlived)
-    prepare(corpus, tmp_path / "out", MEL, 11.88)
+    prepare_mels(corpus, tmp_path / "whole", MEL, 11.88)
+    monkeypatch.setattr(prepare, "_prepare_shard", noted)
+    monkeypatch.setattr(prepare, "prepare_clip", outlived)
+    prepare_mels(corpus, tmp_path / "out", MEL, 11.88)
     assert len(jobs) == 2 and contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -204,7 +207,7 @@ class Killed(BaseException):
 def test_killed_in_the_middle_of_any_text_file(tmp_path, one_process, monkeypatch):
     """Plan, index and statistics: whichever is cut in half, the next run makes it whole."""
     root = make_corpus(tmp_path / "corpus", {"a": tone(0.1), "b": tone(0.2)})
-    prepare(root, tmp_path / "whole", MEL, 2.0)
+    prepare_mels(root, tmp_path / "whole", MEL, 2.0)
     write_text = Path.write_text
     for dies_at in range(10):
         left, out = [None] * dies_at, tmp_path / str(dies_at)
@@ -219,11 +222,11 @@ def test_killed_in_the_middle_of_any_text_file(tmp_path, one_process, monkeypatc
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_text", write)
             try:
-                prepare(root, out, MEL, 2.0)
+                prepare_mels(root, out, MEL, 2.0)
                 break
             except Killed:
                 pass
-        prepare(root, out, MEL, 2.0)
+        prepare_mels(root, out, MEL, 2.0)
         assert contents(out) == contents(tmp_path / "whole")
     assert dies_at >= 3
 
@@ -415,7 +418,7 @@ def _sleep(folder):
 
 
 def _share(function, jobs):
-    with corpora.parallel() as pool:
+    with parallel.parallel() as pool:
         list(pool.map(function, jobs))
 
 
@@ -425,9 +428,9 @@ def test_a_worker_that_is_killed():
 
 
 def test_workers_end_with_whom_they_work_for(tmp_path):
-    process = launch(_share, _sleep, [tmp_path] * corpora.cores())
+    process = launch(_share, _sleep, [tmp_path] * parallel.cores())
     wait = time.monotonic() + 60
-    while len(workers := list(tmp_path.iterdir())) < corpora.cores():
+    while len(workers := list(tmp_path.iterdir())) < parallel.cores():
         assert process.is_alive() and time.monotonic() < wait
         time.sleep(0.05)
     process.kill()

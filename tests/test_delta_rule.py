@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
-import delta_rule
-from delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule
+from trivox import delta_rule
+from trivox.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule
 
 NAMES = "o", "state", "dq", "dk", "dv", "dg", "dbeta", "dstate"
 GATES = {

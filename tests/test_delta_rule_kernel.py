@@ -42,12 +42,12 @@ def run_case(seed, T, K, V, g, beta, packed, state, dtype, heads, normalise, seg
     import torch
     import torch.nn.functional as F
 
-    import delta_rule
+    from trivox import delta_rule, delta_rule_triton
 
     torch.manual_seed(seed)
     B, (H, HV) = 1 if packed else B, heads
     ends = torch.tensor([0, T // 3, T // 3, T]) if packed else None
-    delta_rule._segments = lambda chunks, programs, device: min(segments, chunks)
+    delta_rule_triton._segments = lambda chunks, programs, device: min(segments, chunks)
     q, k = torch.randn(B, T, H, K), F.normalize(torch.randn(B, T, H, K) + 2 * torch.randn(B, 1, H, K), dim=-1)
     gates, betas = -3 * torch.rand(B, T, HV) * (torch.rand(B, T, HV) < 0.5), 2 * torch.rand(B, T, HV)
     x = [q, 3 * k if normalise else k, torch.randn(B, T, HV, V), gates if g == "mixed" else torch.full_like(gates, g),
@@ -103,8 +103,8 @@ def interpret():
     """A JSON line for each case, then for each of the other things to be seen here."""
     import torch
 
-    import delta_rule
-    from delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule, recurrent_step
+    from trivox import delta_rule, delta_rule_triton
+    from trivox.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule, recurrent_step
 
     mend_interpreter()
     torch.set_num_threads(1)
@@ -123,12 +123,12 @@ def interpret():
         return (o * o).sum() + last.sin().sum()
 
     # as operators: schema, fake and autograd formula agree with what they do, and a compiler traces them unbroken
-    delta_rule._segments = lambda chunks, programs, device: 1
+    delta_rule_triton._segments = lambda chunks, programs, device: 1
     x = inputs()
     checks = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"
-    torch.library.opcheck(delta_rule._forward, (*x, None, 0.25, True, True), test_utils=checks)
+    torch.library.opcheck(delta_rule_triton.delta_rule_forward, (*x, None, 0.25, True, True), test_utils=checks)
     step = [y.detach()[:, 0] for y in x[:5]] + [x[5].detach().clone()]
-    torch.library.opcheck(delta_rule._step, (*step, 0.25, True), test_utils=checks[:1] + checks[2:3])
+    torch.library.opcheck(delta_rule_triton.delta_rule_step, (*step, 0.25, True), test_utils=checks[:1] + checks[2:3])
     errors = {}
     for name, T, kwargs in ("compiled", 40, {}), ("compiled, packed", 40, dict(cu_seqlens=torch.tensor([0, 7, 40]))):
         compiled = torch.compile(lambda x: scalar(chunk_gated_delta_rule, x, **kwargs), backend="aot_eager",
@@ -150,7 +150,7 @@ def interpret():
         errors["step" + name] = max((torch.stack(steps, 1) - o).abs().max().item(), (S - last).abs().max().item())
 
     # what is only known on the device is wrong before any launch
-    delta_rule.PATH, delta_rule._prepare_kernel = "triton", None
+    delta_rule.PATH, delta_rule_triton._prepare_kernel = "triton", None
     x = [y.detach() for y in inputs(B=1)]
     for wrong in [0, 39], [1, 40], [0, 30, 20, 40]:
         try:
@@ -181,10 +181,10 @@ def launches(shape, segments, grad=True):
 
     import torch
 
-    import delta_rule
+    from trivox import delta_rule, delta_rule_triton
 
     calls, B, T, H, K, V, normalise = [], *shape
-    kernels = {name: kernel for name, kernel in vars(delta_rule).items() if name.endswith("_kernel")}
+    kernels = {name: kernel for name, kernel in vars(delta_rule_triton).items() if name.endswith("_kernel")}
 
     class Recorder:
         def __init__(self, name):
@@ -211,12 +211,12 @@ def launches(shape, segments, grad=True):
             calls.append((name, kernels[self.name], signature, constants, attributes,
                           dict(num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg)))
 
-    delta_rule._segments = lambda chunks, programs, device: segments
+    delta_rule_triton._segments = lambda chunks, programs, device: segments
     delta_rule.PATH = "triton"
     x = [torch.empty(B, T, H, n, dtype=torch.bfloat16, requires_grad=grad) for n in (K, K, V)]
     x += [torch.empty(B, T, H, requires_grad=grad) for _ in range(2)]
     try:
-        vars(delta_rule).update({name: Recorder(name) for name in kernels})
+        vars(delta_rule_triton).update({name: Recorder(name) for name in kernels})
         o, _ = delta_rule.chunk_gated_delta_rule(*x, use_qk_l2norm_in_kernel=normalise)
         if grad:
             o.sum().backward()
@@ -224,7 +224,7 @@ def launches(shape, segments, grad=True):
             delta_rule.recurrent_step(*(y[:, 0].contiguous() for y in x), torch.empty(B, H, K, V),
                                       use_qk_l2norm_in_kernel=normalise)
     finally:
-        vars(delta_rule).update(kernels)
+        vars(delta_rule_triton).update(kernels)
     return calls
 
 

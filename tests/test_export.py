@@ -1,22 +1,22 @@
 """export.py and the script that it puts beside the model: what they speak without PyTorch is what PyTorch speaks."""
 
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refusal
+from conftest import refusal
 from test_llm_model import prompts_of, tiny_llm, voice
 from test_tokens import SMALL
 
 import export
-import speak_onnx
-from audio import MelConfig, MelRVQ, load_codec, log_mel
-from corpora import speak
-from generate import generate_speech
-from text import character_ids, normalise_text
+from trivox import speak_onnx
+from trivox.audio import MelConfig, log_mel
+from trivox.codecs import MelRVQ, load_codec
+from trivox.demo_speech import speak
+from trivox.generate import generate_speech
+from trivox.text import character_ids, normalise_text
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx's own doings
 EVAL = dict(eval_temperature=0.8, eval_top_k=0, eval_top_p=0.9, eval_repetition_penalty=1.1, eval_seconds=2.0)
@@ -123,7 +123,7 @@ def test_sampling_follows_the_cut_distribution():
 
 def test_griffin_lim_is_as_near_as_librosas():
     """The log-mel of what the script makes is no farther from what was asked for than that of audio.griffin_lim."""
-    from audio import griffin_lim, mel_filters
+    from trivox.audio import griffin_lim, mel_filters
 
     mel = MelConfig(hop_length=441)
     wanted = log_mel(speak("The captain painted boxes."), mel).numpy()

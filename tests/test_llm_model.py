@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-import cross_entropy
-import echolancer
 import model as model_module
-from common import UserError, read_yaml
-from cross_entropy import linear_cross_entropy
-from generate import generate_speech, stream_speech
-from model import (CHARACTERS, LLM, LLMConfig, LoRALinear, alibi_score, alibi_slopes, flex_mask, packed_batch,
-                   sentence)
+from model import CHARACTERS, LLM, LLMConfig, LoRALinear, alibi_score, alibi_slopes, flex_mask, packed_batch, sentence
+from trivox import cross_entropy, echolancer
+from trivox.common import UserError, read_yaml
+from trivox.cross_entropy import linear_cross_entropy
+from trivox.generate import generate_speech, stream_speech
 
 TINY = dict(codebook_size=50, context=400, width=64, layers=3, heads=4, kv_heads=2, ffn_width=96)
 ALL = dict(macaron=True, pattern="GAG", alibi="standard", activation="gelu", speaker_width=12, lora_rank=4,

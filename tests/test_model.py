@@ -7,10 +7,10 @@ from conftest import ROOT, TINY, tiny_flow
 
 import bench
 import model as model_module
-from generate import solve_flow
 from model import Attention, FlowConfig, FlowTTS, attend, rms_norm, rotary, rotate
-from text import text_ids
 from train_flow_tts import Config, flow_loss
+from trivox.generate import solve_flow
+from trivox.text import text_ids
 
 TEXTS = ["A ferry.", "The captain painted seven wooden boxes.", "Eleven"]
 FRAMES = torch.tensor([21, 64, 37])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muon import Muon, orthogonalise
+from trivox.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (3, 48, 20), (2, 20, 48)], ids=str)

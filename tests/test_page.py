@@ -12,7 +12,8 @@ import yaml
 from conftest import refusal
 
 import page
-from audio import MelConfig
+from trivox import pages, plots
+from trivox.audio import MelConfig
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'n' {{ 7 * 7 }}"
 
@@ -26,7 +27,7 @@ def make_run(folder, steps=(10, 20), prompts=("One.", HOSTILE, "A third, longer,
             samples = 11025 + int(rng.integers(11025))
             wav = 0.1 * np.sin(np.arange(samples) / (9 + n))
             mel = rng.normal(-5, 2, (samples // 256, 80))
-            page.save_clip(folder / "samples" / step / f"{n:03d}", wav, mel, MelConfig())
+            plots.save_clip(folder / "samples" / step / f"{n:03d}", wav, mel, MelConfig())
             clips.append({"text": text, "heard": text.lower(), "wer": 0.125, "mel_distance": 0.5})
         if step != "reference":
             (folder / "samples" / step / "clips.jsonl").write_text("".join(json.dumps(c) + "\n" for c in clips))
@@ -34,7 +35,7 @@ def make_run(folder, steps=(10, 20), prompts=("One.", HOSTILE, "A third, longer,
     rows += [{"step": s, "val_loss": 4 / s, "wer": wer} for s, wer in zip(steps, wers)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.yaml").write_text(yaml.safe_dump({"lr": 0.002, "steps": 20, "eval_prompts": HOSTILE}))
-    page.write_page(folder, parameters="1,234", defaults={"lr": 0.001, "steps": 20, "eval_prompts": "heldout"})
+    pages.write_page(folder, parameters="1,234", defaults={"lr": 0.001, "steps": 20, "eval_prompts": "heldout"})
     return folder
 
 
@@ -122,7 +123,7 @@ def test_one_plays_at_a_time(visit, finished):
 def test_text_is_text(visit, tmp_path):
     folder = make_run(tmp_path / "run")
     folder = folder.rename(tmp_path / "x & <b>\"y\"</b>".replace("/", "_"))
-    page.write_page(folder, parameters="1", defaults={"lr": 0.001})
+    pages.write_page(folder, parameters="1", defaults={"lr": 0.001})
     tab = visit(folder)
     assert tab.locator("h1").inner_text() == folder.name
     assert tab.locator(".clips tbody th").nth(1).inner_text() == HOSTILE
@@ -176,7 +177,7 @@ def test_players_load_on_demand(visit, tmp_path):
     folder = make_run(tmp_path / "run", steps=[1], prompts=[f"Prompt {n}." for n in range(16)], wers=[0.1])
     for step in range(2, 51):
         shutil.copytree(folder / "samples" / "step_00000001", folder / "samples" / f"step_{step:08d}")
-    page.write_page(folder)
+    pages.write_page(folder)
     tab = visit(folder)
     tab.wait_for_timeout(300)
     players = tab.locator(".clips audio")
@@ -192,7 +193,7 @@ def compared(tmp_path, *prompts, steps=((10, 20), (10,))):
         with (folder / "config.yaml").open("a") as file:  # as if they were of different systems
             file.write(f"only_{name}: 4\n")
         (folder / "coverage & 100% #1.png").write_bytes((folder / "curves.png").read_bytes())
-    page.compare([tmp_path / name / "flow & co" for name in "ab"], tmp_path / "out")
+    pages.compare([tmp_path / name / "flow & co" for name in "ab"], tmp_path / "out")
     for name in "ab":
         shutil.rmtree(tmp_path / name)
     return tmp_path / "out"
@@ -251,12 +252,12 @@ def test_nothing_to_compare_blindly(visit, tmp_path):
 
 def test_curves(tmp_path, monkeypatch):
     """Every number of the log is in its panel; losses and perplexities have logarithmic axes."""
-    shown, subplots = [], page.subplots
-    monkeypatch.setattr(page, "subplots", lambda *args: shown.append(subplots(*args)) or shown[-1])
+    shown, subplots = [], plots.subplots
+    monkeypatch.setattr(plots, "subplots", lambda *args: shown.append(subplots(*args)) or shown[-1])
     keys = ["loss", "text_perplexity", "audio_perplexity"]
     rows = [{"step": s, **{key: s * n + 1.0 for n, key in enumerate(keys, 1)}, "lr": 1 / s} for s in (10, 20, 30)]
     rows += [{"step": 30, **{f"val_{key}": 7.0 for key in keys}}, {"step": 30, "wer": 0.25}]
-    page.plot_curves(tmp_path / "curves.png", {"_a $x$": rows, "b": rows[:1], "of nothing": []})
+    plots.plot_curves(tmp_path / "curves.png", {"_a $x$": rows, "b": rows[:1], "of nothing": []})
     axes = [axis for axis in shown[0][1].flat if axis.axison]
     assert [axis.get_ylabel() for axis in axes] == [
         "loss", "perplexity of characters", "perplexity of codes", "learning rate", "word error rate, %"]
@@ -274,12 +275,12 @@ def test_what_was_killed(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "samples" / "step_00000010" / "001.wav").write_bytes(b"RIFF")
     (folder / "samples" / "reference" / "000.wav").unlink()
-    page.write_page(folder)
+    pages.write_page(folder)
     html = (folder / "index.html").read_text()
     assert "step_00000010/000.wav" in html and "step_00000010/001" not in html and "reference/000" not in html
     (folder / "metrics.jsonl").write_text("")
     shutil.rmtree(folder / "samples")
-    page.write_page(folder)
+    pages.write_page(folder)
     assert "0 of 20" in (folder / "index.html").read_text()
 
 
@@ -289,7 +290,7 @@ def test_what_diverged(tmp_path, losses):
     folder = make_run(tmp_path / "run", steps=[1], prompts=["One."])
     (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "loss": {loss}, "val_loss": {loss}}}\n'
                                                   for s, loss in enumerate(losses)))
-    page.write_page(folder)
+    pages.write_page(folder)
     assert f"{float(losses[-1]):.4g}" in (folder / "index.html").read_text()
 
 

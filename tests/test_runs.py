@@ -9,19 +9,19 @@ from threading import Event
 import pytest
 import soundfile
 import torch
+from conftest import TINY as FLOW
 from test_train_codec import TINY as CODEC
 from test_train_codec import tokens as codec_tokens  # noqa: F401
 from test_train_llm import TINY as LLM
 from test_train_llm import tokens as llm_tokens  # noqa: F401
 
-import common
 import evaluate
 import page
 import sample
 import train_codec_lm
 import train_flow_tts
 import train_llm_tts
-from conftest import TINY as FLOW
+from trivox import common
 
 ALWAYS = dict(batch_size=4, steps=2, warmup_steps=1, eval_every=1, save_every=1, log_every=1, device="cpu",
               dtype="float32", wandb_mode="disabled", overfit=4)

@@ -12,11 +12,12 @@ from scipy.fft import dct
 
 import evaluate
 import sample
-from audio import MelConfig, log_mel
-from corpora import speak
-from evaluate import load_recogniser, mel_distances, word_error_rate
-from sample import generate_mels, load_flow, split_text
-from text import TextFeatures
+from trivox.audio import MelConfig, log_mel
+from trivox.demo_speech import speak
+from trivox.metrics import mel_distances, word_error_rate
+from trivox.recognisers import load_recogniser
+from trivox.speak import generate_mels, load_flow, split_text
+from trivox.text import TextFeatures
 
 MEL = MelConfig()
 

@@ -22,12 +22,17 @@ from conftest import OneProcess, finish, launch, refusal
 from num2words import num2words
 from test_data import Killed, contents, make_corpus, tone
 
-import corpora
-import data as data_module
-from audio import MelConfig, load_codec, load_embedder, log_mel, read_wav
-from corpora import EMILIA, make_demo_corpus, read_metadata, speak
-from data import SentenceDataset, TokenDataset, embed, emilia, main, tokenize, write_sentences
-from text import character_ids, characters_text, normalise_text
+from data import main
+from trivox import emilia, prepare
+from trivox.audio import MelConfig, log_mel, read_wav
+from trivox.codecs import load_codec
+from trivox.corpora import read_metadata
+from trivox.datasets import SentenceDataset, TokenDataset
+from trivox.demo_speech import make_demo_corpus, speak
+from trivox.emilia import EMILIA, convert_emilia
+from trivox.prepare import embed, tokenize, write_sentences
+from trivox.text import character_ids, characters_text, normalise_text
+from trivox.voices import load_embedder
 
 MEL = MelConfig(hop_length=512)
 
@@ -109,8 +114,8 @@ def spoken(corpus, tmp_path_factory):
     """The tokens of the demo corpus, one book, in three shards. Tests only read them."""
     out = tmp_path_factory.mktemp("tokens")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_module, "SHARD_SOURCES", 16)
-        patch.setattr(data_module, "parallel", OneProcess)
+        patch.setattr(prepare, "SHARD_SOURCES", 16)
+        patch.setattr(prepare, "parallel", OneProcess)
         tokenize(corpus, out, "mel_rvq", mel=MEL, sizes=[64])
     return out
 
@@ -198,8 +203,8 @@ def test_a_data_set_of_before(spoken, corpus, tmp_path, one_process, monkeypatch
         file.unlink()
     assert len(TokenDataset(old).rows) == 40
     assert "tokenize again" in refusal(lambda argv: SentenceDataset(old))
-    monkeypatch.setattr(data_module, "SHARD_SOURCES", 16)
-    monkeypatch.setattr(data_module, "encode_shard", None)
+    monkeypatch.setattr(prepare, "SHARD_SOURCES", 16)
+    monkeypatch.setattr(prepare, "encode_shard", None)
     tokenize(corpus, old, "mel_rvq", mel=MEL, sizes=[64])
     assert contents(old) == contents(spoken)
 
@@ -322,7 +327,7 @@ def emilia_folder(root, files=5, rows=30):
 @pytest.mark.parametrize("kind", [pyarrow.list_(pyarrow.int64()), pyarrow.large_list(pyarrow.uint16())], ids=str)
 def test_emilia(tmp_path, one_process, monkeypatch, capsys, kind):
     """Every row of every batch; those that cannot be used are counted by reason; the source is left as it is."""
-    monkeypatch.setattr(corpora, "PARQUET_ROWS", 7)
+    monkeypatch.setattr(emilia, "PARQUET_ROWS", 7)
     texts, codes = rows_of(50)
     codes[49] = [65535]
     bad_texts = [None, "", " \n", "no codes", "no codes", "a null", "all fine"]
@@ -358,7 +363,7 @@ def test_emilias_validation(tmp_path, one_process):
         for n in range(2):
             some = order[n * 5000:(n + 1) * 5000]
             write_parquet(tmp_path / name / f"{n}.parquet", [texts[i] for i in some], [[i] for i in some])
-        emilia(tmp_path / f"{name}_out", tmp_path / name)
+        convert_emilia(tmp_path / f"{name}_out", tmp_path / name)
         dataset = SentenceDataset(tmp_path / f"{name}_out")
         sides.append([{dataset.text(i) for i in dataset.clips(split)} for split in ("train", "val")])
         assert sorted(int(dataset.codes(i)[0]) for i in dataset.clips("all")) == list(range(10_000))
@@ -384,19 +389,19 @@ def test_damaged_parquet(tmp_path, one_process):
     whole = path.read_bytes()
     for damaged in (whole[:len(whole) // 2], whole[:100] + bytes(400) + whole[500:], b""):
         path.write_bytes(damaged)
-        assert f"cannot read {path}" in refusal(lambda argv: emilia(tmp_path / "out", root))
+        assert f"cannot read {path}" in refusal(lambda argv: convert_emilia(tmp_path / "out", root))
         shutil.rmtree(tmp_path / "out")
     path.unlink()
-    assert "no parquet file" in refusal(lambda argv: emilia(tmp_path / "out", root))
+    assert "no parquet file" in refusal(lambda argv: convert_emilia(tmp_path / "out", root))
     write_parquet(path, [None, ""], [[1], None])
-    assert "none of the 2 rows" in refusal(lambda argv: emilia(tmp_path / "out", root))
+    assert "none of the 2 rows" in refusal(lambda argv: convert_emilia(tmp_path / "out", root))
 
 
 def _emilia(root, out, rank=0, world=1, pause=0):
-    data_module.parallel, read_parquet = OneProcess, data_module.read_parquet
-    data_module.read_parquet = lambda file: time.sleep(pause) or read_parquet(file)
+    emilia.parallel, read_parquet = OneProcess, emilia.read_parquet
+    emilia.read_parquet = lambda file: time.sleep(pause) or read_parquet(file)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
-    emilia(out, root)
+    convert_emilia(out, root)
 
 
 def test_emilia_killed_and_shared(tmp_path, one_process, monkeypatch):
@@ -411,18 +416,18 @@ def test_emilia_killed_and_shared(tmp_path, one_process, monkeypatch):
     assert finish(process)[0] == -signal.SIGKILL and not (killed / "codec.json").exists()
     assert "no token data set" in refusal(lambda argv: SentenceDataset(killed))
     (killed / "tokens_00004.12345.u16.part").touch()  # named after a process that was killed
-    emilia(whole, root)
-    emilia(killed, root)
+    convert_emilia(whole, root)
+    convert_emilia(killed, root)
     with monkeypatch.context() as patch:
         patch.setenv("RANK", "0")
         patch.setenv("WORLD_SIZE", "2")
-        emilia(shared, root)
+        convert_emilia(shared, root)
     assert finish(second)[0] == 0
     assert contents(killed) == contents(whole) == contents(shared)
     small = emilia_folder(tmp_path / "small", 2, 5)
-    emilia(tmp_path / "small_whole", small)
-    assert killed_anywhere(lambda out: emilia(out, small), tmp_path, tmp_path / "small_whole", monkeypatch) >= 10
-    assert str(whole) in refusal(lambda argv: emilia(whole, small))
+    convert_emilia(tmp_path / "small_whole", small)
+    assert killed_anywhere(lambda out: convert_emilia(out, small), tmp_path, tmp_path / "small_whole", monkeypatch) >= 10
+    assert str(whole) in refusal(lambda argv: convert_emilia(whole, small))
 
 
 class Hub:
@@ -465,14 +470,14 @@ def test_emilia_from_the_hub(tmp_path, one_process, monkeypatch, capsys):
     main(["emilia", "--out", str(out)])
     assert hub.asked == [(name, "abc") for name in (names[0], names[1], names[1], names[2])]
     assert not list(out.rglob("*.parquet")) and not list(out.glob("*.download"))
-    emilia(tmp_path / "local", root)
+    convert_emilia(tmp_path / "local", root)
     (out / "plan.json").rename(tmp_path / "plan.json")
     (tmp_path / "local" / "plan.json").unlink()
     assert contents(out) == contents(tmp_path / "local")
     (tmp_path / "plan.json").rename(out / "plan.json")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert "GB of disk left" in refusal(lambda argv: emilia(tmp_path / "full"))
-    emilia(out)  # all is there: nothing is needed
+    assert "GB of disk left" in refusal(lambda argv: convert_emilia(tmp_path / "full"))
+    convert_emilia(out)  # all is there: nothing is needed
 
 
 def test_emilia_offline(tmp_path):
@@ -483,7 +488,7 @@ def test_emilia_offline(tmp_path):
 
 def test_emilia_in_little_memory(tmp_path, one_process, monkeypatch):
     """Forty times as many rows, all in one row group, take no more memory than a batch of them."""
-    monkeypatch.setattr(corpora, "PARQUET_ROWS", 500)
+    monkeypatch.setattr(emilia, "PARQUET_ROWS", 500)
     peaks = []
     for rows in (500, 40 * 500):
         codes = pyarrow.ListArray.from_arrays(np.arange(rows + 1) * 100, np.arange(100 * rows) % 65536)
@@ -491,7 +496,7 @@ def test_emilia_in_little_memory(tmp_path, one_process, monkeypatch):
         root.mkdir()
         pyarrow.parquet.write_table(pyarrow.table({"text": ["Hello."] * rows, "codes": codes}), root / "a.parquet")
         tracemalloc.start()
-        emilia(out, root)
+        convert_emilia(out, root)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] and len(SentenceDataset(out)) == rows
@@ -510,8 +515,8 @@ def voices(spoken, tmp_path_factory):
     clips["a3"] = clips["a1"][8000:12000]
     make_corpus(root, clips, [f"{id}|Hello|Hello|{voice}" for id, voice in lines.items()])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_module, "SHARD_SOURCES", 3)
-        patch.setattr(data_module, "parallel", OneProcess)
+        patch.setattr(prepare, "SHARD_SOURCES", 3)
+        patch.setattr(prepare, "parallel", OneProcess)
         tokenize(root, out, str(spoken))
     make_corpus(root, {"f2": 0 * clips["f2"]}, [f"{id}|Hello|Hello|{voice}" for id, voice in lines.items()])
     (root / "wavs" / "n2.wav").write_bytes(b"no audio")
@@ -556,7 +561,7 @@ def test_embedding_killed(voices, tmp_path, one_process, monkeypatch):
             heard.append(len(wav))
             return np.array([len(wav), np.abs(wav).sum(), rate], np.float32)
 
-    monkeypatch.setattr(data_module, "cached_embedder", lambda name, device: Heard())
+    monkeypatch.setattr(prepare, "cached_embedder", lambda name, device: Heard())
 
     def make(out):
         if not out.exists():
@@ -586,7 +591,7 @@ def test_embeddings_of_chunks(spoken, tmp_path, one_process):
 
 
 def test_what_cannot_be_embedded(spoken, voices, tmp_path, one_process):
-    emilia(tmp_path / "emilia", emilia_folder(tmp_path / "root", 1))
+    convert_emilia(tmp_path / "emilia", emilia_folder(tmp_path / "root", 1))
     assert "without recordings" in refusal(main, "embed", "--data", tmp_path / "emilia", "--embedder", "stats")
     assert "neither a codec" in refusal(main, "embed", "--data", tmp_path, "--embedder", "stats")
     assert "speechbrain" in refusal(main, "embed", "--data", voices[1], "--embedder", "ecapa")

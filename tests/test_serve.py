@@ -11,10 +11,10 @@ import soundfile
 import torch
 from conftest import refusal
 
-import common
 import serve
-from audio import read_wav
-from common import UserError
+from trivox import common
+from trivox.audio import read_wav
+from trivox.common import UserError
 
 NAME = "</title><script>alert(1)</script> & \"a run\""
 gradio = pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-extra.txt")
@@ -199,7 +199,7 @@ def llm_run(folder, **changes):
 
 def test_llm(tmp_path, monkeypatch):
     """The same seed says the same, sentence for sentence; the controls are in the range that the model takes."""
-    monkeypatch.setattr("audio.load_codec", lambda folder, device: Codec())
+    monkeypatch.setattr("trivox.codecs.load_codec", lambda folder, device: Codec())
     rate, controls, speak = serve.llm_speaker(*llm_run(tmp_path), torch.device("cpu"))
     assert rate == 8000 and [kind for _, kind, *_ in controls] == ["slider"] * 4 + ["number"]
     assert all(low <= value <= high for _, _, value, low, high in controls)
@@ -211,10 +211,10 @@ def test_llm(tmp_path, monkeypatch):
 
 
 def test_llm_with_voices(tmp_path, uploads):
-    from audio import StatsEmbedder
+    from trivox.voices import StatsEmbedder
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("audio.load_codec", lambda folder, device: Codec())
+        patch.setattr("trivox.codecs.load_codec", lambda folder, device: Codec())
         run = llm_run(tmp_path, speaker_width=StatsEmbedder.width)
         _, controls, speak = serve.llm_speaker(*run, torch.device("cpu"))
     assert controls[-1][1] == "audio"

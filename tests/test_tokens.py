@@ -13,10 +13,15 @@ import transformers
 from conftest import OneProcess, finish, launch, refusal
 from test_data import contents, make_corpus, tone
 
-import data as data_module
-from audio import CODECS, MelConfig, MelRVQ, load_codec, log_mel, neucodec_inputs, read_wav
-from corpora import compose, corpus_sources, speak
-from data import TokenDataset, main, tokenize
+from data import main
+from trivox import prepare
+from trivox.audio import MelConfig, log_mel, read_wav
+from trivox.codecs import CODECS, MelRVQ, load_codec, neucodec_inputs
+from trivox.corpora import corpus_sources
+from trivox.datasets import TokenDataset
+from trivox.demo_music import compose
+from trivox.demo_speech import speak
+from trivox.prepare import tokenize
 
 MEL = MelConfig(hop_length=512)
 SMALL = {  # the true geometry in frames, books and codes, with narrow layers
@@ -173,7 +178,7 @@ def tokens(root, out, **settings):
 
 def test_text_corpus(corpus, tmp_path, one_process, monkeypatch):
     """Whole sentences keep their texts and the corpus's held-out clips; the stored codes are the codec's."""
-    monkeypatch.setattr(data_module, "SHARD_SOURCES", 16)
+    monkeypatch.setattr(prepare, "SHARD_SOURCES", 16)
     dataset = tokens(corpus, tmp_path)
     rows = (corpus / "metadata.csv").read_text().splitlines()
     assert [f"{r['id']}|{r['text']}|{r['text']}|{r['speaker']}" for r in dataset.rows] == rows
@@ -221,14 +226,14 @@ def test_music(music, tmp_path, one_process, capsys):
 
 
 def _small_shards(root, out, rank=0, world=1):
-    data_module.parallel, data_module.SHARD_SOURCES = OneProcess, 2
+    prepare.parallel, prepare.SHARD_SOURCES = OneProcess, 2
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     tokenize(root, out, "mel_rvq", (20, "frames"), mel=MEL, sizes=[32, 8])
 
 
 def _slow_small_shards(root, out):
-    cut_source = data_module.cut_source
-    data_module.cut_source = lambda *args: time.sleep(0.1) or cut_source(*args)
+    cut_source = prepare.cut_source
+    prepare.cut_source = lambda *args: time.sleep(0.1) or cut_source(*args)
     _small_shards(root, out)
 
 
@@ -243,7 +248,7 @@ def test_killed_and_shared(music, tmp_path, one_process, monkeypatch):
     assert "no token data set" in refusal(lambda argv: TokenDataset(killed))
     for part in killed.glob("*.part"):  # named after the process that was killed
         part.unlink()
-    monkeypatch.setattr(data_module, "SHARD_SOURCES", 2)
+    monkeypatch.setattr(prepare, "SHARD_SOURCES", 2)
     for key in ("RANK", "WORLD_SIZE"):
         monkeypatch.setenv(key, "")  # so that they are put back
     for out, world in ((whole, 1), (killed, 1), (shared, 2)):

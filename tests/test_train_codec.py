@@ -16,15 +16,18 @@ import scipy.linalg
 import torch
 from conftest import ROOT, finish, launch, refusal, same
 
-import common
 import evaluate
 import sample
 import train_codec_lm as trainer
-from audio import MelConfig, MelRVQ, log_mel, read_wav
-from data import TokenDataset
 from model import CodecLM
-from text import TextFeatures
 from train_codec_lm import Config, codec_loss, make_batch
+from trivox import audio, speak
+from trivox import metrics as figures
+from trivox import common
+from trivox.audio import MelConfig, log_mel, read_wav
+from trivox.codecs import MelRVQ
+from trivox.datasets import TokenDataset
+from trivox.text import TextFeatures
 
 CPU = torch.device("cpu")
 GEOMETRY = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebooks=2, codebook_size=16)
@@ -108,7 +111,7 @@ def test_loss_against_brute_force(tokens, cross_every):
     with torch.no_grad():
         entropies, hits, duration = codec_loss(c, model, make_batch(
             c, data, features, [dict(clip=i, cut=0.5, drop=False) for i in clips], CPU))
-    scores = evaluate.score_clips(model, data, features, clips, CPU, torch.float32)
+    scores = figures.score_clips(model, data, features, clips, CPU, torch.float32)
 
     model.double()
     wanted, right, eos, errors = np.zeros(2), np.zeros(2), 0, 0
@@ -201,18 +204,18 @@ def test_clips_learnt_by_heart(flags, tokens, tmp_path, in_process):
     in_process(flags(steps=150, overfit=2, context=256, batch_size=2, lr=2e-2, min_lr=1e-3, optimizer="muon", width=64,
                      cross_every=1, text_condition_dropout=0.5, ema_decay=0.9, log_every=50, eval_seconds=4,
                      eval_prompt_seconds=0.5, eval_temperature=0))
-    model, _ = sample.load_codec_lm(tmp_path / "run", CPU)
+    model, _ = speak.load_codec_lm(tmp_path / "run", CPU)
     data, features = TokenDataset(tokens), TextFeatures("bytes")
     texts, codes = [data.rows[i]["text"] for i in (0, 1)], [data.codes(i) for i in (0, 1)]
     spoken = [dict(seed=0, codes=codes[i][:0], text=texts[i]) for i in (0, 1)]
     begun = [dict(seed=0, codes=codes[i][:25], text=None) for i in (0, 1)]
     for prompts, length in ((spoken, 200), (begun, 75)):
-        for made, wanted in zip(sample.generate_codes(model, features, prompts, length, temperature=0), codes):
+        for made, wanted in zip(speak.generate_codes(model, features, prompts, length, temperature=0), codes):
             wanted = wanted[:length]
             assert len(made) == len(wanted) and (made == wanted).float().mean() > 0.95
 
     codec = MelRVQ.load(tokens, MelConfig(hop_length=441))
-    sample.write_wav(tmp_path / "prompt.wav", codec.decode(codes[0]), 22050)
+    audio.write_wav(tmp_path / "prompt.wav", codec.decode(codes[0]), 22050)
     for argv, frames in ((["--text", texts[0]], len(codes[0])),
                          (["--prompt_wav", tmp_path / "prompt.wav", "--seconds", 1], 75)):
         sample.main([str(x) for x in ["--ckpt", tmp_path / "run", "--out", tmp_path / "out.wav", *argv]])
@@ -225,7 +228,7 @@ def test_playing_as_it_comes(frames):
     code has been asked for."""
     codec = SimpleNamespace(frame_rate=20, hop_length=7, decode=lambda x: np.repeat(x[:, 0].numpy() / 1e3, 7))
     codes, asked = torch.arange(frames)[:, None], []
-    pieces = sample.play(codec, (asked.append(1) or step for step in codes))
+    pieces = speak.play(codec, (asked.append(1) or step for step in codes))
     first = next(pieces)
     assert len(asked) == min(frames, 85)
     np.testing.assert_allclose(np.concatenate([first, *pieces]), codec.decode(codes))
@@ -240,7 +243,7 @@ def test_unigrams():
     train = [np.array([[0, 2], [0, 2]]), np.array([[0, 2], [1, 2]])]
     held_out = [np.array([[0, 2], [1, 2]]), np.array([[3, 0]])]
     wanted = [-np.log([3.5 / 6, 1.5 / 6, 0.5 / 6]).mean(), -np.log([4.5 / 6, 4.5 / 6, 0.5 / 6]).mean()]
-    np.testing.assert_allclose(evaluate.unigram_cross_entropy(train, held_out, 4), wanted)
+    np.testing.assert_allclose(figures.unigram_cross_entropy(train, held_out, 4), wanted)
 
 
 def gaussian(rng, mean, covariance, n):
@@ -256,13 +259,13 @@ def test_frechet_distance():
     rng = np.random.default_rng(0)
     a, b = np.array([1.0, 4, 9]), np.array([4.0, 4, 1])
     x, y = gaussian(rng, np.zeros(3), np.diag(a), 50), gaussian(rng, np.array([0, 3.0, 4]), np.diag(b), 70)
-    assert evaluate.frechet_distance(x, y) == pytest.approx(25 + ((a**0.5 - b**0.5) ** 2).sum())
+    assert figures.frechet_distance(x, y) == pytest.approx(25 + ((a**0.5 - b**0.5) ** 2).sum())
     A, B = (m @ m.T + 0.1 * np.eye(5) for m in rng.standard_normal((2, 5, 5)))
     x, y = gaussian(rng, np.ones(5), A, 30), gaussian(rng, np.zeros(5), B, 40)
     wanted = 5 + np.trace(A + B - 2 * scipy.linalg.sqrtm(A @ B).real)
-    assert evaluate.frechet_distance(x, y) == pytest.approx(wanted) == evaluate.frechet_distance(y, x)
+    assert figures.frechet_distance(x, y) == pytest.approx(wanted) == figures.frechet_distance(y, x)
     few = rng.standard_normal((4, 9))
-    assert evaluate.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+    assert figures.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
 def test_coherence():
@@ -270,14 +273,14 @@ def test_coherence():
     above its shuffles, of noise one in nine."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 5, 400)[:, None] * np.ones(24)
-    assert evaluate.coherence(ramp) == pytest.approx(1)
+    assert figures.coherence(ramp) == pytest.approx(1)
     noise = [rng.standard_normal((400, 24)) for _ in range(40)]
-    assert abs(np.mean([evaluate.coherence(x) for x in noise])) < 0.05
+    assert abs(np.mean([figures.coherence(x) for x in noise])) < 0.05
     pieces = [x + np.repeat(rng.standard_normal((3, 24)), [130, 140, 130], 0) for x in noise]
-    assert evaluate.coherence(3 * pieces[0] + 7) == pytest.approx(evaluate.coherence(pieces[0]))
+    assert figures.coherence(3 * pieces[0] + 7) == pytest.approx(figures.coherence(pieces[0]))
     assert evaluate.judge_form(noise, pieces)["coherence_ranked"] >= 0.95
     assert evaluate.judge_form(pieces, noise)["coherence_ranked"] < 0.35
-    assert evaluate.coherence(ramp[:100]) is None
+    assert figures.coherence(ramp[:100]) is None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -310,7 +313,7 @@ def test_refused_codec(flags, in_process, tokens, tmp_path):
     MelRVQ(MelConfig(hop_length=441), torch.zeros(80), [torch.zeros(16, 80) for _ in range(2)]).save(other)
     assert "fitted anew" in refusal(in_process, *flags("--resume", steps=2, data_dir=other))
     assert "fitted anew" in refusal(evaluate.main, "--ckpt", tmp_path / "run", "--data_dir", other)
-    assert sample.codec_folder(common.find_checkpoint(tmp_path / "run"), {}) == tmp_path / "run" / "codec"
+    assert speak.codec_folder(common.find_checkpoint(tmp_path / "run"), {}) == tmp_path / "run" / "codec"
 
 
 def test_refused_samples(flags, in_process, run, tmp_path, corpus):

@@ -18,12 +18,12 @@ import pytest
 import torch
 from conftest import ROOT, TINY, checkpoint, finish, launch, refusal, same, tiny_flow, train
 
-import common
 import train_flow_tts as trainer
-from data import MelDataset
-from sample import load_flow
-from text import TextFeatures
 from train_flow_tts import POOL, Config, draw, draw_step, flow_loss, make_batch, validate
+from trivox import common
+from trivox.datasets import MelDataset
+from trivox.speak import load_flow
+from trivox.text import TextFeatures
 
 CPU = torch.device("cpu")
 

@@ -13,23 +13,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, OneProcess, finish, launch, refusal, same
 
-import common
-import corpora
-import data as data_module
-import echolancer
 import evaluate
 import export
 import sample
 import train_llm_tts as trainer
-from audio import MelConfig, read_wav
-from common import UserError
-from corpora import make_demo_corpus
-from data import SentenceDataset, best_fit
-from model import CHARACTERS, LLM, packed_batch, sentence
+from model import LLM
 from train_llm_tts import Config, counts, llm_loss, make_batch, walk
+from trivox import codecs, common, demo_speech, echolancer, generate, prepare, speak
+from trivox import metrics as figures
+from trivox.audio import MelConfig, read_wav
+from trivox.common import UserError
+from trivox.datasets import SentenceDataset, best_fit
+from trivox.demo_speech import make_demo_corpus
 
 CPU = torch.device("cpu")
 GEOMETRY = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebook_size=32)
@@ -41,11 +38,11 @@ def tokens(tmp_path_factory):
     """The folder of 36 sentences of two voices and one held out, a book of 32 codes, with embeddings of the voices."""
     root, out = tmp_path_factory.mktemp("voices"), tmp_path_factory.mktemp("sentences")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (corpora, data_module):
+        for module in (demo_speech, prepare):
             patch.setattr(module, "parallel", OneProcess)
         make_demo_corpus(root, 36, 4, ["en-us", "en-us+f4"], heldout_voices=["en-us+m7"], heldout_voice_clips=4)
-        data_module.tokenize(root, out, "mel_rvq", mel=MelConfig(hop_length=441), sizes=[32])
-        data_module.embed(out, "stats")
+        prepare.tokenize(root, out, "mel_rvq", mel=MelConfig(hop_length=441), sizes=[32])
+        prepare.embed(out, "stats")
     return out
 
 
@@ -169,7 +166,7 @@ def test_loss_against_brute_force(tokens, packed):
     np.testing.assert_allclose([x.item() for x in found], wanted, rtol=1e-5)
     if not packed:
         assert counts(c, data, rows) == tuple(number)
-        sums = evaluate.score_sentences(model.float(), data, [i for i, in rows], None, CPU, torch.float32)
+        sums = figures.score_sentences(model.float(), data, [i for i, in rows], None, CPU, torch.float32)
         np.testing.assert_allclose(sums, [*wanted, *number], rtol=1e-5)
 
 
@@ -237,20 +234,20 @@ def test_two_processes_are_one(flags, tmp_path):
 def test_sentences_learnt_by_heart(base, tokens, tmp_path, capsys):
     """Spoken greedily, they are the codes that were trained on; sample.py writes the codec's sound of them, and
     evaluate.py finds them all, also where the model has become ONNX."""
-    data, (model, _) = SentenceDataset(tokens), sample.load_llm(base, CPU)
+    data, (model, _) = SentenceDataset(tokens), speak.load_llm(base, CPU)
     clips = data.clips("all")[:4]
     texts = [data.text(i) for i in clips]
-    for i, codes in zip(clips, sample.speak_sentences(model, texts, range(4), temperature=0)):
+    for i, codes in zip(clips, speak.speak_sentences(model, texts, range(4), temperature=0)):
         assert np.array_equal(codes[:, 0], data.codes(i))
-    speak = ["--ckpt", str(base), "--device", "cpu", "--out"]
-    sample.main([*speak, str(tmp_path / "a.wav"), "--text", texts[0].capitalize()])
+    argv = ["--ckpt", str(base), "--device", "cpu", "--out"]
+    sample.main([*argv, str(tmp_path / "a.wav"), "--text", texts[0].capitalize()])
     wav, rate = soundfile.read(tmp_path / "a.wav")
     assert rate == 22050 and len(wav) == 441 * len(data.codes(clips[0]))
     assert "the first of it after" in capsys.readouterr().out
-    codec = sample.load_codec(tokens)
+    codec = codecs.load_codec(tokens)
     np.testing.assert_allclose(wav, codec.decode(data.codes(clips[0])[:, None].astype(int)).clip(-1, 1), atol=1e-4)
 
-    sample.main([*speak, str(tmp_path / "b.wav"), "--text", " ".join(texts[:2])])
+    sample.main([*argv, str(tmp_path / "b.wav"), "--text", " ".join(texts[:2])])
     both = soundfile.info(tmp_path / "b.wav").frames
     assert both == 441 * sum(len(data.codes(i)) for i in clips[:2]) + int(0.15 * 22050)
     export.main(["--ckpt", str(base), "--onnx", str(tmp_path / "onnx")])
@@ -268,18 +265,18 @@ def test_what_can_be_spoken(tokens):
     clips, fitting = data.clips("all"), []
     for i in clips.tolist():
         try:
-            next(sample.stream_speech(model, [sample.read_prompt(model.c, data.text(i))], [0], 1))
+            next(generate.stream_speech(model, [speak.read_prompt(model.c, data.text(i))], [0], 1))
             fitting.append(i)
         except UserError:
             pass
-    assert 0 < len(fitting) < len(clips) and sample.speakable(model.c, data, clips) == fitting
+    assert 0 < len(fitting) < len(clips) and speak.speakable(model.c, data, clips) == fitting
 
 
 def test_sentences_are_followed_in_order():
     """While the first is read the others are spoken too; no step is asked for twice."""
     steps = [torch.tensor(x) for x in ([1, 5, 7], [2, -1, 8], [-1, -1, 9], [-1, -1, -1])]
     asked = []
-    first, second, third = sample.follow((asked.append(1) or step for step in steps), 3)
+    first, second, third = speak.follow((asked.append(1) or step for step in steps), 3)
     assert next(first).tolist() == [1] and len(asked) == 1
     assert [int(x) for x in first] == [2] and len(asked) == 3
     assert [int(x) for x in second] == [5] and len(asked) == 3
@@ -302,14 +299,14 @@ def voiced(base, tokens, tmp_path_factory):
 def test_voices(voiced, tokens, corpus, tmp_path):
     """What begins as nothing has learnt; a recording, its stored embedding and evaluate.py's table of speakers."""
     data, width = voices_of(tokens)
-    model, config = sample.load_llm(voiced, CPU)
+    model, config = speak.load_llm(voiced, CPU)
     assert all(norm.to_gamma_beta.weight.any() for block in model.blocks for norm in block.norms)
     assert model.speaker_mean.any()
     page = (voiced / "index.html").read_text()
     assert data.text(data.clips("val")[0]) in page and "coverage.png" in page and "perplexity of codes" in page
     assert (voiced / "samples" / "step_00000003" / "001.wav").exists()
     recording = next((corpus / "wavs").glob("*.wav"))
-    voice = sample.read_voice(recording, config)
+    voice = speak.read_voice(recording, config)
     np.save(tmp_path / "voice.npy", voice.numpy())
     for n, speaker in enumerate((recording, tmp_path / "voice.npy")):
         sample.main(["--ckpt", str(voiced), "--text", "The baker.", "--speaker", str(speaker), "--seconds", "1",
@@ -328,7 +325,7 @@ def test_speakers_are_told_apart(tokens):
     names = [data.speakers[s] for s in data.speaker(clips)]
     wavs = [read_wav(data.recording(i), 22050) for i in clips]
     known, asked = [i for i in range(len(clips)) if i % 4 < 2], [i for i in range(len(clips)) if i % 4 >= 2]
-    found = evaluate.name_speakers([wavs[i] for i in known], [names[i] for i in known], [wavs[i] for i in asked], 22050)
+    found = figures.name_speakers([wavs[i] for i in known], [names[i] for i in known], [wavs[i] for i in asked], 22050)
     assert np.mean([a == names[i] for a, i in zip(found, asked)]) >= 0.9
 
 
@@ -348,12 +345,12 @@ def test_adapters(flags, base, tmp_path, in_process, capsys):
     saved, averages, _ = parts(run)[1]
     assert all("lora_" in key or key == "base" for key in saved) and sum(x.numel() for x in saved.values()) == 1280 + 32
 
-    model, _ = sample.load_llm(run, CPU)
+    model, _ = speak.load_llm(run, CPU)
     assert model.c.lora_rank == 0
     export.main(["--ckpt", str(run), "--merge", str(tmp_path / "merged")])
-    merged, _ = sample.load_llm(tmp_path / "merged", CPU)
+    merged, _ = speak.load_llm(tmp_path / "merged", CPU)
     assert same(merged.state_dict(), model.state_dict())
-    plain = sample.load_llm(base, CPU)[0].state_dict()
+    plain = speak.load_llm(base, CPU)[0].state_dict()
     key = "blocks.0.mixer.query"
     wanted = plain[f"{key}.weight"] + 16 * averages[f"{key}.lora_B"] @ averages[f"{key}.lora_A"]
     torch.testing.assert_close(model.state_dict()[f"{key}.weight"], wanted)
@@ -380,9 +377,9 @@ def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
     torch.save({"model_state_dict": echolancer.to_theirs(model)}, tmp_path / "published.pt")
     settings = dict(width=128, activation="gelu", packed=False, init_from=tmp_path / "published.pt")
     in_process(flags(steps=1, lr=0, min_lr=0, **settings))
-    run = sample.load_llm(tmp_path / "run", CPU)[0]
+    run = speak.load_llm(tmp_path / "run", CPU)[0]
     assert same(run.state_dict(), model.state_dict())
-    loaded, config = sample.load_llm(tmp_path / "published.pt", CPU)
+    loaded, config = speak.load_llm(tmp_path / "published.pt", CPU)
     assert same(loaded.state_dict(), model.state_dict()) and config["codec"] == "neucodec"
     export.main(["--ckpt", str(tmp_path / "run"), "--echolancer", str(tmp_path / "again.pt")])
     assert same(echolancer.read(tmp_path / "again.pt"), echolancer.read(tmp_path / "published.pt"))

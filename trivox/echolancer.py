@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from common import UserError
 from model import LLM, LLMConfig
+from trivox.common import UserError
 
 CONFIG = {  # what a checkpoint's config would say, and how its authors sample
     "system": "llm", "codec": "neucodec", "sample_rate": 24000, "speaker_embedder": "ecapa", "eval_temperature": 0.8,

@@ -1,8 +1,7 @@
-"""Texts as models read them: words for numbers, characters, bytes, states of a frozen encoder."""
+"""Texts as models read them: lines of files, words for numbers, characters, bytes, states of a frozen encoder."""
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import unicodedata
@@ -13,7 +12,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import UserError
+from trivox.common import UserError
+from trivox.weights import pretrained
+
+
+def read_lines(path, limit=None):
+    """The lines of a text file that are not blank. Raises UserError where it is missing, has none, or has one of more
+    than `limit` bytes."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {path}: {e}") from None
+    if not lines:
+        raise UserError(f"{path} has no line of text")
+    if limit and (longest := max(len(line.encode()) for line in lines)) > limit:
+        raise UserError(f"{path} has a line of {longest} bytes; the text encoder reads {limit}")
+    return lines
+
 
 # ------------------------------------------------------------------------------------------------------------
 # Characters, for the LLM TTS
@@ -155,13 +170,8 @@ class TextFeatures:
     def byt5(self):
         from transformers import T5EncoderModel
 
-        by_hand = Path(os.environ.get("TRIVOX_WEIGHTS", "weights")) / self.encoder.rstrip("/").split("/")[-1]
-        try:
-            encoder = T5EncoderModel.from_pretrained(by_hand if by_hand.exists() else self.encoder)
-        except Exception as e:  # offline, moved, damaged: each its own class
-            raise UserError(f"cannot load the text encoder {self.encoder} ({type(e).__name__}); get config.json and "
-                            f"the weights (1.2 GB) from https://huggingface.co/{self.encoder}/tree/main and put them "
-                            f"into {by_hand}/") from None
+        encoder = pretrained(T5EncoderModel.from_pretrained, self.encoder, f"the text encoder {self.encoder}",
+                             "config.json and the weights (1.2 GB)")
         return encoder.eval().to(self.device)
 
     def fill_cache(self, folder, texts, mode, write):

@@ -179,7 +179,7 @@ def open_run(out_dir, config, script, resume, rank):
 
     Returns the checkpoint folder to go on from, None for a fresh run. UserError where there is one, and not `resume`.
     """
-    out_dir, here = Path(out_dir), Path(__file__).parent
+    out_dir, here = Path(out_dir), Path(__file__).parents[1]
     latest = out_dir / "checkpoints" / "latest"
     checkpoint = latest.resolve() if latest.exists() else None
     if checkpoint and not resume:

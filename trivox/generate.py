@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from common import UserError
 from model import CHARACTERS, PAD, delay
+from trivox.common import UserError
 
 # ------------------------------------------------------------------------------------------------------------
 # Flow TTS

@@ -7,7 +7,7 @@ are those of `torch.optim.Muon`.
 
 import torch
 
-from common import pick_dtype
+from trivox.common import pick_dtype
 
 
 def orthogonalise(G, steps=5):

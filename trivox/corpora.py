@@ -1,0 +1,124 @@
+"""Corpora: folders of recordings with their texts, read.
+
+A corpus is a folder in LJSpeech's layout: `metadata.csv`, a line `id|text|normalized text|speaker` a clip of which the
+last two may be missing, and the recordings `wavs/<id>.wav` (or flac, ogg, mp3; any rate). Where there is a
+`heldout.txt`, an id a line, it names the validation clips; else 2 % are drawn. `grammar.jsgf` says which sentences can
+occur, for evaluate.py.
+"""
+
+import csv
+import hashlib
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trivox.audio import read_wav
+from trivox.common import UserError
+
+LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
+LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def download_ljspeech(folder):
+    """Download LJSpeech 1.1, check its checksum and unpack it. Returns the corpus folder."""
+    import pooch
+
+    if (folder / "LJSpeech-1.1" / "metadata.csv").exists():
+        return folder / "LJSpeech-1.1"
+    print(f"LJSpeech 1.1: downloading 2.6 GB from {LJSPEECH_URL} (public domain)")
+    try:
+        archive = pooch.retrieve(LJSPEECH_URL, f"sha256:{LJSPEECH_SHA256}", "LJSpeech-1.1.tar.bz2", folder,
+                                 progressbar=True)
+    except Exception as e:  # offline, refused, wrong checksum
+        raise UserError(f"cannot download {LJSPEECH_URL} ({type(e).__name__}); unpack it by hand and give its folder "
+                        "as --root") from None
+    shutil.unpack_archive(archive, folder, filter="data")
+    return folder / "LJSpeech-1.1"
+
+
+def read_metadata(path, columns="id|text|normalized|speaker"):
+    """The clips of a metadata.csv, or of a text with a sentence a line: dicts of id, text, speaker ("" if unknown).
+
+    Raises UserError where the file is missing or holds no clip.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {path}: {e}") from None
+    clips = []
+    for n, cells in enumerate(csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)):
+        if len(cells) == 1:
+            cells = [f"clip-{n:05d}", cells[0]]
+        row = dict(zip(columns.split("|"), map(str.strip, cells)))
+        text = row.get("normalized") or row.get("text", "")
+        if row.get("id") and text:
+            clips.append({"id": row["id"], "text": text, "speaker": row.get("speaker", "")})
+    if not clips:
+        raise UserError(f"{path} names no clip: expected lines such as LJ001-0001|text|normalized text")
+    return clips
+
+
+def clip_path(root, id):
+    """The recording of a clip: wavs/<id> with any known ending. Raises UserError for an id that leads out of wavs/."""
+    wavs = (root / "wavs").resolve()
+    path = (wavs / f"{id}.wav").resolve()
+    if not path.is_relative_to(wavs):
+        raise UserError(f"the id {id!r} leads out of {wavs.name}/")
+    for ending in AUDIO_ENDINGS:
+        if (found := path.with_name(path.stem + ending)).exists():
+            return found
+    return path
+
+
+def transcribe(root, out):
+    """Write out/metadata.csv for a folder of bare recordings, by Whisper base.en. Raises UserError without weights."""
+    import whisper
+
+    paths = sorted(p for p in (root / "wavs").rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
+    if not paths:
+        raise UserError(f"{root} holds neither metadata.csv nor recordings in wavs/")
+    try:
+        model = whisper.load_model("base.en")
+    except Exception as e:
+        raise UserError(f"{root} has no metadata.csv, and Whisper, whose weights base.en.pt (145 MB) cannot be "
+                        f"downloaded ({type(e).__name__}), cannot write it: put them into ~/.cache/whisper/") from None
+    lines = []
+    for path in tqdm(paths, "transcribing", unit=" clips"):
+        text = model.transcribe(read_wav(path, 16000), language="en")["text"].strip().replace("|", " ")
+        lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    return out / "metadata.csv"
+
+
+def corpus_sources(root, columns="id|text|normalized|speaker"):
+    """The recordings of a corpus: dicts of id, text, speaker, source (the file's path under `root`), split.
+
+    heldout.txt names those for validation, by id; else 5 % of the files are drawn. Raises UserError for none.
+    """
+    if (root / "metadata.csv").exists():
+        sources = [{**c, "source": c["id"]} for c in read_metadata(root / "metadata.csv", columns)]
+        for s in sources:
+            try:
+                s["source"] = f"wavs/{clip_path(root, s['id']).relative_to((root / 'wavs').resolve())}"
+            except UserError as e:
+                s["skipped"] = str(e)
+    else:
+        files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
+        sources = [{"id": str(Path(f).with_suffix("")), "text": "", "speaker": "", "source": f} for f in files]
+    if not sources:
+        raise UserError(f"{root} holds neither metadata.csv nor a recording ({', '.join(AUDIO_ENDINGS)})")
+    if (root / "heldout.txt").exists():
+        heldout = set((root / "heldout.txt").read_text(encoding="utf-8").splitlines())
+        val = {s["source"] for s in sources if s["id"] in heldout}
+    else:
+        val = draw_validation(sorted({s["source"] for s in sources}), 0.05)
+    return [{**s, "split": "val" if s["source"] in val else "train"} for s in sources]
+
+
+def draw_validation(ids, share=0.02):
+    """2 % of the ids, at least one where there are two, chosen by hash: the same whatever the order or the machine."""
+    ranked = sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())
+    return set(ranked[:max(round(share * len(ids)), int(len(ids) > 1))])

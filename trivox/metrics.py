@@ -1,0 +1,247 @@
+"""Figures: of words, log-mels, sets of recordings, codes and voices."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model import CHARACTERS, delayed_batch, packed_batch, sentence
+from trivox.common import UserError, autocast
+from trivox.cross_entropy import linear_cross_entropy
+from trivox.recognisers import spoken_words
+from trivox.weights import pretrained
+
+
+def word_error_rate(texts, heard):
+    """Substitutions, insertions and deletions, as jiwer counts them, over the words of all `texts`."""
+    import jiwer
+
+    return jiwer.wer([spoken_words(t) for t in texts], [spoken_words(h) for h in heard])
+
+
+def exact(texts, heard):
+    """How many were heard without an error."""
+    return sum(spoken_words(t) == spoken_words(h) for t, h in zip(texts, heard))
+
+
+def judge_speech(hear, rate, texts, wavs, ceilings):
+    """Word error rates and wholly right sentences: of wavs, of noise, of another sentence, and in the mean of each list
+    of recordings in `ceilings`. Returns (a summary, a row for each text)."""
+    rng = np.random.default_rng(0)
+    noise = [0.1 * rng.standard_normal(len(wav)) for wav in wavs[:16]]
+    heard = [hear(wav, rate) for wav in wavs]
+    summary = {
+        "wer": word_error_rate(texts, heard),
+        "wer_noise": word_error_rate(texts[:16], [hear(wav, rate) for wav in noise]),
+        "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1]),
+        "exact": exact(texts, heard),
+    }
+    if ceilings:
+        best = [[hear(wav, rate) for wav in ceiling] for ceiling in ceilings]
+        summary |= {"wer_ceiling": float(np.mean([word_error_rate(texts, h) for h in best])),
+                    "exact_ceiling": float(np.mean([exact(texts, h) for h in best]))}
+    return summary, [{"text": t, "heard": h, "wer": word_error_rate([t], [h]), "seconds": len(wav) / rate}
+                     for t, h, wav in zip(texts, heard, wavs)]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Distances between log-mels (frames, n_mels)
+
+def mel_distances(mel, reference):
+    """The mean absolute difference, in nats, and the mel-cepstral distortion, in dB, of two log-mels (frames, n_mels).
+
+    Frames are paired by dynamic time warping on the cepstra 1 to 13, cosine transforms of the log-mel; the distortion
+    is 10 / ln 10 · sqrt(2 · sum of their squared differences) (Kubichek, 1993).
+    """
+    import librosa
+    from scipy.fft import dct
+
+    mel, reference = np.asarray(mel), np.asarray(reference)
+    a, b = (dct(m, norm="ortho")[:, 1:14] / np.sqrt(m.shape[1] / 2) for m in (mel, reference))
+    _, path = librosa.sequence.dtw(a.T, b.T)
+    i, j = path.T
+    mcd = 10 / np.log(10) * np.sqrt(2 * np.square(a[i] - b[j]).sum(1)).mean()
+    return float(np.abs(mel[i] - reference[j]).mean()), float(mcd)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Distances between sets of recordings, and structure within one
+
+def frechet_distance(a, b):
+    """|mean difference|² + tr(A + B − 2 (A B)^½) of the Gaussians fitted to two sets of vectors (N, D) (Fréchet, 1957;
+    as a measure of audio: Kilgour et al., 2019). The trace of the root comes from A^½ B A^½, which stays symmetric and
+    so can be had where there are fewer vectors than dimensions."""
+    from scipy.linalg import eigh
+
+    (mean_a, A), (mean_b, B) = ((x.mean(0), np.cov(x, rowvar=False)) for x in map(np.float64, (a, b)))
+    values, vectors = eigh(A)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.sqrt(eigh(root @ B @ root, eigvals_only=True).clip(0)).sum()
+    return float(np.square(mean_a - mean_b).sum() + np.trace(A) + np.trace(B) - 2 * cross)
+
+
+def band_frames(wav, rate):
+    """(samples,) -> log-mels in 24 bands, (frames, 24), 40 a second."""
+    import librosa
+
+    mel = librosa.feature.melspectrogram(y=np.asarray(wav, np.float32), sr=rate, n_fft=2048, hop_length=rate // 40,
+                                         n_mels=24, fmax=min(8000, rate / 2))
+    return np.log(mel.T + 1e-4)
+
+
+def load_embedding(name, device="cpu"):
+    """What the Fréchet distance is taken of. Returns (its name, a function from (wav, rate) to vectors (N, D)).
+
+    logmel: mean and standard deviation of 24 bands in windows of 1 s, every half second. clap: LAION's CLAP for music
+    (Wu et al., 2023), windows of 10 s. auto: clap where its weights are to be had.
+    """
+    if name == "auto":
+        try:
+            return load_embedding("clap", device)
+        except UserError:
+            name = "logmel"
+    if name == "clap":
+        return "CLAP embeddings", load_clap(device)
+
+    def embed(wav, rate):
+        frames = band_frames(wav, rate)
+        frames = np.pad(frames, ((0, max(0, 40 - len(frames))), (0, 0)), mode="edge")
+        windows = [frames[i:i + 40] for i in range(0, len(frames) - 39, 20)]
+        return np.array([np.concatenate((w.mean(0), w.std(0))) for w in windows])
+
+    return "log-mel statistics", embed
+
+
+CLAP = "laion/larger_clap_music"
+
+
+def load_clap(device):
+    """CLAP through transformers. Raises UserError where its weights cannot be had."""
+    import librosa
+    from transformers import ClapFeatureExtractor, ClapModel
+
+    def load(source):
+        return ClapModel.from_pretrained(source), ClapFeatureExtractor.from_pretrained(source)
+
+    model, extract = pretrained(load, CLAP, f"{CLAP} for the Fréchet distance (--embedding logmel needs no download)",
+                                "config.json, preprocessor_config.json and the weights (780 MB)")
+    model.eval().to(device)
+
+    @torch.inference_mode()
+    def embed(wav, rate):
+        wav = librosa.resample(np.asarray(wav, np.float32), orig_sr=rate, target_sr=48000)
+        windows = [wav[i:i + 480_000] for i in range(0, max(1, len(wav) - 239_999), 480_000)]
+        features = extract(windows, sampling_rate=48000, return_tensors="pt").to(device)
+        states = model.get_audio_features(**features)
+        return getattr(states, "pooler_output", states).float().cpu().numpy()  # transformers 5 wraps it
+
+    return embed
+
+
+def coherence(frames, window=20, hop=5):
+    """How well a piece keeps to where it is, at long range, from `band_frames` (40 a second): about 0 to 1.
+
+    The distances between sliding windows, here of 0.5 s, are the piece's self-similarity matrix (Foote, 1999). This is
+    the correlation, over all pairs of windows that do not overlap, of their distance in sound with their distance in
+    time: Mantel's statistic (1967). With its windows in a random order a piece has about 0; one that goes somewhere,
+    section by section, has more, and so has one that only drifts: read it beside that of real pieces. Returns None for
+    pieces of less than 5 s, which have no long range.
+    """
+    if len(frames) < 200:
+        return None
+    windows = [frames[i:i + window] for i in range(0, len(frames) - window + 1, hop)]
+    sound = np.array([np.concatenate((w.mean(0), w.std(0))) for w in windows])
+    i, j = np.triu_indices(len(sound), window // hop)
+    return float(np.corrcoef(j - i, np.linalg.norm(sound[i] - sound[j], axis=1))[0, 1])
+
+
+def shuffled(frames, rng, window=20):
+    """The piece with its windows of 0.5 s in a random order: what it sounds like stays, its form goes."""
+    whole = frames[:len(frames) // window * window].reshape(-1, window, frames.shape[1])
+    return rng.permutation(whole).reshape(-1, frames.shape[1])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Codes
+
+def unigram_cross_entropy(train, held_out, size):
+    """What a model that knows only how often each code occurs pays for held-out codes, in nats, book by book.
+
+    train, held_out: lists of (frames, Q) integers below `size`. To each count one half is added. Returns (Q,).
+    """
+    train, held_out = np.concatenate(train), np.concatenate(held_out)
+    books = range(train.shape[1])
+    counts = np.stack([np.bincount(train[:, q], minlength=size) for q in books]) + 0.5
+    log_p = np.log(counts / counts.sum(1, keepdims=True))
+    return np.array([-log_p[q, held_out[:, q]].mean() for q in books])
+
+
+def score_clips(model, data, features, clips, device, dtype):
+    """What the model knows of some clips, with their texts, as far as its context reaches.
+
+    Returns three sums in one vector (2 Q + 1,) float64: the cross-entropies of their codes for each book, given all
+    that comes before; for each book how many were the most probable; the squared errors of log seconds.
+    """
+    c, Q = model.c, model.c.codebooks
+    codes = [data.codes(i)[:c.context - Q] for i in clips]
+    seconds = torch.tensor([len(x) / c.frame_rate for x in codes], device=device)
+    text = features([data.rows[i]["text"] for i in clips], multiple=16) if c.cross_every else ()
+    model.eval()
+    with torch.no_grad(), autocast(device, dtype):
+        tokens = delayed_batch(c, codes, multiple=16)[:, :-1].to(device)
+        logits, log_seconds = model(tokens, *(x.to(device) for x in text), seconds=seconds)
+    sums = np.zeros(2 * Q + 1)
+    for row, x in zip(logits, codes):
+        x = x.to(device)
+        row = torch.stack([row[q:q + len(x), q] for q in range(Q)], -1).float()  # (frames, symbols, Q)
+        sums[:Q] += F.cross_entropy(row, x, reduction="none").sum(0).cpu().numpy()
+        sums[Q:-1] += (row.argmax(1) == x).sum(0).cpu().numpy()
+    if log_seconds is not None:
+        sums[-1] = (log_seconds - seconds.log()).square().sum().item()
+    return sums
+
+
+@torch.no_grad()
+def score_sentences(model, data, clips, voices, device, dtype, batch_size=16):
+    """What an LLM TTS knows of some clips of a SentenceDataset, as far as its context reaches.
+
+    voices: embeddings (N, speaker_width) or None. Returns four sums, (4,) float64: the cross-entropies of characters
+    (and of the two tokens after them) and of codes (and their end), and how many there are of either.
+    """
+    c, sums = model.c, np.zeros(4)
+    model.eval()
+    for at in range(0, len(clips), batch_size):
+        some = [sentence(c, data.characters(i), data.codes(i)) for i in clips[at:at + batch_size]]
+        steps = min(c.context, -(-(max(map(len, some)) - 1) // 16) * 16)
+        tokens, targets, _ = packed_batch([[one] for one in some], steps)
+        speaker = None if voices is None else voices[at:at + batch_size].to(device)
+        with autocast(device, dtype):
+            x = model(tokens.to(device), None, speaker)
+            audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
+            for k, chosen in enumerate(((targets >= 0) & ~audio, audio)):
+                loss = linear_cross_entropy(x[chosen.to(device)], model.embedding.weight, targets[chosen].to(device))
+                sums[[k, 2 + k]] += loss.item(), int(chosen.sum())
+    return sums
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Voices
+
+def voice_features(wav, rate):
+    """What tells voices apart: mean and deviation of 20 MFCCs (Davis & Mermelstein, 1980) over what is not silence."""
+    import librosa
+
+    wav = librosa.resample(np.asarray(wav, np.float32), orig_sr=rate, target_sr=16000)
+    wav, _ = librosa.effects.trim(wav, top_db=30)
+    mfcc = librosa.feature.mfcc(y=wav, sr=16000, n_mfcc=21, n_fft=512, hop_length=160)[1:]  # the first is loudness
+    return np.concatenate((mfcc.mean(1), mfcc.std(1)))
+
+
+def name_speakers(known, names, wavs, rate):
+    """Whose voices `wavs` are, by a linear discriminant on MFCCs of recordings whose speakers are known: lists."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    classifier.fit([voice_features(wav, rate) for wav in known], names)
+    return classifier.predict([voice_features(wav, rate) for wav in wavs]).tolist()

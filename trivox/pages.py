@@ -1,0 +1,183 @@
+"""What a run looks and sounds like: RUN/index.html, which opens from the disk and takes no server and no network.
+
+Read from the run's folder: metrics.jsonl, config.yaml, page.json (what the trainer told), plots that are not our own
+(*.png), and samples/, where step_00000260/003.wav is what was made of the fourth prompt at that step, 003.png its
+spectrogram, a line a clip of clips.jsonl what is known about it, and reference/003.wav the recording.
+"""
+
+import json
+import platform
+import shutil
+import statistics
+import time
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+
+from trivox.common import UserError, read_yaml
+from trivox.plots import HERE, plot_curves
+
+
+def read_rows(path):
+    """The objects of a .jsonl file, without a last line that a kill has cut; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def seconds(wav):
+    """How long a recording is; None where there is none, or but the beginning of one."""
+    import soundfile
+
+    try:
+        return soundfile.info(wav).duration or None
+    except soundfile.LibsndfileError:
+        return None
+
+
+def read_clips(folder):
+    """{(prompt, 0, or 1 where it is there again, …): what a page shows of its clip} of a folder of samples."""
+    clips = {}
+    for n, row in enumerate(read_rows(folder / "clips.jsonl")):
+        if length := seconds(folder / f"{n:03d}.wav"):
+            again = sum(text == row["text"] for text, _ in clips)
+            clips[row["text"], again] = row | {"n": n, "seconds": length}
+    return clips
+
+
+def percent(share):
+    return f"{100 * share:.1f} %"
+
+
+MEASURES = {  # the last value of a key of metrics.jsonl: what it is, how it is written
+    "loss": ("training loss", "{:.4g}".format),
+    "val_loss": ("validation loss", "{:.4g}".format),
+    "val_text_perplexity": ("perplexity of characters, validation", "{:.4g}".format),
+    "val_audio_perplexity": ("perplexity of codes, validation", "{:.4g}".format),
+    "val_accuracy": ("accuracy, validation", percent),
+    "wer": ("word error rate", percent),
+    "speaker_accuracy": ("speaker accuracy", percent),
+    "gpu_gb": ("GPU memory", "{:.1f} GB".format),
+}
+LOSSES = {"flow": "loss, mean squared error", "codec": "loss, nats a code", "llm": "loss, nats a token"}
+
+
+def read_run(folder):
+    """All that a page shows of a run. Raises UserError where the folder holds none."""
+    folder = Path(folder)
+    if not (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl")
+    metrics, config = read_rows(folder / "metrics.jsonl"), read_yaml(folder / "config.yaml")
+    told = json.loads((folder / "page.json").read_text()) if (folder / "page.json").exists() else {}
+    defaults = told.pop("defaults", {})
+    last = {key: value for row in metrics for key, value in row.items()}
+
+    updated = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "metrics.jsonl").stat().st_mtime))
+    facts = {"steps": f"{last.get('step', 0):,} of {config.get('steps', 0):,}", "updated": updated}
+    facts |= {what: write(last[key]) for key, (what, write) in MEASURES.items() if key in last}
+    if "val_loss" in last:
+        loss, step = min((row["val_loss"], row["step"]) for row in metrics if "val_loss" in row)
+        facts["validation loss"] += f"; best {loss:.4g}, at step {step:,}"
+    for key in [key for key in last if key.endswith("_per_second")]:
+        speed = statistics.median(row[key] for row in metrics if key in row)
+        facts[key.replace("_", " ")] = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+    facts |= {key: value for key, value in told.items() if value}
+
+    def say(value):
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return {"folder": folder, "name": folder.resolve().name, "metrics": metrics, "facts": facts,
+            "config": {key: (say(value), say(defaults[key]) if defaults.get(key, value) != value else None)
+                       for key, value in config.items()},
+            "steps": {path.name: read_clips(path) for path in sorted((folder / "samples").glob("step_*"))},
+            "plots": sorted(path.name for path in folder.glob("*.png") if path.name != "curves.png")}
+
+
+def table(runs, prefixes):
+    """The listening table, (columns, rows). A column is a step of a run, equal steps together. A row has a prompt,
+    its reference, the seconds of its longest clip, and a cell a column; None stands for what there is not.
+
+    prefixes: where a run's samples/ are, seen from the page.
+    """
+    columns = []
+    for i, r in enumerate(runs):
+        wers = {row["step"]: row["wer"] for row in r["metrics"] if "wer" in row}
+        for folder, clips in r["steps"].items():
+            distances = [clip["mel_distance"] for clip in clips.values() if "mel_distance" in clip]
+            columns.append({"run": i, "folder": folder, "step": int(folder[5:]), "wer": wers.get(int(folder[5:])),
+                            "mel_distance": statistics.mean(distances) if distances else None})
+    columns.sort(key=lambda column: column["step"])
+    rows = []
+    for key in dict.fromkeys(key for r in runs for clips in r["steps"].values() for key in clips):
+        reference, cells = None, []
+        for column in columns:
+            r, prefix = runs[column["run"]], prefixes[column["run"]]
+            clip = r["steps"][column["folder"]].get(key)
+            cells.append(clip and clip | {"file": f"{prefix}samples/{column['folder']}/{clip['n']:03d}"})
+            name = clip and f"samples/reference/{clip['n']:03d}"
+            if clip and not reference and (length := seconds(r["folder"] / f"{name}.wav")):
+                reference = {"file": prefix + name, "seconds": length}
+        rows.append({"text": key[0], "reference": reference, "cells": cells,
+                     "longest": max(clip["seconds"] for clip in [reference, *cells] if clip)})
+    return columns, rows
+
+
+def render(path, runs, prefixes):
+    """Write a page and its curves.png beside it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    units = {LOSSES.get(r["config"].get("system", ("",))[0], "loss") for r in runs}
+    plot_curves(path.parent / "curves.png", {r["name"]: r["metrics"] for r in runs}, *units if len(units) == 1 else ())
+    columns, rows = table(runs, prefixes)
+    trials = []  # of the blind comparison: (prompt, a run, its newest clip, another run, its newest clip)
+    for row in rows:
+        newest = {column["run"]: f"{cell['file']}.wav" for column, cell in zip(columns, row["cells"]) if cell}
+        trials += [(row["text"], *a, *b) for a, b in combinations(newest.items(), 2)]
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("page.html").render(
+        runs=runs, columns=columns, rows=rows, trials=trials,
+        facts=dict.fromkeys(key for r in runs for key in r["facts"]),
+        config=dict.fromkeys(key for r in runs for key in r["config"]),
+        plots=[(r["name"], name, prefix) for r, prefix in zip(runs, prefixes) for name in r["plots"]])
+    path.with_suffix(".part").write_text(html, encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+
+
+def write_page(out_dir, **facts):
+    """RUN/index.html and RUN/curves.png of the run as it stands. `facts`, text by name, are kept in page.json beside
+    what is known of the machine; `defaults` is the config's, a dict."""
+    import torch
+
+    out_dir = Path(out_dir)
+    if facts:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        diff = out_dir / "code" / "git.diff"
+        commit, _, changes = diff.read_text(encoding="utf-8").partition("\n") if diff.exists() else ("", "", "")
+        facts |= {"device": device, "torch": torch.__version__, "transformers": version("transformers"),
+                  "Python": platform.python_version(),
+                  "trivox's commit": commit[:12] + (", changed as in code/git.diff" if changes else "")}
+        (out_dir / "page.json").write_text(json.dumps(facts))
+    render(out_dir / "index.html", [read_run(out_dir)], [""])
+
+
+def compare(folders, out):
+    """A folder with a page of several runs, which holds copies of their clips and can be moved or sent.
+
+    Raises UserError where `out` is something else already, and for a run that is named twice.
+    """
+    runs, prefixes = [read_run(folder) for folder in folders], [f"compared/{i}/" for i in range(len(folders))]
+    names = [r["name"] for r in runs]
+    if len({r["folder"].resolve() for r in runs}) < len(runs):
+        raise UserError("one run is named twice")
+    if not (out / "compared").exists() and ((out / "metrics.jsonl").exists() or (out / "index.html").exists()):
+        raise UserError(f"{out} has a page already, of something else: --out DIR names another folder")
+    shutil.rmtree(out / "compared", ignore_errors=True)
+    for r, prefix in zip(runs, prefixes):
+        (out / prefix).mkdir(parents=True)
+        if r["steps"]:
+            shutil.copytree(r["folder"] / "samples", out / prefix / "samples")
+        for name in r["plots"]:
+            shutil.copy(r["folder"] / name, out / prefix)
+    for r in runs:  # runs/a/flow and runs/b/flow
+        r["name"] = r["name"] if names.count(r["name"]) == 1 else str(r["folder"])
+    render(out / "index.html", runs, prefixes)

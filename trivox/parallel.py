@@ -1,0 +1,37 @@
+"""Work shared by all cores of a machine."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from threading import Thread
+
+import torch
+
+from trivox.common import UserError
+
+
+def cores():
+    """The processor cores that are for this process, one of those that torchrun started here."""
+    return max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+@contextmanager
+def parallel(threads=False):
+    """A pool of a process a core, or a thread: `map` in it. The processes start anew, since the fork of one that runs
+    torch's threads can hang. Raises UserError where one of them is killed."""
+    pool = ThreadPoolExecutor(cores()) if threads else ProcessPoolExecutor(cores(), get_context("spawn"), _begin)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise UserError("a process of those that share this work was killed, perhaps because the memory ran out; the "
+                        "same command goes on where it stopped") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin():
+    """One thread for torch; and an end with the process that is worked for, were it only killed."""
+    torch.set_num_threads(1)
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
