@@ -12,6 +12,7 @@
     python bench.py delta_rule check         errors alone, at small sizes: for compute-sanitizer
 """
 
+import importlib
 import inspect
 import itertools
 import json
@@ -21,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -35,73 +36,50 @@ SECONDS, TEXT_BYTES = 6.57, 100  # of LJSpeech's mean clip
 DEVICE, ERRORS = "cuda", ("o", "dq", "dk", "dv", "dg", "dbeta")
 
 
-def flow_row(path):
-    """Parameters by part and FLOPs of one step of a flow TTS config. Shapes alone are computed: nothing is loaded."""
-    from model import FlowTTS
-    from train_flow_tts import Config, flow_loss
-
-    c = load_config(Config, ["--config", path])
-    with torch.device("meta"):
-        model = FlowTTS(c)
-        frames = -(-int(SECONDS * c.sample_rate / c.hop_length) // c.patch) * c.patch
-        mel, each = torch.empty(c.batch_size, frames, c.n_mels), torch.empty(c.batch_size)
-        text = torch.empty(c.batch_size, TEXT_BYTES, c.byt5_width)
-        batch = {"mel": mel, "noise": mel, "t": each, "drop": each.bool(), "frames": each.long(), "length": each.long(),
-                 "text": text[..., 0].long() if c.text_encoder == "bytes" else text}
-        with FlopCounterMode(display=False) as flops:
-            sum(flow_loss(c, model, batch)).backward()
-
-    def count(*modules):
-        return sum(p.numel() for module in modules for p in module.parameters())
-
-    trained, blocks = count(model), count(model.blocks)
-    text = count(model.encode_text)
-    frozen = 0 if c.text_encoder == "bytes" else byt5_parameters()
-    return {"config": Path(path).name, "total": trained + frozen, "trained": trained, "text": text, "blocks": blocks,
-            "rest": trained - text - blocks, "frozen": frozen, "clips a step": c.batch_size * c.grad_accum_steps,
-            "TFLOP a step": flops.get_total_flops() * c.grad_accum_steps / 1e12}
+def read_config(path):
+    """The Config of the trainer of whose system a config is. Raises UserError where it is of none."""
+    trainers = {"flow": "train_flow_tts", "codec": "train_codec_lm", "llm": "train_llm_tts"}
+    if (system := read_yaml(path).get("system")) not in trainers:
+        raise UserError(f"{path} says 'system: {system}', where one of {', '.join(trainers)} should stand")
+    return load_config(importlib.import_module(trainers[system]).Config, ["--config", str(path)])
 
 
-def codec_row(path):
-    """The same of a codec LM's config, at its full context."""
-    from model import CodecConfig, CodecLM
+def step_of(c):
+    """One training step on fake tensors, a clip of a flow TTS, the context of the others: nothing is computed. Returns
+    (the model, FLOPs of its matrix products, forward and backward; attention's as if nothing were masked)."""
+    from model import LLM, CodecLM, FlowTTS
 
-    settings = read_yaml(path)
-    c = CodecConfig(**{f.name: settings[f.name] for f in fields(CodecConfig) if f.name in settings})
-    clips = settings.get("batch_size", 24) * settings.get("grad_accum_steps", 1)
-    # one clip is enough: all take the same. Tensors are fake, as autocast, which the delta rule leaves, knows no "meta"
     with FakeTensorMode(), FlopCounterMode(display=False) as flops:
-        model, tokens = CodecLM(c), torch.zeros(1, c.context, c.codebooks, dtype=torch.long)
-        text = (tokens[:, :TEXT_BYTES, 0], tokens[:, 0, 0]) if c.cross_every else ()
-        logits, log_seconds = model(tokens, *text)
-        (logits.mean() + (log_seconds.mean() if text else 0)).backward()
+        model, ids = {"flow": FlowTTS, "codec": CodecLM, "llm": LLM}[c.system](c), torch.zeros(1, dtype=torch.long)
+        text = ids.expand(1, TEXT_BYTES)
+        if c.system == "flow":
+            frames = -(-int(SECONDS * c.sample_rate / c.hop_length) // c.patch) * c.patch
+            text = text if c.text_encoder == "bytes" else torch.zeros(1, TEXT_BYTES, c.byt5_width)
+            results = model(torch.zeros(1, frames, c.n_mels), torch.zeros(1), ids + frames, text, ids + TEXT_BYTES)
+        elif c.system == "codec":
+            read = (text, ids + TEXT_BYTES) if c.cross_every else ()
+            results = model(torch.zeros(1, c.context, c.codebooks, dtype=torch.long), *read)
+        else:
+            voice = torch.zeros(1, c.speaker_width) if c.speaker_width else None
+            results = [model(torch.zeros(1, c.context, dtype=torch.long), None, voice) @ model.embedding.weight.T]
+        sum(x.mean() for x in results if x is not None).backward()
+    return model, flops.get_total_flops()
 
-    def count(*modules):
-        return sum(p.numel() for module in modules for p in module.parameters())
 
-    total, blocks, text = count(model), count(model.blocks), count(*([model.encode_text] if c.cross_every else []))
-    return {"config": Path(path).name, "total": total, "trained": total, "text": text, "blocks": blocks,
-            "rest": total - text - blocks, "frozen": 0, "clips a step": clips,
-            "TFLOP a step": flops.get_total_flops() * clips / 1e12}
+def params_row(path):
+    """Parameters by part and FLOPs of one step of a config."""
+    c = read_config(path)
+    model, flops = step_of(c)
 
+    def count(*modules, trained=False):
+        return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad or not trained)
 
-def llm_row(path):
-    """The same of an LLM TTS's config, at its full context; the attention's products as if nothing were masked."""
-    from model import LLM, LLMConfig
-
-    settings = read_yaml(path)
-    c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
-    rows = settings.get("batch_size", 80) * settings.get("grad_accum_steps", 1)
-    with FakeTensorMode(), FlopCounterMode(display=False) as flops:
-        model = LLM(c)
-        speaker = torch.zeros(1, c.speaker_width) if c.speaker_width else None
-        x = model(torch.zeros(1, c.context, dtype=torch.long), None, speaker)
-        (x @ model.embedding.weight.T).mean().backward()
-    total, blocks = (sum(p.numel() for p in part.parameters()) for part in (model, model.blocks))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"config": Path(path).name, "total": total, "trained": trained, "text": 0, "blocks": blocks,
-            "rest": total - blocks, "frozen": total - trained, "clips a step": rows,
-            "TFLOP a step": flops.get_total_flops() * rows / 1e12}
+    text, blocks = count(*[m for name, m in model.named_children() if name == "encode_text"]), count(model.blocks)
+    frozen = byt5_parameters() if c.system == "flow" and c.text_encoder != "bytes" else 0
+    total, trained, clips = count(model) + frozen, count(model, trained=True), c.batch_size * c.grad_accum_steps
+    return {"config": Path(path).name, "total": total, "trained": trained, "text": text, "blocks": blocks,
+            "rest": total - frozen - text - blocks, "frozen": total - trained, "clips a step": clips,
+            "TFLOP a step": flops * clips / 1e12}
 
 
 def byt5_parameters():
@@ -118,14 +96,7 @@ def params(paths):
     """Print the table of `bench.py params`."""
     if not paths:
         raise UserError("name the configs: python bench.py params configs/*.yaml")
-    rows = []
-    for path in paths:
-        system = read_yaml(path).get("system", "flow")
-        row = {"flow": flow_row, "codec": codec_row, "llm": llm_row}.get(system)
-        if row is None:
-            raise UserError(f"{path} is of the unknown system {system!r}")
-        rows.append(row(path))
-    shown = {int: "{:,}", float: "{:.3f}", str: "{}"}
+    rows, shown = [params_row(path) for path in paths], {int: "{:,}", float: "{:.3f}", str: "{}"}
     cells = [list(rows[0]), *([shown[type(value)].format(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for name, *numbers in cells:
@@ -137,21 +108,22 @@ def params(paths):
 def decode(path):
     """Print how long a codec LM takes to sample, one clip at a time, in float32 and bfloat16, and the real-time factor:
     seconds of computing a second of audio. On a shared machine the fastest tenth says more than the median."""
-    from model import CodecConfig, CodecLM
-    from trivox.generate import stream_frames
-    from trivox.speak import cast_matrices
+    from model import CodecLM
+    from trivox.checkpoints import cast_matrices
+    from trivox.speak import CodecSpeaker
 
     keep_freed_memory()
-    settings = read_yaml(path)
-    if settings.get("system") == "llm":
-        return decode_llm(settings)
-    c = CodecConfig(**{f.name: settings[f.name] for f in fields(CodecConfig) if f.name in settings})
+    c = read_config(path)
+    if c.system == "llm":
+        return decode_llm(c)
+    if c.system != "codec":
+        raise UserError(f"{path} is of the system {c.system!r}; 'codec' and 'llm' decode step by step")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        model, marks = cast_matrices(CodecLM(c).eval().to(device), dtype), []
-        for codes in stream_frames(model, round(8 * c.frame_rate), [0], top_k=256):
-            codes.cpu()
+        model, marks = cast_matrices(CodecLM(c).eval().to(device), getattr(torch, dtype)), []
+        speaker = CodecSpeaker(model, asdict(c) | {"dtype": dtype}, codec=None)
+        for _ in speaker.codes(speaker.parts(None, speaker.settings({"seconds": 8.0, "top_k": 256}))[0]):
             marks.append(time.perf_counter())
         took = sorted(1e3 * (b - a) for a, b in zip(marks, marks[1:]))
         for name, ms in (("median", statistics.median(took)), ("fastest tenth", took[len(took) // 10])):
@@ -159,13 +131,12 @@ def decode(path):
                   f"{ms / 1e3 * c.frame_rate:.2f}")
 
 
-def decode_llm(settings, seen=1000):
+def decode_llm(c, seen=1000):
     """Print tokens a second of an LLM TTS after so many tokens, one sentence at a time, by turns: with its cache, and
     without, when all are computed anew and the head takes the last alone."""
-    from model import LLM, LLMConfig
-    from trivox.speak import cast_matrices
+    from model import LLM
+    from trivox.checkpoints import cast_matrices
 
-    c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = pick_dtype("auto", device)
     torch.manual_seed(0)
@@ -199,14 +170,13 @@ def bench_llm(path):
     import numpy as np
 
     import model as model_module
-    from model import LLM, LLMConfig, packed_batch, sentence
+    from model import LLM, packed_batch, sentence
     from trivox.cross_entropy import linear_cross_entropy
     from trivox.generate import generate_speech
     from trivox.speak import cast_matrices
 
-    settings, device, rng = read_yaml(path), torch.device("cuda"), np.random.default_rng(0)
-    c = LLMConfig(**{f.name: settings[f.name] for f in fields(LLMConfig) if f.name in settings})
-    rows, gpu = settings.get("batch_size", 80), torch.cuda.get_device_name()
+    c, device, rng = read_config(path), torch.device("cuda"), np.random.default_rng(0)
+    rows, gpu = c.batch_size, torch.cuda.get_device_name()
     some = [sentence(c, rng.integers(5, 43, rng.integers(40, 160)).astype(np.uint8),
                      rng.integers(0, c.codebook_size, rng.integers(100, 700)).astype(np.uint16))
             for _ in range(2 * rows)]
@@ -240,7 +210,7 @@ def bench_llm(path):
         marks.append(time.perf_counter())
     seconds = statistics.median(b - a for a, b in zip(marks[5:], marks[6:]))
     taught = int((targets >= 0).sum())  # of the rows' steps those that are no padding, and the head is for
-    flops = llm_row(path)["TFLOP a step"] / settings.get("grad_accum_steps", 1)
+    flops = step_of(c)[1] * c.batch_size / 1e12
     flops -= 6e-12 * (tokens.numel() - taught) * trained.embedding.weight.numel()
     found = {"gpu": gpu, "torch": torch.__version__, "config": Path(path).name, "flex_error": off, "rows": rows,
              "tokens_per_second": taught / seconds, "filled": taught / tokens.numel(),

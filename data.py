@@ -1,8 +1,10 @@
-"""Corpora to shards, shards to tensors.
+"""Corpora to data sets.
 
+    python data.py for CONFIG            make the data of a config where they are not there, as its data_recipe says
     python data.py demo                  speak and prepare the demo corpus; nothing to download
     python data.py ljspeech              download and prepare LJSpeech 1.1 (2.6 GB, public domain)
     python data.py ljspeech --root DIR   prepare any folder in LJSpeech's layout, or of bare recordings
+    python data.py download              download LJSpeech 1.1 alone
     python data.py tokenize --codec NAME --root DIR --out DIR
                                          encode such a corpus, or nested folders of music, with a neural audio codec
     python data.py demo_music            compose and tokenize pieces of music; nothing to download
@@ -10,7 +12,7 @@
     python data.py embed --data DIR --embedder NAME
                                          store what is heard of the speakers of such tokens
 
-trivox/corpora.py says what a corpus is, and trivox/datasets.py what a data set is.
+trivox/corpora.py says what a corpus is, trivox/datasets.py what a data set is, and trivox/recipes.py what a recipe is.
 """
 
 import argparse
@@ -26,99 +28,182 @@ from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
 from trivox.emilia import EMILIA, convert_emilia
 from trivox.prepare import embed, prepare_mels, tokenize
+from trivox.recipes import TRAINERS, make_data
+
+# ------------------------------------------------------------------------------------------------------------
+# The commands: the flags of each, `make`, which does it, and `result`, the file that it writes last
 
 
-def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("demo", "speak and prepare the demo corpus"), ("ljspeech", "prepare LJSpeech or its like"),
-                       ("tokenize", "encode a corpus with a neural audio codec"),
-                       ("demo_music", "compose and tokenize pieces of music")):
-        p = commands.add_parser(name, help=help)
-        p.add_argument("--out", type=Path, default=Path("data") / name, help="folder of the data set (%(default)s)")
-        mel = MelConfig(n_fft=2048, hop_length=512) if name == "demo_music" else MelConfig()
-        for f in fields(MelConfig):
-            p.add_argument(f"--{f.name}", type=type(f.default), default=getattr(mel, f.name),
-                           help=f"of {'mel_rvq' if name in ('tokenize', 'demo_music') else 'log-mels'} (%(default)s)")
-        if name in ("demo", "ljspeech"):
-            p.add_argument("--max_seconds", type=float, default=11.88,
-                           help="skip longer clips (%(default)s, 1,024 frames)")
-        else:
-            p.add_argument("--codebooks", type=int, default=4, help="of mel_rvq (%(default)s)")
-            p.add_argument("--codebook_size", default="1024", help="of mel_rvq; a number, or one a book (%(default)s)")
-        if name == "demo":
-            p.add_argument("--root", type=Path, help="folder of the spoken corpus (OUT/corpus)")
-            p.add_argument("--sentences", type=int, default=4000, help="how many (%(default)s)")
-            p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
-            p.add_argument("--voices", default="en-us", help="espeak-ng voices, with commas between (%(default)s)")
-            p.add_argument("--heldout_voices", default="", help="further voices, for validation alone")
-            p.add_argument("--heldout_voice_clips", type=int, default=48, help="sentences of each (%(default)s)")
-            p.add_argument("--transcripts", type=Path, help="speak these instead: metadata.csv, or a sentence a line")
-        elif name == "demo_music":
-            p.add_argument("--root", type=Path, help="folder of the composed corpus (OUT/corpus)")
-            p.add_argument("--pieces", type=int, default=800, help="how many (%(default)s)")
-            p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
-        else:
-            p.add_argument("--root", type=Path, required=name == "tokenize",
-                           help="a corpus that is here" + "; else LJSpeech 1.1 is downloaded" * (name == "ljspeech"))
-            p.add_argument("--columns", default="id|text|normalized|speaker", help="of its metadata.csv (%(default)s)")
-        if name == "tokenize":
-            p.add_argument("--codec", required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of a mel_rvq's "
-                           "tokens, which is used again as it is")
-            p.add_argument("--fit", type=Path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to "
-                           "be tokenized with the same one later: for fine-tuning on them")
-            p.add_argument("--chunk_frames", type=int, help="cut recordings to so many (2040 for bare folders of them; "
-                           "those that metadata.csv names are kept whole)")
-            p.add_argument("--chunk_seconds", type=float, help="or to so many")
-            p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p = commands.add_parser("emilia", help="turn the pre-tokenised Emilia into a data set")
-    p.add_argument("--out", type=Path, default=Path("data/emilia"), help="folder of the data set (%(default)s)")
-    p.add_argument("--root", type=Path, help=f"its parquet files, if they are here; else those of {EMILIA} are fetched")
-    p = commands.add_parser("embed", help="store speaker embeddings of the clips of a token data set")
-    p.add_argument("--data", type=Path, required=True, help="its folder")
-    p.add_argument("--embedder", choices=("stats", "ecapa"), required=True)
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of ecapa (%(default)s)")
-    args = parser.parse_args(argv)
-    if args.command == "emilia":
-        convert_emilia(args.out, args.root)
-        return
-    if args.command == "embed":
-        embed(args.data, args.embedder, "cpu" if args.embedder == "stats" else args.device)
-        return
-    mel = MelConfig(**{f.name: getattr(args, f.name) for f in fields(MelConfig)})
-    if args.command == "demo":
+def for_config(p):
+    """make the data of a config where they are not there"""
+    p.add_argument("config", help="a YAML file; its data_recipe says how")
+    p.add_argument("--data_dir", help="your own data in place of the config's: they are only looked for")
+    p.add_argument("--system", choices=TRAINERS, help="of a config that does not say it")
+    p.set_defaults(make=lambda args: make_data(args.config, parse, args.data_dir, args.system))
+
+
+def demo(p):
+    """speak and prepare the demo corpus"""
+    add_mels(p, "data/demo")
+    p.add_argument("--root", type=Path, help="folder of the spoken corpus (OUT/corpus)")
+    p.add_argument("--sentences", type=int, default=4000, help="how many (%(default)s)")
+    p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
+    p.add_argument("--voices", default="en-us", help="espeak-ng voices, with commas between (%(default)s)")
+    p.add_argument("--heldout_voices", default="", help="further voices, for validation alone")
+    p.add_argument("--heldout_voice_clips", type=int, default=48, help="sentences of each (%(default)s)")
+    p.add_argument("--transcripts", type=Path, help="speak these instead: metadata.csv, or a sentence a line")
+
+    def make(args):
         root = args.root or args.out / "corpus"
         heldout_voices = args.heldout_voices.split(",") if args.heldout_voices else []
         make_demo_corpus(root, args.sentences, args.heldout, args.voices.split(","), args.transcripts, heldout_voices,
                          args.heldout_voice_clips)
-        prepare_mels(root, args.out, mel, args.max_seconds)
-        return
-    if args.command == "demo_music":
-        root = args.root or args.out / "corpus"
-        make_demo_music(root, args.pieces, args.heldout)
-        tokenize(root, args.out, "mel_rvq", mel=mel, sizes=book_sizes(args))
-        return
-    if args.command == "tokenize":
+        prepare_mels(root, args.out, mel_config(args), args.max_seconds)
+
+    p.set_defaults(make=make)
+
+
+def ljspeech(p):
+    """prepare LJSpeech or its like"""
+    add_mels(p, "data/ljspeech")
+    p.add_argument("--root", type=Path, help="a corpus that is here; else LJSpeech 1.1 is downloaded")
+    add_columns(p)
+
+    def make(args):
+        root = args.root or download_ljspeech(args.out.parent)
+        if not (root / "wavs").is_dir():
+            raise UserError(f"{root} has no folder wavs/: expected LJSpeech's layout, metadata.csv and wavs/")
+        metadata = root / "metadata.csv"
+        if not metadata.exists():
+            metadata = args.out / "metadata.csv"
+            if not metadata.exists():
+                transcribe(root, args.out)
+        prepare_mels(root, args.out, mel_config(args), args.max_seconds, metadata, args.columns)
+
+    p.set_defaults(make=make)
+
+
+def download(p):
+    """download LJSpeech 1.1"""
+    p.add_argument("--out", type=Path, default=Path("data"), help="where LJSpeech-1.1/ will be (%(default)s)")
+    p.set_defaults(make=lambda args: download_ljspeech(args.out),
+                   result=lambda args: args.out / "LJSpeech-1.1" / "metadata.csv")
+
+
+def tokenize_corpus(p):
+    """encode a corpus with a neural audio codec"""
+    add_tokens(p, "data/tokenize", MelConfig())
+    p.add_argument("--root", type=Path, required=True, help="a corpus that is here")
+    add_columns(p)
+    p.add_argument("--codec", required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of a mel_rvq's tokens, "
+                   "which is used again as it is")
+    p.add_argument("--fit", type=Path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
+                   "tokenized with the same one later: for fine-tuning on them")
+    p.add_argument("--chunk_frames", type=int, help="cut recordings to so many (2040 for bare folders of them; those "
+                   "that metadata.csv names are kept whole)")
+    p.add_argument("--chunk_seconds", type=float, help="or to so many")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    def make(args):
         chunk = None if (args.root / "metadata.csv").exists() else (2040, "frames")
         if args.chunk_seconds or args.chunk_frames:
             chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
-        if args.fit and args.codec != "mel_rvq":
-            raise UserError(f"--fit is for mel_rvq, which is fitted here; {args.codec} is as it is")
-        if args.codec == "mel_rvq":
-            tokenize(args.root, args.out, args.codec, chunk, mel=mel, sizes=book_sizes(args), columns=args.columns,
-                     fit=args.fit)
-        else:
-            tokenize(args.root, args.out, args.codec, chunk, args.device, columns=args.columns)
-        return
-    root = args.root or download_ljspeech(args.out.parent)
-    if not (root / "wavs").is_dir():
-        raise UserError(f"{root} has no folder wavs/: expected LJSpeech's layout, metadata.csv and wavs/")
-    metadata = root / "metadata.csv"
-    if not metadata.exists():
-        metadata = args.out / "metadata.csv"
-        if not metadata.exists():
-            transcribe(root, args.out)
-    prepare_mels(root, args.out, mel, args.max_seconds, metadata, args.columns)
+        fitted = dict(mel=mel_config(args), sizes=args.codebook_size, fit=args.fit)
+        tokenize(args.root, args.out, args.codec, chunk, args.device, columns=args.columns,
+                 **fitted if args.codec == "mel_rvq" else {})
+
+    p.set_defaults(make=make)
+
+
+def demo_music(p):
+    """compose and tokenize pieces of music"""
+    add_tokens(p, "data/demo_music", MelConfig(n_fft=2048, hop_length=512))
+    p.add_argument("--root", type=Path, help="folder of the composed corpus (OUT/corpus)")
+    p.add_argument("--pieces", type=int, default=800, help="how many (%(default)s)")
+    p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
+
+    def make(args):
+        root = args.root or args.out / "corpus"
+        make_demo_music(root, args.pieces, args.heldout)
+        tokenize(root, args.out, "mel_rvq", mel=mel_config(args), sizes=args.codebook_size)
+
+    p.set_defaults(make=make)
+
+
+def emilia(p):
+    """turn the pre-tokenised Emilia into a data set"""
+    add_out(p, "data/emilia", "codec.json")
+    p.add_argument("--root", type=Path, help=f"its parquet files, if they are here; else those of {EMILIA} are fetched")
+    p.set_defaults(make=lambda args: convert_emilia(args.out, args.root))
+
+
+def embed_speakers(p):
+    """store speaker embeddings of the clips of a token data set"""
+    p.add_argument("--data", type=Path, required=True, help="its folder")
+    p.add_argument("--embedder", choices=("stats", "ecapa"), required=True)
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of ecapa (%(default)s)")
+    p.set_defaults(result=lambda args: args.data / f"speaker_{args.embedder}.json", make=lambda args: embed(
+        args.data, args.embedder, args.device if args.embedder == "ecapa" else "cpu"))
+
+
+COMMANDS = {"for": for_config, "demo": demo, "ljspeech": ljspeech, "download": download, "tokenize": tokenize_corpus,
+            "demo_music": demo_music, "emilia": emilia, "embed": embed_speakers}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Flags that several of them have
+
+def add_out(p, default, last):
+    p.add_argument("--out", type=Path, default=Path(default), help="folder of the data set (%(default)s)")
+    p.set_defaults(result=lambda args: args.out / last)
+
+
+def add_mels(p, out):
+    add_out(p, out, "dataset_stats.json")
+    add_mel_config(p, MelConfig(), "log-mels")
+    p.add_argument("--max_seconds", type=float, default=11.88, help="skip longer clips (%(default)s, 1,024 frames)")
+
+
+def add_tokens(p, out, mel):
+    add_out(p, out, "codec.json")
+    add_mel_config(p, mel, "mel_rvq")
+    p.add_argument("--codebooks", type=int, default=4, help="of mel_rvq (%(default)s)")
+    p.add_argument("--codebook_size", default="1024", help="of mel_rvq; a number, or one a book (%(default)s)")
+
+
+def add_mel_config(p, mel, of):
+    for f in fields(MelConfig):
+        p.add_argument(f"--{f.name}", type=type(f.default), default=getattr(mel, f.name), help=f"of {of} (%(default)s)")
+
+
+def mel_config(args):
+    return MelConfig(**{f.name: getattr(args, f.name) for f in fields(MelConfig)})
+
+
+def add_columns(p):
+    p.add_argument("--columns", default="id|text|normalized|speaker", help="of its metadata.csv (%(default)s)")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The command line
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{self.prog}: {message} (--help says more)")
+
+
+def parse(argv):
+    """The arguments of a command, checked. Raises UserError for wrong ones."""
+    parser = Parser("data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, add in COMMANDS.items():
+        add(commands.add_parser(name, help=add.__doc__))
+    args = parser.parse_args(argv)
+    if "codebook_size" in args:
+        args.codebook_size = book_sizes(args)
+    if args.command == "tokenize" and args.fit and args.codec != "mel_rvq":
+        raise UserError(f"--fit is for mel_rvq, which is fitted here; {args.codec} is as it is")
+    return args
 
 
 def book_sizes(args):
@@ -128,6 +213,11 @@ def book_sizes(args):
         raise UserError(f"--codebook_size {args.codebook_size}: expected one number of at most 65,536, or one for each "
                         f"of --codebooks {args.codebooks}")
     return [int(size) for size in sizes] * (args.codebooks if len(sizes) == 1 else 1)
+
+
+def main(argv):
+    args = parse(argv)
+    args.make(args)
 
 
 if __name__ == "__main__":

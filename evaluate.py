@@ -22,79 +22,62 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trivox.audio import MelConfig, load_vocoder, log_mel, read_wav, write_wav
-from trivox.codecs import load_codec
+from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
+from trivox.checkpoints import cast_matrices, codec_of, read_config
 from trivox.common import UserError, find_checkpoint, init_distributed, pick_dtype, run
-from trivox.datasets import MelDataset, SentenceDataset
+from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
                             name_speakers, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import load_recogniser
-from trivox.speak import (SPEAKING, add_options, check_codec, codec_folder, fill_options, generate_codes, generate_mels,
-                          load_codec_lm, load_flow, load_llm, mel_config, open_tokens, read_config, refuse_options,
-                          sampling, speak_sentences, speakable)
-from trivox.text import TextFeatures, read_lines
+from trivox.speak import (SAMPLING, Clip, LLMSpeaker, add_flags, decode, given_flags, load, read_options, speakable)
+from trivox.text import read_lines
 
 # ------------------------------------------------------------------------------------------------------------
-# Evaluation of the flow TTS
+# Flow TTS
 
-def evaluate_flow(args, folder, config, out):
+def evaluate_flow(speaker, args, out):
     """Speak the prompts and judge them beside the reference recordings. Writes files to `out`, returns the summary."""
-    _, _, device = init_distributed(args.device)
-    mel = mel_config(argparse.Namespace(**config))
+    config, mel, given = speaker.config, speaker.mel, given_flags(args)
+    options = read_options("flow", config, given)
     data = MelDataset(args.data_dir or config["data_dir"], mel)
-    prompts = args.prompts or ("overfit" if config["overfit"] else "heldout")
-    clips = []
+    prompts, clips = args.prompts or ("overfit" if config["overfit"] else "heldout"), []
     if prompts in ("heldout", "overfit"):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
     texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)
-    references = [data.mel(i).numpy() for i in clips]
-    judge, hear = load_recogniser(args.recogniser, texts, data.grammar, device)
-    model, features, _ = load_flow(folder, device)
-    mels = generate_mels(model, features, texts, args.seed, steps=args.eval_steps, cfg_scale=args.eval_cfg_scale,
-                         solver=args.eval_solver)
-    mels = [m.numpy() for m in mels]
+    judge, hear = load_recogniser(args.recogniser, texts, data.grammar, speaker.device)
+    made = speaker.speak([{"text": text, "seed": options["seed"] + n} for n, text in enumerate(texts)],
+                         **given | {"seed": None})
 
-    seeds = range(3 if args.eval_vocoder == "griffinlim" else 1)  # Griffin-Lim starts from random phases
-    vocoders = [load_vocoder(args.eval_vocoder, mel, device, seed) for seed in seeds]
+    seeds = range(3 if options["vocoder"] == "griffinlim" else 1)  # Griffin-Lim starts from random phases
+    references, ceilings = [data.mel(i) for i in clips], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        wavs = list(pool.map(vocoders[0], mels))
-        ceilings = [list(pool.map(vocoder, references)) for vocoder in vocoders]
-    heard, rows = judge_speech(hear, mel.sample_rate, texts, wavs, ceilings if clips else [])
-    summary = {"judge": judge, "vocoder": args.eval_vocoder, "prompts": len(texts), "steps": args.eval_steps,
-               "cfg_scale": args.eval_cfg_scale, "solver": args.eval_solver, "seed": args.seed, **heard}
+        for seed in seeds if clips else ():
+            ceilings.append(list(pool.map(load_vocoder(options["vocoder"], mel, speaker.device, seed), references)))
+    heard, rows = judge_speech(hear, mel.sample_rate, texts, [clip.wav for clip in made], ceilings)
+    summary = {"judge": judge, "prompts": len(texts), **said(options), **heard}
     if clips:
-        for row, m, reference in zip(rows, mels, references):
-            row["mel_distance"], row["mcd"] = mel_distances(m, reference)
-            row["duration_error"] = abs(len(m) / len(reference) - 1)
+        for row, clip, reference in zip(rows, made, references):
+            row["mel_distance"], row["mcd"] = mel_distances(clip.mel, reference)
+            row["duration_error"] = abs(len(clip.mel) / len(reference) - 1)
         for key in ("mel_distance", "mcd", "duration_error"):
             summary[key] = float(np.mean([row[key] for row in rows]))
-
-    for n, (wav, m) in enumerate(zip(wavs, mels)):
-        write_wav(out / f"{n:03d}.wav", wav, mel.sample_rate)
-        if clips:
-            write_wav(out / f"{n:03d}_reference.wav", ceilings[0][n], mel.sample_rate)
-        if n < 8:
-            shown = {"generated": m} | ({"recording": references[n]} if clips else {})
-            plot_spectrograms(out / f"{n:03d}.png", texts[n], shown, mel)
-    (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    recordings = [Clip(wav, reference) for wav, reference in zip(*ceilings[:1], references)]
+    write_clips(out, made, recordings, texts, mel, "recording", range(8))
+    write_summary(out, summary, rows)
     return summary
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Evaluation of the codec LM
+# Codec LM
 
-def evaluate_codec(args, folder, config, out):
+def evaluate_codec(speaker, args, out):
     """Score the held-out codes, sample as many clips, and judge them beside the recordings through the same codec.
     Writes files to `out`, returns the summary."""
-    _, _, device = init_distributed(args.device)
-    model, _ = load_codec_lm(folder, device)
-    c, dtype, features = model.c, pick_dtype(config["dtype"], device), TextFeatures("bytes")
-    source = args.data_dir or config["data_dir"]
-    kept, options = codec_folder(folder, config), sampling(args, c.codebooks)
-    data, codec = open_tokens(source, c, kept), load_codec(kept, device)
+    model, c, config, given = speaker.model, speaker.c, speaker.config, given_flags(args)
+    options, kept = speaker.settings(given), codec_of(args.ckpt, config)
+    data = open_tokens(TokenDataset, args.data_dir or config["data_dir"], c, kept)
     val, train = data.clips("val"), data.clips("train")
     if config["overfit"]:
         val = train = data.clips("all")[:config["overfit"]]
@@ -103,12 +86,13 @@ def evaluate_codec(args, folder, config, out):
     # What it knows of the codes, beside what their frequencies tell
     order, sums = sorted(range(len(val)), key=lambda n: len(real[n])), 0
     for some in (order[i:i + 8] for i in range(0, len(order), 8)):
-        sums = sums + score_clips(model, data, features, [val[n] for n in some], device, dtype)
+        sums = sums + score_clips(model, data, speaker.features, [val[n] for n in some], speaker.device,
+                                  pick_dtype(config["dtype"], speaker.device))
     losses, hits = (part / sum(map(len, real)) for part in (sums[:c.codebooks], sums[c.codebooks:-1]))
     unigram = unigram_cross_entropy([data.codes(i).numpy() for i in train], [x.numpy() for x in real], c.codebook_size)
     summary = {
-        "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": folder.name,
-        "steps_per_second": training_speed(args.ckpt), "clips": len(val), "seed": args.seed, **options,
+        "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": find_checkpoint(args.ckpt).name,
+        "steps_per_second": training_speed(args.ckpt), "clips": len(val), **said(options),
         "val_loss": losses.mean(), "perplexity": math.exp(losses.mean()), "accuracy": hits.mean(),
         "unigram": unigram.mean(), "below_unigram": 1 - losses.mean() / unigram.mean(),
         "books": [dict(zip(("loss", "unigram", "below_unigram", "accuracy"), map(float, book)))
@@ -116,66 +100,54 @@ def evaluate_codec(args, folder, config, out):
     }
 
     # What it makes: for each of the first held-out clips one as long, or with text, the same sentence
-    real = real[:args.clips]
+    cast_matrices(model, speaker.dtype)
+    real, start = real[:args.clips], round(options["prompt_seconds"] * c.frame_rate)
     texts = [data.rows[i]["text"] for i in val[:args.clips]] if c.cross_every else [None] * len(real)
-    start, empty = round(args.eval_prompt_seconds * c.frame_rate), torch.zeros(0, c.codebooks, dtype=torch.long)
-    prompts = [{"seed": args.seed * 1_000_003 + n, "codes": empty, "text": t} for n, t in enumerate(texts)]
-    limit = round(config["eval_seconds"] * c.frame_rate) if c.cross_every else [len(x) for x in real]
-    made = generate_codes(model, features, prompts, limit, **options)
+    requests = [{"text": text, "seed": options["seed"] + n} | (
+        {} if c.cross_every else {"seconds": len(x) / c.frame_rate}) for n, (text, x) in enumerate(zip(texts, real))]
+    made = speaker.speak(requests, **given | {"seed": None})
     again = [n for n, x in enumerate(real) if len(x) > start > 0][:0 if c.cross_every else 4]
-    continued = generate_codes(model, features, [prompts[n] | {"codes": real[n][:start]} for n in again],
-                               [len(real[n]) for n in again], **options)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
-        wavs, recordings, goes_on = (list(pool.map(codec.decode, codes)) for codes in (made, real, continued))
+    continued = speaker.speak([{"seed": options["seed"] + n, "prompt": real[n][:start],
+                                "seconds": (len(real[n]) - start) / c.frame_rate} for n in again],
+                              **given | {"seed": None})
+    recordings = through_codec(speaker, real)
 
-    rate, rng = codec.sample_rate, np.random.default_rng(0)
+    wavs, rate, rng, rows = [clip.wav for clip in made], speaker.sample_rate, np.random.default_rng(0), []
     if c.cross_every:
-        judge, hear = load_recogniser(args.recogniser, [row["text"] for row in data.rows], data.grammar, device)
-        heard, rows = judge_speech(hear, rate, texts, wavs, [recordings])
-        summary |= {"judge": judge, "prompts": len(texts), **heard}
-        (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        summary["duration_error"] = float(np.mean([abs(len(a) / len(b) - 1) for a, b in zip(made, real)]))
-    summary["embedding"], embed = load_embedding(args.eval_embedding, device)
-    known = [embed(wav, rate) for wav in recordings]  # one (N, D) a clip
-    heard = np.concatenate([embed(wav, rate) for wav in wavs])
-    noise = np.concatenate([embed(0.1 * rng.standard_normal(len(wav)), rate) for wav in recordings])
+        judge, hear = load_recogniser(args.recogniser, [row["text"] for row in data.rows], data.grammar, speaker.device)
+        heard, rows = judge_speech(hear, rate, texts, wavs, [[clip.wav for clip in recordings]])
+        summary |= {"judge": judge, "prompts": len(texts), **heard, "duration_error": duration_error(made, recordings)}
+    summary["embedding"], embed = load_embedding(args.embedding or config["eval_embedding"], speaker.device)
+    known = [embed(clip.wav, rate) for clip in recordings]  # one (N, D) a clip
+    noise = np.concatenate([embed(0.1 * rng.standard_normal(len(clip.wav)), rate) for clip in recordings])
     if len(known) > 1:
         summary["frechet_halves"] = frechet_distance(np.concatenate(known[::2]), np.concatenate(known[1::2]))
     known = np.concatenate(known)
-    summary |= {"frechet": frechet_distance(heard, known), "frechet_noise": frechet_distance(noise, known),
-                **judge_form([band_frames(wav, rate) for wav in wavs], [band_frames(wav, rate) for wav in recordings])}
+    summary |= {"frechet": frechet_distance(np.concatenate([embed(wav, rate) for wav in wavs]), known),
+                "frechet_noise": frechet_distance(noise, known),
+                **judge_form([band_frames(wav, rate) for wav in wavs],
+                             [band_frames(clip.wav, rate) for clip in recordings])}
 
-    mel = MelConfig(sample_rate=rate)
-    for n, (wav, recording) in enumerate(zip(wavs, recordings)):
-        write_wav(out / f"{n:03d}.wav", wav, rate)
-        if n < 8 or c.cross_every:
-            write_wav(out / f"{n:03d}_reference.wav", recording, rate)
-        if n < 8:
-            plot_spectrograms(out / f"{n:03d}.png", texts[n] or "", {
-                "generated": log_mel(wav, mel), "recording, codec": log_mel(recording, mel)}, mel)
-    for n, wav in zip(again, goes_on):
-        write_wav(out / f"{n:03d}_continued.wav", wav, rate)
-        plot_spectrograms(out / f"{n:03d}_continued.png", f"after {args.eval_prompt_seconds:.1f} s of the recording", {
-            "continued": log_mel(wav, mel), "recording, codec": log_mel(recordings[n], mel)}, mel)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
+    write_clips(out, made, recordings, texts, speaker.mel, "recording, codec", range(8))
+    for n, clip in zip(again, continued):
+        write_wav(out / f"{n:03d}_continued.wav", clip.wav, rate)
+        plot_spectrograms(out / f"{n:03d}_continued.png", f"after {options['prompt_seconds']:.1f} s of the recording",
+                          {"continued": clip.mel, "recording, codec": recordings[n].mel}, speaker.mel)
+    write_summary(out, summary, rows)
     return summary
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Evaluation of the LLM TTS
+# LLM TTS
 
-def evaluate_llm(args, folder, config, out):
+def evaluate_llm(speaker, args, out):
     """Score held-out sentences, speak them, and judge them beside the recordings through the same codec; where there
     are voices, each with that of another clip of its speaker. Writes files to `out`, returns the summary."""
-    _, _, device = init_distributed(args.device)
-    model, _ = load_llm(folder, device)
-    c, dtype, rng = model.c, pick_dtype(config["dtype"], device), np.random.default_rng(args.seed)
-    source, kept = args.data_dir or config["data_dir"], codec_folder(folder, config)
-    options = sampling(args, names=SPEAKING)
-    data = SentenceDataset(source, codec=c.codec, sample_rate=c.sample_rate, frame_rate=c.frame_rate,
-                           codebook_size=c.codebook_size)
-    check_codec(source, kept)
-    codec, train, val = load_codec(kept, device), data.clips("train"), data.clips("val")
+    model, c, config, given, rate = speaker.model, speaker.c, speaker.config, given_flags(args), speaker.sample_rate
+    options = read_options("llm", config, given)
+    source, rng = args.data_dir or config["data_dir"], np.random.default_rng(options["seed"])
+    data = open_tokens(SentenceDataset, source, c, codec_of(args.ckpt, config))
+    train, val = data.clips("train"), data.clips("val")
     if config["overfit"]:
         train = val = data.clips("all")[:config["overfit"]]
 
@@ -196,34 +168,32 @@ def evaluate_llm(args, folder, config, out):
     if c.speaker_width:
         data.load_embeddings(config["speaker_embedder"], c.speaker_width)
         others = {s: [i for i in (train if s in trained else val).tolist() if speakers[i] == s and i not in clips]
-                  for s in set(speakers[i] for i in clips)}
+                  for s in {speakers[i] for i in clips}}
         shown = [int(rng.choice(others[speakers[i]][::2])) if others[speakers[i]] else i for i in clips]
         voices = torch.stack([torch.from_numpy(data.embedding(i)) for i in shown])
         known = [i for s in others for i in others[s][1::2][:40]]
 
-    sums = score_sentences(model, data, clips, voices, device, dtype)
+    sums = score_sentences(model, data, clips, voices, speaker.device, pick_dtype(config["dtype"], speaker.device))
     counts = sum(np.bincount(data.codes(i), minlength=c.codebook_size) for i in train[:16384].tolist())
     p = counts[counts > 0] / counts.sum()
     summary = {
-        "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": folder.name, "clips": len(clips),
-        "steps_per_second": training_speed(args.ckpt), "seed": args.seed, **options,
+        "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": find_checkpoint(args.ckpt).name,
+        "clips": len(clips), "steps_per_second": training_speed(args.ckpt), **said(options),
         "text_perplexity": math.exp(sums[0] / sums[2]), "audio_perplexity": math.exp(sums[1] / sums[3]),
         "unigram_perplexity": math.exp(-(p * np.log(p)).sum()),
     }
 
-    seeds = [args.seed * 1_000_003 + n for n in range(len(clips))]
+    cast_matrices(model, speaker.dtype)
     if args.onnx:
-        made = speak_onnx(args.onnx, texts, seeds, voices, config["eval_seconds"] * c.frame_rate, options)
-    else:
-        made = speak_sentences(model, texts, seeds, voices, config["eval_seconds"], **options)
-    real = [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
-        wavs, recordings = (list(pool.map(codec.decode, codes)) for codes in (made, real))
-    rate = codec.sample_rate
-    judge, hear = load_recogniser(args.recogniser, sorted(set(texts)), data.grammar, device)
+        speaker = OnnxSpeaker(model, config, speaker.codec, args.onnx)
+    requests = [{"text": text, "seed": options["seed"] + n} | ({} if voices is None else {"speaker": voices[n]})
+                for n, text in enumerate(texts)]
+    made = speaker.speak(requests, **given | {"seed": None, "speaker": None})
+    real = through_codec(speaker, [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips])
+    wavs, recordings = ([clip.wav for clip in some] for some in (made, real))
+    judge, hear = load_recogniser(args.recogniser, sorted(set(texts)), data.grammar, speaker.device)
     heard, rows = judge_speech(hear, rate, texts, wavs, [recordings])
-    summary |= {"judge": judge, "prompts": len(texts), **heard,
-                "duration_error": float(np.mean([abs(len(a) / len(b) - 1) for a, b in zip(made, real)]))}
+    summary |= {"judge": judge, "prompts": len(texts), **heard, "duration_error": duration_error(made, real)}
     if known:
         read = [read_wav(path, rate) for path in (data.recording(i) for i in known)]
         names = [data.speakers[speakers[i]] for i in known]
@@ -240,35 +210,75 @@ def evaluate_llm(args, folder, config, out):
                     "voices": len(set(asked[:count])), "voices_new": len(set(asked[count:]))}
         for row, name in zip(rows, asked):
             row["speaker_asked"] = name
-
-    mel = MelConfig(sample_rate=rate)
-    for n, (wav, recording) in enumerate(zip(wavs, recordings)):
-        write_wav(out / f"{n:03d}.wav", wav, rate)
-        write_wav(out / f"{n:03d}_reference.wav", recording, rate)
-        if n < 8 or n >= len(clips) - 4:
-            plot_spectrograms(out / f"{n:03d}.png", texts[n], {
-                "generated": log_mel(wav, mel), "recording, codec": log_mel(recording, mel)}, mel)
-    (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
+    write_clips(out, made, real, texts, speaker.mel, "recording, codec", {*range(8), *range(len(made))[-4:]})
+    write_summary(out, summary, rows)
     return summary
 
 
-def speak_onnx(folder, texts, seeds, voices, frames, options):
-    """What `speak_sentences` does, by the model that export.py has put into a folder."""
-    from trivox.speak_onnx import Speaker
+class OnnxSpeaker(LLMSpeaker):
+    """Speaks by the model that export.py has put into a folder."""
 
-    speaker, made = Speaker(folder, voice=None if voices is None else voices[0].numpy()), []
-    for n, (text, seed) in enumerate(zip(texts, seeds)):
-        if voices is not None:
-            speaker.speak_like(voices[n].numpy())
-        made.append(torch.tensor(list(speaker.codes(text, seed, round(frames), **options)), dtype=torch.long)[:, None])
-    return made
+    def __init__(self, model, config, codec, folder):
+        super().__init__(model, config, codec)
+        self.folder, self.exported = folder, None
+
+    def make(self, parts):
+        from trivox.speak_onnx import Speaker
+
+        made = []
+        for part in parts:
+            voice = part["speaker"].numpy() if self.c.speaker_width else None
+            self.exported = self.exported or Speaker(self.folder, voice=voice)
+            if voice is not None:
+                self.exported.speak_like(voice)
+            frames = round((part["seconds"] or self.config["eval_seconds"]) * self.c.frame_rate)
+            how = {key: part[key] for key in SAMPLING}
+            codes = list(self.exported.codes(part["text"], part["seed"], frames, **how))
+            made.append(torch.tensor(codes, dtype=torch.long)[:, None])
+        return made
 
 
 def interleave(clips, speakers):
     """Clips in an order that takes one of each speaker in turn."""
     turn = Counter()
     return sorted(clips, key=lambda i: (turn.update([speakers[i]]), turn[speakers[i]])[1])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the three share
+
+def said(options):
+    """Options as a summary has them."""
+    return {name: value for name, value in options.items() if isinstance(value, (int, float, str, list))}
+
+
+def through_codec(speaker, codes):
+    """Recordings as the codec gives them back: Clips of lists of codes (frames, Q)."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wavs = list(pool.map(lambda x: decode(speaker.codec, x), codes))
+    return [Clip(wav, log_mel(wav, speaker.mel), x) for wav, x in zip(wavs, codes)]
+
+
+def duration_error(made, real):
+    return float(np.mean([abs(len(a.wav) / len(b.wav) - 1) for a, b in zip(made, real)]))
+
+
+def write_clips(out, made, references, texts, mel, label, shown):
+    """Wavs of what was made and of the references, if any; spectrograms of those whose number is in `shown`."""
+    for n, clip in enumerate(made):
+        write_wav(out / f"{n:03d}.wav", clip.wav, mel.sample_rate)
+        if references:
+            write_wav(out / f"{n:03d}_reference.wav", references[n].wav, mel.sample_rate)
+        if n in shown:
+            mels = {"generated": clip.mel} | ({label: references[n].mel} if references else {})
+            plot_spectrograms(out / f"{n:03d}.png", texts[n] or "", mels, mel)
+
+
+def write_summary(out, summary, rows):
+    """summary.json, and where texts were spoken wer.jsonl, a line a text."""
+    if rows:
+        (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
 
 
 def training_speed(ckpt):
@@ -360,33 +370,38 @@ def book_rows(summary):
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, nargs="+", help="run folders, checkpoint folders or files in them")
-    flow, codec = add_options(parser)
-    flow.add_argument("--prompts", help="heldout, overfit (the clips trained on), or a file with a sentence a line")
+    parser.add_argument("--prompts", help="flow TTS: heldout, overfit, or a file with a sentence a line")
     parser.add_argument("--data_dir", help="data set of the prompts and references (the one trained on)")
     parser.add_argument("--out", type=Path, help="folder for what is written (RUN/evaluation)")
     parser.add_argument("--recogniser", choices=("auto", "whisper", "grammar", "sentences", "open"), default="auto")
-    codec.add_argument("--onnx", type=Path, help="speak with what export.py has written to this folder (LLM TTS)")
-    codec.add_argument("--clips", type=int, default=64, help="how many to sample at most (%(default)s)")
-    codec.add_argument("--embedding", dest="eval_embedding", choices=("auto", "clap", "logmel"),
-                       help="of the Fréchet distance")
+    parser.add_argument("--onnx", type=Path, help="speak with what export.py has written to this folder (LLM TTS)")
+    parser.add_argument("--clips", type=int, default=64, help="how many to sample at most, but by the flow TTS "
+                        "(%(default)s)")
+    parser.add_argument("--embedding", choices=("auto", "clap", "logmel"), help="of the codec LM's Fréchet distance")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    add_flags(parser)
     args = parser.parse_args(argv)
     if files := [ckpt for ckpt in args.ckpt if is_echolancer(ckpt)]:
         raise UserError(f"{files[0]} has no data to be judged by: fine-tune it with --init_from, or try sample.py")
-    configs = [read_config(ckpt) for ckpt in args.ckpt]
-    if len({config["system"] for config in configs}) > 1:
+    systems = {read_config(ckpt)["system"] for ckpt in args.ckpt}
+    if len(systems) > 1:
         raise UserError("runs of different systems cannot stand side by side")
-    system, summaries = configs[0]["system"], []
-    refuse_options(args, system, *["prompts"] * (system != "flow"), *["onnx"] * (system != "llm"))
-    for ckpt, config in zip(args.ckpt, configs):
-        run_args = argparse.Namespace(**vars(args) | {"ckpt": ckpt})
-        fill_options(run_args, config)
-        out = args.out / Path(ckpt).name if args.out and len(configs) > 1 else args.out or Path(ckpt) / "evaluation"
+    system, summaries, device = systems.pop(), [], init_distributed(args.device)[2]
+    for name, of in (("prompts", "flow"), ("onnx", "llm"), ("embedding", "codec")):
+        if getattr(args, name) is not None and of != system:
+            raise UserError(f"--{name} is not an option of {system!r} checkpoints")
+    for name in ("prompt_wav", "speaker"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} is for sample.py: here the data set has the recordings")
+    for ckpt in args.ckpt:
+        out = args.out / Path(ckpt).name if args.out and len(args.ckpt) > 1 else args.out or Path(ckpt) / "evaluation"
         out.mkdir(parents=True, exist_ok=True)
         evaluate = {"flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
-        summaries.append(evaluate(run_args, find_checkpoint(ckpt), config, out))
+        speaker = load(ckpt, device, cast=False)
+        summaries.append(evaluate(speaker, argparse.Namespace(**vars(args) | {"ckpt": ckpt}), out))
         lines = describe(system, ["generated"], summaries[-1:])
         (out / "table.txt").write_text("\n".join(lines) + "\n")
-    if len(configs) > 1:
+    if len(args.ckpt) > 1:
         lines = describe(system, [Path(ckpt).name for ckpt in args.ckpt], summaries)
     print("\n" + "\n".join(lines))
 

@@ -37,8 +37,10 @@ from model import CHARACTERS
 from trivox import echolancer
 from trivox.audio import mel_filters
 from trivox.codecs import load_codec
+from trivox.checkpoints import codec_of, load_model, read_config
 from trivox.common import UserError, find_checkpoint, run
-from trivox.speak import SPEAKING, llm_codec_folder, load_llm, read_config, read_voice, speech_limit
+from trivox.speak import SAMPLING, read_options, speech_limit
+from trivox.voices import read_voice
 from trivox.text import SYMBOLS
 
 # ------------------------------------------------------------------------------------------------------------
@@ -158,11 +160,12 @@ def export_onnx(model, config, codec, folder, int8):
                ["logits", *(f"new_{name}" for name in names)], dynamic)
     if int8:
         quantise(folder / "model.onnx")
+    options = read_options("llm", config, {})
     shapes = {name: list(x.shape) for name, x in zip(names, (x for state in states for x in state))}
     about = {"characters": SYMBOLS, "codebook_size": c.codebook_size, "context": c.context,
              "sentence": speech_limit(c), "audio_bos": c.audio_bos, "frame_rate": c.frame_rate, "states": shapes,
              "one_by_one": recurrent, "speaker_width": c.speaker_width, "sample_rate": codec.sample_rate,
-             **{name: config[f"eval_{name}"] for name in (*SPEAKING, "seconds")}}
+             "seconds": config["eval_seconds"], **{name: options[name] for name in SAMPLING}}
     export_codec(codec, folder)
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.copy(Path(__file__).parent / "trivox" / "speak_onnx.py", folder / "speak.py")
@@ -208,7 +211,7 @@ def export_codec(codec, folder):
 
 def merge(ckpt, out):
     """Write the model that an adapter and its base make, as a checkpoint folder with its codec."""
-    model, config = load_llm(ckpt, "cpu")
+    model, config = load_model(ckpt)
     if not config.get("lora_rank"):
         raise UserError(f"{ckpt} is no adapter: it has nothing to merge")
     if out.exists() and any(out.iterdir()):
@@ -239,7 +242,7 @@ def main(argv):
     if args.merge:
         merge(args.ckpt, args.merge)
     elif args.echolancer:
-        model, _ = load_llm(args.ckpt, "cpu")
+        model, _ = load_model(args.ckpt)
         weights = echolancer.to_theirs(model)
         if "G" in model.c.layout or model.c.speaker_width and model.speaker_mean.any():
             raise UserError("Echolancer has no recurrent blocks, and none of the voices of the embedder stats")
@@ -249,11 +252,11 @@ def main(argv):
                 raise UserError(f"{name} is {here}, and Echolancer would read a model of this size with {there}")
         torch.save({"model_state_dict": weights}, args.echolancer)
     else:
-        model, _ = load_llm(args.ckpt, "cpu")
+        model, _ = load_model(args.ckpt)
         if args.speaker and not model.c.speaker_width:
             raise UserError(f"{args.ckpt} was trained without voices: no --speaker")
         voice = read_voice(args.speaker, config | {"speaker_width": model.c.speaker_width}) if args.speaker else None
-        export_onnx(model, config, load_codec(llm_codec_folder(args.ckpt, config)), args.onnx, args.int8)
+        export_onnx(model, config, load_codec(codec_of(args.ckpt, config)), args.onnx, args.int8)
         if args.speaker:
             np.save(args.onnx / f"{args.speaker.stem}.npy", voice.numpy())
 

@@ -17,106 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trivox.common import UserError, find_checkpoint, init_distributed, run
+from trivox.common import UserError, init_distributed, run
 
 MAX_TEXT = 2000  # characters
 MAX_UPLOAD = "20mb"
 MAX_VOICE = 30  # seconds of an upload that are read
 QUEUE = 16  # requests that may wait
-SEED = ("seed", "number", 0, 0, 2**31 - 1)
-
-# ------------------------------------------------------------------------------------------------------------
-# What each system can be asked: its controls, and speak(text, *their values) -> (samples,) float32
-
-def flow_speaker(ckpt, config, device):
-    """Returns (sample rate, [(label, kind, value, lowest, highest or choices)], speak)."""
-    from trivox.audio import load_vocoder
-    from trivox.speak import generate_mels, load_flow, mel_config, split_text
-
-    model, features, _ = load_flow(ckpt, device)
-    mel = mel_config(model.c)
-    vocode = load_vocoder(config["eval_vocoder"], mel, device)
-
-    def speak(text, steps, cfg_scale, solver, seconds, seed):
-        pieces = split_text(text)
-        lengths = [seconds * len(piece) / sum(map(len, pieces)) for piece in pieces] if seconds else None
-        mels = generate_mels(model, features, pieces, int(seed), lengths, steps=int(steps), cfg_scale=cfg_scale,
-                             solver=solver)
-        return np.concatenate([vocode(m) for m in mels])
-
-    return mel.sample_rate, [
-        ("steps of the solver", "slider", config["eval_steps"], 1, 64),
-        ("guidance by the text, 1 for none", "slider", config["eval_cfg_scale"], 1, 4),
-        ("solver", "choice", config["eval_solver"], None, ["euler", "midpoint", "heun"]),
-        ("seconds, 0 for as predicted", "slider", 0, 0, 30),
-        SEED,
-    ], speak
-
-
-def codec_speaker(ckpt, config, device):
-    """The same for a codec LM. Raises UserError for one without text."""
-    import torch
-
-    from trivox.codecs import load_codec
-    from trivox.speak import codec_folder, generate_codes, load_codec_lm, split_text
-    from trivox.text import TextFeatures
-
-    model, _ = load_codec_lm(ckpt, device)
-    if not model.c.cross_every:
-        raise UserError(f"{ckpt} was trained without text, so there is nothing to type: sample.py continues recordings")
-    codec, features = load_codec(codec_folder(find_checkpoint(ckpt), config), device), TextFeatures("bytes")
-    frames = round(config["eval_seconds"] * model.c.frame_rate)
-    nothing = torch.zeros(0, model.c.codebooks, dtype=torch.long)
-
-    def speak(text, temperature, top_p, top_k, cfg_scale, seed):
-        prompts = [{"seed": int(seed) * 1_000_003 + n, "codes": nothing, "text": piece}
-                   for n, piece in enumerate(split_text(text))]
-        codes = generate_codes(model, features, prompts, frames, temperature=temperature, top_p=top_p, top_k=int(top_k),
-                               cfg_scale=cfg_scale)
-        return np.concatenate([codec.decode(x) for x in codes if len(x)] or [np.zeros(codec.hop_length, np.float32)])
-
-    return codec.sample_rate, [
-        ("temperature", "slider", float(config["eval_temperature"]), 0, 1.5),
-        ("top p", "slider", 1.0, 0.05, 1),
-        ("top k, 0 for all", "slider", 0, 0, model.c.codebook_size),
-        ("guidance by the text, 1 for none", "slider", float(config["eval_cfg_scale"]), 1, 4),
-        SEED,
-    ], speak
-
-
-def llm_speaker(ckpt, config, device):
-    """The same for an LLM TTS; where it speaks with voices, a recording of one is the last of its controls."""
-    from trivox.codecs import load_codec
-    from trivox.speak import PAUSE, llm_codec_folder, load_llm, read_voice, speak_sentences, speech_limit, split_text
-    from trivox.text import normalise_text
-
-    model, _ = load_llm(ckpt, device)
-    codec = load_codec(llm_codec_folder(ckpt, config), device)
-    pause = np.zeros(int(PAUSE * codec.sample_rate), np.float32)
-
-    def speak(text, temperature, top_p, top_k, repetition_penalty, seed, recording=None):
-        pieces, voices = split_text(normalise_text(text), speech_limit(model.c)), None
-        if model.c.speaker_width:
-            if not recording:
-                raise UserError("this model speaks with the voice of a recording: upload one under 'controls', of a "
-                                "person who agrees to it")
-            voice = read_voice(shorten(recording), config | {"speaker_width": model.c.speaker_width}, device)
-            voices = voice.expand(len(pieces), -1)
-        spoken = speak_sentences(model, pieces, [int(seed) * 1_000_003 + n for n in range(len(pieces))], voices,
-                                 config["eval_seconds"], temperature=temperature, top_k=int(top_k), top_p=top_p,
-                                 repetition_penalty=repetition_penalty)
-        if not any(map(len, spoken)):
-            raise UserError("the model said nothing: try another seed")
-        return np.concatenate([wav for codes in spoken if len(codes) for wav in (codec.decode(codes), pause)])
-
-    recording = ("a voice to speak with, of a person who agrees to it", "audio", None, None, None)
-    return codec.sample_rate, [
-        ("temperature", "slider", float(config["eval_temperature"]), 0, 1.5),
-        ("top p", "slider", float(config["eval_top_p"]), 0.05, 1),
-        ("top k, 0 for all", "slider", config["eval_top_k"], 0, model.c.codebook_size),
-        ("repetition penalty, 1 for none", "slider", float(config["eval_repetition_penalty"]), 1, 2),
-        SEED,
-    ] + [recording] * bool(model.c.speaker_width), speak
 
 
 def shorten(path):
@@ -138,44 +44,65 @@ def shorten(path):
     return short
 
 
-SPEAKERS = {"flow": flow_speaker, "codec": codec_speaker, "llm": llm_speaker}
+def control(option):
+    """The control of the page for an option of trivox.speak's."""
+    import gradio as gr
 
-# ------------------------------------------------------------------------------------------------------------
-# The page
+    label, value = f"{option.name.replace('_', ' ')}, {option.help}", option.default
+    if option.type is Path:
+        return gr.Audio(label=label, type="filepath", sources=["upload"], buttons=[], elem_id=option.name)
+    if option.choices:
+        return gr.Radio(list(option.choices), value=value, label=label)
+    if isinstance(value, list):
+        return gr.Textbox(" ".join(map(str, value)), label=f"{label}; one number, or one a book")
+    if value is None or option.usual is None:
+        return gr.Number(value, label=label, minimum=option.low, maximum=option.high,
+                         precision=0 if option.type is int else None)
+    step = 1 if option.type is int else 0.05
+    return gr.Slider(min(max(option.low, step * (option.low > 0)), value), max(option.usual, value), value, label=label,
+                     step=step)
 
-def build(name, rate, controls, speak):
-    """The page as gradio.Blocks."""
+
+def asked(option, value):
+    """What a control's value stands for. Raises UserError for what is no number, and for an upload that is no audio."""
+    if option.type is Path and value:
+        return shorten(value)
+    if option.name == "speaker":
+        raise UserError("this model speaks with the voice of a recording: upload one under 'controls', of a person who "
+                        "agrees to it")
+    if isinstance(option.default, list) and value is not None:
+        try:
+            return [option.type(x) for x in value.replace(",", " ").split()] or None
+        except ValueError:
+            raise UserError(f"{option.name} {value!r} should be numbers") from None
+    return option.type(value) if isinstance(value, (int, float)) else value
+
+
+def build(name, speaker):
+    """The page, as gradio.Blocks, of one of trivox.speak's Speakers."""
     import gradio as gr
 
     def answer(text, *values):
         if len(text := text or "") > MAX_TEXT:
             raise gr.Error(f"That are {len(text):,} characters; {MAX_TEXT:,} at a time is all.", print_exception=False)
-        values = [value if given is None else given for given, (_, _, value, _, _) in zip(values, controls)]
         start = time.perf_counter()
         try:
-            wav = speak(text, *values)
+            options = {option.name: asked(option, value) for option, value in zip(speaker.options, values)}
+            goes_on = options.get("prompt_wav") and not text.strip()
+            wav = np.concatenate(list(speaker.stream(None if goes_on else text, **options)))
         except UserError as e:
             raise gr.Error(str(e), print_exception=False) from None
-        took, seconds = time.perf_counter() - start, len(wav) / rate
+        took, seconds = time.perf_counter() - start, len(wav) / speaker.sample_rate
         pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16)
-        return (rate, pcm), f"{seconds:.2f} s of audio in {took:.2f} s, real-time factor {took / seconds:.2f}"
+        return (speaker.sample_rate, pcm), (f"{seconds:.2f} s of audio in {took:.2f} s, real-time factor "
+                                            f"{took / seconds:.2f}")
 
     # what people uploaded and heard is deleted after an hour
     with gr.Blocks(title=f"trivox: {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(f"<h1>trivox: {escape(name)}</h1>")
         text = gr.Textbox(label="text", lines=3, elem_id="text")
-        inputs = [text]
         with gr.Accordion("controls", open=False):
-            for label, kind, value, low, high in controls:
-                if kind == "slider":
-                    inputs.append(gr.Slider(low, high, value, label=label, step=1 if isinstance(value, int) else 0.05))
-                elif kind == "choice":
-                    inputs.append(gr.Radio(high, value=value, label=label))
-                elif kind == "audio":
-                    inputs.append(gr.Audio(label=label, type="filepath", sources=["upload"], buttons=[],
-                                           elem_id="recording"))
-                else:
-                    inputs.append(gr.Number(value, label=label, minimum=low, maximum=high, precision=0))
+            inputs = [text, *map(control, speaker.options)]
         button = gr.Button("Speak", variant="primary", elem_id="speak")
         audio = gr.Audio(label="audio", elem_id="audio", autoplay=True, buttons=["download"])
         took = gr.Markdown(elem_id="took")
@@ -201,13 +128,13 @@ def main(argv):
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if not find_spec("gradio"):
         raise UserError("serve.py needs Gradio: pip install -r requirements-extra.txt")
-    from trivox.speak import read_config
+    from trivox.speak import load
 
-    _, _, device = init_distributed(args.device)
-    config = read_config(args.ckpt)
-    if config["system"] not in SPEAKERS:
-        raise UserError(f"{args.ckpt} is a checkpoint of the {config['system']!r} system, which has no page")
-    page = build(args.ckpt, *SPEAKERS[config["system"]](args.ckpt, config, device))
+    speaker = load(args.ckpt, init_distributed(args.device)[2])
+    if speaker.system == "codec" and not speaker.c.cross_every:
+        raise UserError(f"{args.ckpt} was trained without text, so there is nothing to type: sample.py continues "
+                        "recordings")
+    page = build(args.ckpt, speaker)
     try:
         launch(page, server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True)
     except OSError:

@@ -10,10 +10,7 @@ takes from (seed, step). So a result does not depend on how many processes share
 goes on as if it had not been. Dropout alone depends on the number of processes: its masks come from (seed, step, rank).
 """
 
-import json
 import math
-import os
-import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -26,25 +23,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from model import CodecConfig, CodecLM, delayed_batch
 from trivox import common
-from trivox.audio import MelConfig, log_mel
+from trivox.audio import log_mel
 from trivox.codecs import load_codec
-from trivox.common import UserError, all_sum, autocast, barrier
-from trivox.metrics import mel_distances, score_clips, word_error_rate
+from trivox.common import UserError, all_sum, autocast
+from trivox.datasets import TokenDataset, keep_codec, open_tokens
+from trivox.metrics import score_clips
 from trivox.muon import Muon
 from trivox.pages import write_page
-from trivox.plots import save_clip
 from trivox.recognisers import load_recogniser
-from trivox.speak import generate_codes, open_tokens, sampling
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, read_lines
+from trivox.samples import write_references, write_samples
+from trivox.speak import Clip, CodecSpeaker, decode, read_options
+from trivox.text import TextFeatures, read_lines
 
 
 @dataclass
-class Config(CodecConfig):
+class Config(common.RunConfig, CodecConfig):
     # data
     data_dir: str = "data/demo_tokens"
     overfit: int = 0  # train on the first N clips alone, and validate on the same
@@ -76,20 +73,8 @@ class Config(CodecConfig):
     eval_cfg_scale: float = 1.0  # guidance by the text, 1 for none
     eval_embedding: Literal["auto", "clap", "logmel"] = "auto"  # of the Fréchet distance
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
-    # run
+    # run: the rest is common.RunConfig
     out_dir: str = "runs/codec"
-    resume: bool = False  # go on with the run in out_dir, if there is one
-    save_every: PositiveInt = 500  # steps
-    keep_last: PositiveInt = 2  # checkpoints, besides the best
-    log_every: PositiveInt = 10  # steps
-    seed: int = 0
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
-    compile: bool = False
-    activation_checkpointing: bool = False
-    deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
-    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
-    wandb_url: str = ""  # of a W&B server of one's own
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -182,44 +167,27 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
     return sums[:c.codebooks] / frames, sums[c.codebooks:-1] / frames, sums[-1] / len(clips)
 
 
-def make_prompts(c, data, val):
-    """What is sampled again and again, dicts of seed, codes (frames, Q) to go on from, text, the label that a page has
-    and the clip that is heard beside it, or None: some from nothing and as many from the first seconds of held-out
-    clips, or with text, sentences."""
-    n, empty = c.eval_samples, torch.zeros(0, c.codebooks, dtype=torch.long)
+def make_prompts(c, data, val, speaker):
+    """What is made again and again, see trivox/samples.py: some clips from nothing, and as many that go on from the
+    first seconds of held-out ones; with text, sentences."""
+    n, prompts, clips = c.eval_samples, [], []
     if c.cross_every:
         clips = {"heldout": val, "overfit": data.clips("all")}.get(c.eval_prompts, [])[:n]
-        texts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts, MAX_TEXT_BYTES)[:n]
-        clips = clips or [None] * len(texts)
-        return [{"seed": seed, "codes": empty, "text": text, "label": text, "clip": clip}
-                for seed, (text, clip) in enumerate(zip(texts, clips))]
-    start = round(c.eval_prompt_seconds * c.frame_rate)
-    prompts = [{"seed": seed, "codes": empty, "label": f"from nothing, seed {seed}", "clip": None}
-               for seed in range(n)]
-    for seed, clip in enumerate(val[:n] if start else [], n):
-        label = f"{data.rows[clip]['id']}, continued after {c.eval_prompt_seconds:g} s"
-        prompts.append({"seed": seed, "codes": data.codes(clip)[:start], "label": label, "clip": clip})
-    return [{"text": None} | prompt for prompt in prompts]
-
-
-def listen(c, model, features, codec, prompts, options, hear, folder):
-    """Sample from prompts, the same ones with the same seeds each time, into a folder, for the run's page. Returns the
-    word error rate of texts, or None."""
-    model.eval()
-    mel, clips = MelConfig(sample_rate=codec.sample_rate), []
-    frames = round(c.eval_seconds * c.frame_rate)
-    for n, codes in enumerate(generate_codes(model, features, prompts, frames, **options)):
-        wav, text = codec.decode(codes), prompts[n]["text"]
-        made = log_mel(wav, mel)
-        clips.append({"text": prompts[n]["label"]})
-        if hear:
-            heard = hear(wav, codec.sample_rate)
-            clips[n] |= {"heard": heard, "wer": word_error_rate([text], [heard])}
-            if prompts[n]["clip"] is not None:
-                clips[n]["mel_distance"] = mel_distances(made, prompts[n]["mel"])[0]
-        save_clip(folder / f"{n:03d}", wav, made, mel)
-    (folder / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
-    return word_error_rate([p["text"] for p in prompts], [clip["heard"] for clip in clips]) if hear else None
+        texts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts)[:n]
+        prompts = [{"request": {"text": text, "seed": seed}, "label": text} for seed, text in enumerate(texts)]
+    else:
+        prompts = [{"request": {"seed": seed}, "label": f"from nothing, seed {seed}"} for seed in range(n)]
+        if start := round(c.eval_prompt_seconds * c.frame_rate):
+            seconds, clips = max(c.eval_seconds - c.eval_prompt_seconds, 1 / c.frame_rate), [None] * n + val[:n]
+            prompts += [{"request": {"seed": n + i, "prompt": data.codes(clip)[:start], "seconds": seconds},
+                         "label": f"{data.rows[clip]['id']}, continued after {c.eval_prompt_seconds:g} s"}
+                        for i, clip in enumerate(val[:n])]
+    for prompt, clip in zip(prompts, clips + [None] * len(prompts)):
+        prompt["reference"] = None
+        if clip is not None:
+            wav = decode(speaker.codec, data.codes(clip))
+            prompt["reference"] = Clip(wav, log_mel(wav, speaker.mel))
+    return prompts
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -227,19 +195,13 @@ def listen(c, model, features, codec, prompts, options, hear, folder):
 
 def main(argv):
     c = common.load_config(Config, argv)
-    stop = common.catch_signals()
-    rank, world, device = common.init_distributed(c.device)
-    dtype = common.pick_dtype(c.dtype, device)
-    if c.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.manual_seed(c.seed)  # for the first weights; dropout, which alone draws from it later, seeds it anew
+    read_options("codec", asdict(c), {})
+    stop, rank, world, device, dtype = common.begin(c)
     say = print if rank == 0 else lambda text: None
-    options = sampling(c, c.codebooks)
 
     # Data
-    kept = Path(c.out_dir) / "codec"  # the tokens mean nothing without it
-    data = open_tokens(c.data_dir, c, kept)
+    kept = Path(c.out_dir) / "codec"
+    data = open_tokens(TokenDataset, c.data_dir, c, kept)
     features = TextFeatures("bytes")
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
@@ -272,15 +234,7 @@ def main(argv):
     sums = torch.zeros(2 * c.codebooks + 2, device=device)  # since the last line of the log
     checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
     if checkpoint:
-        before, weights, averages, state = common.load_checkpoint(checkpoint, "codec", "model", "ema", "state")
-        common.load_weights(model, weights, checkpoint)
-        common.load_weights(ema, averages, checkpoint)
-        if before["optimizer"] != c.optimizer:
-            raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
-                            "--init_from starts a fresh one")
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        scaler.load_state_dict(state["scaler"])
+        state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
         step, best = state["step"], state["best"]
         sums += torch.tensor(state["sums"], device=device) * (rank == 0)
         say(f"going on from step {step} of {c.out_dir}")
@@ -294,30 +248,20 @@ def main(argv):
     if c.compile:
         for block in blocks:  # blocks of a kind share their compiled code
             block.compile(dynamic=True)
-    trained = model
-    if world > 1:
-        own = [device.index] if device.type == "cuda" else None
-        trained = DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+    trained = common.distribute(model, world, device)
     parameters = sum(p.numel() for p in model.parameters())
     say(f"{parameters:,} parameters; {len(train):,} clips, {len(val)} for validation; "
         f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
     prompts, hear = [], None
     if rank == 0:
-        kept.mkdir(exist_ok=True)
-        for path in Path(c.data_dir).glob("codec.*"):
-            shutil.copy(path, kept)
+        keep_codec(c.data_dir, kept)
         log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
         if c.sample_every:
-            codec = load_codec(c.data_dir, device)
-            prompts = make_prompts(c, data, val)
-            for n, prompt in enumerate(prompts):
-                if prompt["clip"] is not None:
-                    wav = codec.decode(data.codes(prompt["clip"]))
-                    mel = MelConfig(sample_rate=codec.sample_rate)
-                    prompt["mel"] = log_mel(wav, mel)
-                    save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", wav, prompt["mel"], mel)
+            speaker = CodecSpeaker(ema, asdict(c), load_codec(c.data_dir, device))
+            prompts = make_prompts(c, data, val, speaker)
+            write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             if c.cross_every:
-                _, hear = load_recogniser(c.eval_recogniser, [p["text"] for p in prompts], data.grammar, device)
+                _, hear = load_recogniser(c.eval_recogniser, [p["label"] for p in prompts], data.grammar, device)
 
     def batches(step):
         """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
@@ -346,18 +290,12 @@ def main(argv):
             torch.manual_seed(int(np.random.default_rng([c.seed, 3, step, rank]).integers(2**62)))
         for i in range(c.grad_accum_steps):
             last = i == c.grad_accum_steps - 1
-            try:
-                with nullcontext() if last or world == 1 else trained.no_sync():
-                    with autocast(device, dtype):
-                        entropies, hits, duration = codec_loss(c, trained, batch)
-                    entropies, hits, duration = entropies / n_frames, hits / n_frames, duration / n_texts
-                    loss = (entropies.mean() + c.duration_loss_weight * duration) * world  # DDP takes the mean of them
-                    scaler.scale(loss).backward()
-            except torch.OutOfMemoryError:
-                less = max((d for d in range(1, c.batch_size) if c.batch_size % d == 0), default=0)
-                advice = f"--batch_size {less} --grad_accum_steps {c.grad_accum_steps * c.batch_size // max(less, 1)}"
-                raise UserError(f"no GPU memory for micro-batches of {c.batch_size} clips; for as many a step try "
-                                f"{advice if less else '--activation_checkpointing'}") from None
+            with common.memory_advice(c, "clips"), nullcontext() if last or world == 1 else trained.no_sync():
+                with autocast(device, dtype):
+                    entropies, hits, duration = codec_loss(c, trained, batch)
+                entropies, hits, duration = entropies / n_frames, hits / n_frames, duration / n_texts
+                loss = (entropies.mean() + c.duration_loss_weight * duration) * world  # DDP takes the mean of them
+                scaler.scale(loss).backward()
             sums[:-1] += torch.cat((entropies, hits, duration[None])).detach()
             batch, upcoming = next(source)  # made while a GPU is still busy with the one before
         n_frames, n_texts = upcoming
@@ -381,11 +319,10 @@ def main(argv):
             n, took = step % c.log_every or c.log_every, time.perf_counter() - since
             *means, duration, norm = (total / n for total in all_sum(sums.tolist(), device))
             loss, accuracy = by_book("loss", means[:c.codebooks]), by_book("accuracy", means[c.codebooks:])
-            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
             if rank == 0:
                 log(step, **loss, **accuracy, duration_loss=duration, grad_norm=norm / world, lr=lr,
                     steps_per_second=n / took, clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps,
-                    **memory)
+                    **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {loss['loss']:.3f}", refresh=False)
             if step % c.log_every == 0:
                 sums.zero_()
@@ -404,19 +341,15 @@ def main(argv):
                           f"{hits.mean():.1%}")
         if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
-            wer = listen(c, ema, features, codec, prompts, options, hear, folder)
+            wer = write_samples(speaker, prompts, hear, folder)
             if hear:
                 log(step, wer=wer)
             heard = f"word error rate {wer:.1%} on " if hear else ""
             bar.write(f"step {step}: {heard}{len(prompts)} samples in {folder}")
         if is_best or stopping or step % c.save_every == 0 or step == c.steps:
-            totals = all_sum(sums.tolist(), device)
-            if rank == 0:
-                state = {"step": step, "best": best, "sums": totals, "optimizers": [o.state_dict() for o in optimizers],
-                         "scaler": scaler.state_dict()}
-                weights = {"model": model.state_dict(), "ema": ema.state_dict()}
-                common.save_checkpoint(c.out_dir, step, weights, state, asdict(c), is_best, c.keep_last)
-            barrier()
+            weights = {"model": model.state_dict(), "ema": ema.state_dict()}
+            common.save_run(c, step, weights, optimizers, scaler, is_best, best=best,
+                            sums=all_sum(sums.tolist(), device))
         if rank == 0 and (evaluates or speaks or stopping):
             write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time

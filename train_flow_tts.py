@@ -10,9 +10,7 @@ takes from (seed, step). So a result does not depend on how many processes share
 goes on as if it had not been.
 """
 
-import json
 import math
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -25,25 +23,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from model import FlowConfig, FlowTTS
 from trivox import common
-from trivox.audio import LOG_FLOOR, load_vocoder
+from trivox.audio import LOG_FLOOR, mel_config
 from trivox.common import UserError, all_sum, autocast, barrier
 from trivox.datasets import MelDataset
-from trivox.metrics import mel_distances, word_error_rate
 from trivox.muon import Muon
 from trivox.pages import write_page
-from trivox.plots import save_clip
 from trivox.recognisers import load_recogniser
-from trivox.speak import generate_mels, mel_config
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, read_lines
+from trivox.samples import write_references, write_samples
+from trivox.speak import Clip, FlowSpeaker, read_options
+from trivox.text import TextFeatures, read_lines
 
 
 @dataclass
-class Config(FlowConfig):
+class Config(common.RunConfig, FlowConfig):
     # data
     data_dir: str = "data/demo"
     overfit: int = 0  # train on the first N clips alone, and validate on the same
@@ -77,20 +73,8 @@ class Config(FlowConfig):
     eval_solver: Literal["euler", "midpoint", "heun"] = "euler"
     eval_vocoder: Literal["griffinlim", "bigvgan"] = "griffinlim"
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
-    # run
+    # run: the rest is common.RunConfig
     out_dir: str = "runs/flow"
-    resume: bool = False  # go on with the run in out_dir, if there is one
-    save_every: PositiveInt = 500  # steps
-    keep_last: PositiveInt = 2  # checkpoints, besides the best
-    log_every: PositiveInt = 10  # steps
-    seed: int = 0
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
-    compile: bool = False
-    activation_checkpointing: bool = False
-    deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
-    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
-    wandb_url: str = ""  # of a W&B server of one's own
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -151,7 +135,7 @@ def make_batch(c, data, features, draws, device):
 def flow_loss(c, model, batch):
     """The squared errors of the velocity, summed over a micro-batch's frames and averaged over mel bands, and those of
     log seconds, summed over the clips that have text."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = common.unwrapped(model)
     x, noise, t = (batch["mel"] - inner.mel_mean) / inner.mel_std, batch["noise"], batch["t"][:, None, None]
     velocity, log_seconds = model((1 - t) * x + t * noise, batch["t"], batch["frames"], batch["text"], batch["length"])
     real = torch.arange(x.shape[1], device=x.device) < batch["frames"][:, None]
@@ -181,21 +165,15 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
     return [total / count for total, count in zip(all_sum(sums, device), counts(data, draws))]
 
 
-def speak(c, model, features, prompts, references, hear, vocode, folder):
-    """Speak the prompts into a folder, for the run's page, and judge them. references: log-mels of the recordings, or
-    none. Returns the word error rate."""
-    model.eval()
-    mels = generate_mels(model, features, prompts, steps=c.eval_steps, cfg_scale=c.eval_cfg_scale, solver=c.eval_solver)
-    clips = []
-    for n, (text, mel) in enumerate(zip(prompts, mels)):
-        wav = vocode(mel)
-        heard = hear(wav, c.sample_rate)
-        clips.append({"text": text, "heard": heard, "wer": word_error_rate([text], [heard])})
-        if references:
-            clips[n]["mel_distance"] = mel_distances(mel, references[n])[0]
-        save_clip(folder / f"{n:03d}", wav, mel, mel_config(c))
-    (folder / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
-    return word_error_rate(prompts, [clip["heard"] for clip in clips])
+def make_prompts(c, data, clips, speaker):
+    """What is spoken again and again, see trivox/samples.py: the first sentences of `clips` beside their recordings, or
+    those of a file."""
+    texts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts)
+    prompts = [{"request": {"text": text, "seed": n}, "label": text, "reference": None}
+               for n, text in enumerate(texts[:c.eval_prompts_max])]
+    for prompt, i in zip(prompts, clips):
+        prompt["reference"] = Clip(speaker.vocoder(c.eval_vocoder)(mel := data.mel(i)), mel)
+    return prompts
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -206,13 +184,8 @@ def main(argv):
     if c.width % (2 * c.heads) or c.text_width % 64:
         raise UserError(f"width {c.width} should be a multiple of twice its {c.heads} heads, and text_width "
                         f"{c.text_width} of 64")
-    stop = common.catch_signals()
-    rank, world, device = common.init_distributed(c.device)
-    dtype = common.pick_dtype(c.dtype, device)
-    if c.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.manual_seed(c.seed)  # for the first weights; nothing else draws from it
+    read_options("flow", asdict(c), {})
+    stop, rank, world, device, dtype = common.begin(c)
     say = print if rank == 0 else lambda text: None
 
     # Data
@@ -252,15 +225,7 @@ def main(argv):
     sums = torch.zeros(3, device=device)  # of losses and gradient norms since the last line of the log
     checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
     if checkpoint:
-        before, weights, averages, state = common.load_checkpoint(checkpoint, "flow", "model", "ema", "state")
-        common.load_weights(model, weights, checkpoint)
-        common.load_weights(ema, averages, checkpoint)
-        if before["optimizer"] != c.optimizer:
-            raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
-                            "--init_from starts a fresh one")
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        scaler.load_state_dict(state["scaler"])
+        state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
         step, best = state["step"], state["best"]
         sums += torch.tensor(state["sums"], device=device) * (rank == 0)
         say(f"going on from step {step} of {c.out_dir}")
@@ -274,10 +239,7 @@ def main(argv):
     if c.compile:
         for block in blocks:  # blocks of a kind share their compiled code
             block.compile(dynamic=True)
-    trained = model
-    if world > 1:
-        own = [device.index] if device.type == "cuda" else None
-        trained = DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+    trained = common.distribute(model, world, device)
     parameters = sum(p.numel() for p in model.parameters())
     say(f"{parameters:,} parameters; {len(train):,} clips, {len(val)} for validation; "
         f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
@@ -285,14 +247,11 @@ def main(argv):
     if rank == 0:
         log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
         if c.speak_every:
+            speaker = FlowSpeaker(ema, asdict(c), features)
             clips = {"heldout": val, "overfit": train}.get(c.eval_prompts, [])
-            prompts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts, MAX_TEXT_BYTES)
-            prompts = prompts[:c.eval_prompts_max]
-            _, hear = load_recogniser(c.eval_recogniser, prompts, data.grammar, device)
-            vocode = load_vocoder(c.eval_vocoder, mel_config(c), device)
-            references = [data.mel(i) for i in clips[:c.eval_prompts_max]]
-            for n, mel in enumerate(references):
-                save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", vocode(mel), mel, mel_config(c))
+            prompts = make_prompts(c, data, clips, speaker)
+            write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
+            _, hear = load_recogniser(c.eval_recogniser, [p["label"] for p in prompts], data.grammar, device)
 
     def batches(step):
         """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
@@ -319,18 +278,12 @@ def main(argv):
         model.train()
         for i in range(c.grad_accum_steps):
             last = i == c.grad_accum_steps - 1
-            try:
-                with nullcontext() if last or world == 1 else trained.no_sync():
-                    with autocast(device, dtype):
-                        flow, duration = flow_loss(c, trained, batch)
-                    flow, duration = flow / n_frames, duration / n_texts
-                    loss = (flow + c.duration_loss_weight * duration) * world  # DDP takes the mean over processes
-                    scaler.scale(loss).backward()
-            except torch.OutOfMemoryError:
-                less = max((d for d in range(1, c.batch_size) if c.batch_size % d == 0), default=0)
-                advice = f"--batch_size {less} --grad_accum_steps {c.grad_accum_steps * c.batch_size // max(less, 1)}"
-                raise UserError(f"no GPU memory for micro-batches of {c.batch_size} clips; for as many a step try "
-                                f"{advice if less else '--activation_checkpointing'}") from None
+            with common.memory_advice(c, "clips"), nullcontext() if last or world == 1 else trained.no_sync():
+                with autocast(device, dtype):
+                    flow, duration = flow_loss(c, trained, batch)
+                flow, duration = flow / n_frames, duration / n_texts
+                loss = (flow + c.duration_loss_weight * duration) * world  # DDP takes the mean over processes
+                scaler.scale(loss).backward()
             sums[:2] += torch.stack((flow, duration)).detach()
             batch, upcoming = next(source)  # made while a GPU is still busy with the one before
         n_frames, n_texts = upcoming
@@ -353,10 +306,9 @@ def main(argv):
         if step % c.log_every == 0 or step == c.steps:
             n, took = step % c.log_every or c.log_every, time.perf_counter() - since
             flow, duration, norm = (total / n for total in all_sum(sums.tolist(), device))
-            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
             if rank == 0:
                 log(step, loss=flow, duration_loss=duration, grad_norm=norm / world, lr=lr, steps_per_second=n / took,
-                    clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps, **memory)
+                    clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps, **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {flow:.3f}", refresh=False)
             if step % c.log_every == 0:
                 sums.zero_()
@@ -372,17 +324,13 @@ def main(argv):
                 bar.write(f"step {step}: validation loss {flow:.4f}")
         if speaks := prompts and (step % c.speak_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
-            wer = speak(c, ema, features, prompts, references, hear, vocode, folder)
+            wer = write_samples(speaker, prompts, hear, folder)
             log(step, wer=wer)
             bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
         if is_best or stopping or step % c.save_every == 0 or step == c.steps:
-            totals = all_sum(sums.tolist(), device)
-            if rank == 0:
-                state = {"step": step, "best": best, "sums": totals, "optimizers": [o.state_dict() for o in optimizers],
-                         "scaler": scaler.state_dict()}
-                weights = {"model": model.state_dict(), "ema": ema.state_dict()}
-                common.save_checkpoint(c.out_dir, step, weights, state, asdict(c), is_best, c.keep_last)
-            barrier()
+            weights = {"model": model.state_dict(), "ema": ema.state_dict()}
+            common.save_run(c, step, weights, optimizers, scaler, is_best, best=best,
+                            sums=all_sum(sums.tolist(), device))
         if rank == 0 and (evaluates or speaks or stopping):
             write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time

@@ -10,10 +10,7 @@ it had not been, and as every process makes the same walk and takes its share of
 how many there are. Dropout alone does: its masks come from (seed, step, rank).
 """
 
-import json
 import math
-import os
-import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -25,26 +22,27 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
 from trivox import common
-from trivox.audio import MelConfig, log_mel
+from trivox.audio import log_mel
+from trivox.checkpoints import digest, initial_weights
 from trivox.codecs import load_codec
-from trivox.common import UserError, all_sum, autocast, barrier
+from trivox.common import UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
-from trivox.datasets import SentenceDataset, best_fit
-from trivox.metrics import mel_distances, score_sentences, word_error_rate
+from trivox.datasets import SentenceDataset, best_fit, keep_codec, open_tokens
+from trivox.metrics import score_sentences
 from trivox.muon import Muon
 from trivox.pages import write_page
-from trivox.plots import plot_coverage, save_clip
+from trivox.plots import plot_coverage
 from trivox.recognisers import load_recogniser
-from trivox.speak import SPEAKING, check_codec, digest, initial_weights, sampling, speak_sentences, speakable
+from trivox.samples import write_references, write_samples
+from trivox.speak import Clip, LLMSpeaker, decode, read_options, speakable
 
 
 @dataclass
-class Config(LLMConfig):
+class Config(common.RunConfig, LLMConfig):
     # data
     data_dir: str = "data/demo_llm"
     overfit: int = 0  # train on the first N sentences alone, and validate on the same
@@ -78,20 +76,9 @@ class Config(LLMConfig):
     eval_top_p: float = 0.92  # their share of the probability
     eval_repetition_penalty: float = 1.0  # for codes that were spoken before, 1 for none
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
-    # run
+    # run: the rest is common.RunConfig
     out_dir: str = "runs/llm"
-    resume: bool = False  # go on with the run in out_dir, if there is one
     save_every: PositiveInt = 1000  # steps
-    keep_last: PositiveInt = 2  # checkpoints, besides the best
-    log_every: PositiveInt = 10  # steps
-    seed: int = 0
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
-    compile: bool = False
-    activation_checkpointing: bool = False
-    deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
-    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
-    wandb_url: str = ""  # of a W&B server of one's own
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -174,7 +161,7 @@ def counts(c, data, rows):
 
 def llm_loss(model, batch):
     """The cross-entropies of a micro-batch, summed over its characters and over its codes."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = common.unwrapped(model)
     x = model(batch["tokens"], batch.get("document"), batch.get("speaker")).flatten(0, 1)
     return [linear_cross_entropy(x[at], inner.embedding.weight, batch["targets"][at])
             for at in (batch["text_at"], batch["audio_at"])]
@@ -198,34 +185,18 @@ def validate(c, model, data, shown, clips, rank, world, device, dtype):
     return measures(c, *all_sum(sums.tolist(), device))
 
 
-def make_prompts(c, data, shown, clips):
-    """The sentences that are spoken again and again, dicts of text, speaker (the voice's embedding, or None), the label
-    that a page has, and the clip that is heard beside it."""
+def make_prompts(c, data, shown, clips, speaker):
+    """The sentences that are spoken again and again, with the same voices each time; see trivox/samples.py."""
     prompts = []
-    for clip in speakable(c, data, clips)[:c.eval_samples]:
-        text, speaker = data.text(clip), int(data.speaker([clip])[0])
-        prompts.append({"text": text, "label": text, "clip": clip, "speaker": None})
+    for n, clip in enumerate(speakable(c, data, clips)[:c.eval_samples]):
+        text, own = data.text(clip), int(data.speaker([clip])[0])
+        wav = decode(speaker.codec, torch.from_numpy(data.codes(clip)[:, None].astype(int)))
+        prompts.append({"request": {"text": text, "seed": n}, "label": text,
+                        "reference": Clip(wav, log_mel(wav, speaker.mel))})
         if c.speaker_width:
-            prompts[-1] |= {"speaker": draw_voice(c, data, shown, clip, 6, clip),
-                            "label": f"{data.speakers[speaker]}: {text}" if speaker >= 0 else text}
+            prompts[n]["request"]["speaker"] = draw_voice(c, data, shown, clip, 6, clip)
+            prompts[n]["label"] = f"{data.speakers[own]}: {text}" if own >= 0 else text
     return prompts
-
-
-def listen(c, model, codec, prompts, options, hear, folder):
-    """Speak the prompts, with the same seeds and voices each time, into a folder, for the run's page. Returns the word
-    error rate."""
-    model.eval()
-    texts, mel, clips = [p["text"] for p in prompts], MelConfig(sample_rate=codec.sample_rate), []
-    speakers = torch.stack([p["speaker"] for p in prompts]) if c.speaker_width else None
-    made = speak_sentences(model, texts, range(len(texts)), speakers, c.eval_seconds, **options)
-    for n, (text, codes) in enumerate(zip(texts, made)):
-        wav = codec.decode(codes)
-        spoken, heard = log_mel(wav, mel), hear(wav, codec.sample_rate)
-        clips.append({"text": prompts[n]["label"], "heard": heard, "wer": word_error_rate([text], [heard]),
-                      "mel_distance": mel_distances(spoken, prompts[n]["mel"])[0]})
-        save_clip(folder / f"{n:03d}", wav, spoken, mel)
-    (folder / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
-    return word_error_rate(texts, [clip["heard"] for clip in clips])
 
 
 def show_coverage(data, clips, path, limit=8_000_000):
@@ -249,21 +220,13 @@ def main(argv):
         raise UserError("speaker_width gives a row one voice, so that it should hold one sentence: set packed to false")
     if c.lora_rank and not (c.init_from and c.optimizer == "adamw"):
         raise UserError("lora_rank trains an adapter for a model that is there already, named by --init_from, by adamw")
-    stop = common.catch_signals()
-    rank, world, device = common.init_distributed(c.device)
-    dtype = common.pick_dtype(c.dtype, device)
-    if c.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.manual_seed(c.seed)  # for the first weights; dropout, which alone draws from it later, seeds it anew
+    read_options("llm", asdict(c), {})
+    stop, rank, world, device, dtype = common.begin(c)
     say = print if rank == 0 else lambda text: None
-    options = sampling(c, names=SPEAKING)
 
     # Data
-    kept = Path(c.out_dir) / "codec"  # the tokens mean nothing without it
-    data = SentenceDataset(c.data_dir, codec=c.codec, sample_rate=c.sample_rate, frame_rate=c.frame_rate,
-                           codebook_size=c.codebook_size)
-    check_codec(c.data_dir, kept)
+    kept = Path(c.out_dir) / "codec"
+    data = open_tokens(SentenceDataset, c.data_dir, c, kept)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
@@ -311,18 +274,7 @@ def main(argv):
     sums = torch.zeros(5, device=device)  # since the last line of the log
     checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
     if checkpoint:
-        before, saved, saved_averages, state = common.load_checkpoint(checkpoint, "llm", "model", "ema", "state")
-        if c.lora_rank and not torch.equal(saved["base"], base):
-            raise UserError(f"{checkpoint} is an adapter for another model than is now at {c.init_from}")
-        for own, loaded in ((model, saved), (ema, saved_averages)):
-            rest = own.state_dict() if c.lora_rank else {}
-            common.load_weights(own, rest | {key: x for key, x in loaded.items() if key != "base"}, checkpoint)
-        if before["optimizer"] != c.optimizer:
-            raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
-                            "--init_from starts a fresh one")
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        scaler.load_state_dict(state["scaler"])
+        state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler, base)
         step, best, place = state["step"], state["best"], state["place"]
         sums += torch.tensor(state["sums"], device=device) * (rank == 0)
         say(f"going on from step {step} of {c.out_dir}")
@@ -333,30 +285,22 @@ def main(argv):
         torch._dynamo.config.optimize_ddp = False  # DDP reduces between blocks; FlexAttention's is not to be cut
         for block in model.blocks:  # blocks of a kind share their compiled code
             block.compile(dynamic=not c.packed)
-    trained = model
-    if world > 1:
-        own = [device.index] if device.type == "cuda" else None
-        trained = DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+    trained = common.distribute(model, world, device)
     total, learning = (sum(p.numel() for p in some) for some in (model.parameters(), parameters))
     say(f"{total:,} parameters" + f", {learning:,} of them trained ({learning / total:.2%})" * (learning < total)
         + f"; {len(train):,} sentences, {len(val):,} for validation; {world} x {c.batch_size} x {c.grad_accum_steps} "
         f"rows a step; {device.type}, {dtype}")
     prompts = []
     if rank == 0:
-        kept.mkdir(exist_ok=True)
-        for path in Path(c.data_dir).glob("codec.*"):
-            shutil.copy(path, kept)
+        keep_codec(c.data_dir, kept)
         log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
         unigram = show_coverage(data, train, Path(c.out_dir) / "coverage.png")
         if c.sample_every:
-            codec = load_codec(c.data_dir, device)
-            prompts = make_prompts(c, data, shown, train if c.eval_prompts == "overfit" else val)
-            for n, prompt in enumerate(prompts):
-                wav = codec.decode(data.codes(prompt["clip"])[:, None].astype(int))
-                mel = MelConfig(sample_rate=codec.sample_rate)
-                prompt["mel"] = log_mel(wav, mel)
-                save_clip(Path(c.out_dir) / "samples" / "reference" / f"{n:03d}", wav, prompt["mel"], mel)
-            _, hear = load_recogniser(c.eval_recogniser, [p["text"] for p in prompts], data.grammar, device)
+            speaker = LLMSpeaker(ema, asdict(c), load_codec(c.data_dir, device))
+            prompts = make_prompts(c, data, shown, train if c.eval_prompts == "overfit" else val, speaker)
+            write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
+            texts = [p["request"]["text"] for p in prompts]
+            _, hear = load_recogniser(c.eval_recogniser, texts, data.grammar, device)
 
     def batches(step, place):
         """From `step` and its place on: this process's micro-batches, each with the counts of its step over all
@@ -389,17 +333,11 @@ def main(argv):
             torch.manual_seed(int(np.random.default_rng([c.seed, 5, step, rank]).integers(2**62)))
         for i in range(c.grad_accum_steps):
             last = i == c.grad_accum_steps - 1
-            try:
-                with nullcontext() if last or world == 1 else trained.no_sync():
-                    with autocast(device, dtype):
-                        text, audio = llm_loss(trained, batch)
-                    loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio)
-                    scaler.scale(loss * world).backward()  # DDP takes the mean over processes
-            except torch.OutOfMemoryError:
-                less = max((d for d in range(1, c.batch_size) if c.batch_size % d == 0), default=0)
-                advice = f"--batch_size {less} --grad_accum_steps {c.grad_accum_steps * c.batch_size // max(less, 1)}"
-                raise UserError(f"no GPU memory for micro-batches of {c.batch_size} rows; for as many a step try "
-                                f"{advice if less else '--activation_checkpointing'}") from None
+            with common.memory_advice(c, "rows"), nullcontext() if last or world == 1 else trained.no_sync():
+                with autocast(device, dtype):
+                    text, audio = llm_loss(trained, batch)
+                loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio)
+                scaler.scale(loss * world).backward()  # DDP takes the mean over processes
             sums[:2] += torch.stack((text, audio)).detach()
             batch, upcoming = next(source)  # made while a GPU is still busy with the one before
         if rank == 0:
@@ -424,11 +362,10 @@ def main(argv):
         if step % c.log_every == 0 or step == c.steps:
             n, took = step % c.log_every or c.log_every, time.perf_counter() - since
             *totals, norm = all_sum(sums.tolist(), device)
-            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
             if rank == 0:
                 found = measures(c, *totals)
                 log(step, **found, grad_norm=norm / n / world, lr=lr, steps_per_second=n / took,
-                    tokens_per_second=(totals[2] + totals[3]) / took, **memory)
+                    tokens_per_second=(totals[2] + totals[3]) / took, **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {found['loss']:.3f}", refresh=False)
             if step % c.log_every == 0:
                 sums.zero_()
@@ -446,17 +383,12 @@ def main(argv):
                           "their frequencies)")
         if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
-            wer = listen(c, ema, codec, prompts, options, hear, folder)
+            wer = write_samples(speaker, prompts, hear, folder)
             log(step, wer=wer)
             bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
         if is_best or stopping or step % c.save_every == 0 or step == c.steps:
-            totals = all_sum(sums.tolist(), device)
-            if rank == 0:
-                state = {"step": step, "best": best, "place": place, "sums": totals, "scaler": scaler.state_dict(),
-                         "optimizers": [o.state_dict() for o in optimizers]}
-                saved = {"model": weights(model), "ema": weights(ema)}
-                common.save_checkpoint(c.out_dir, step, saved, state, asdict(c), is_best, c.keep_last)
-            barrier()
+            common.save_run(c, step, {"model": weights(model), "ema": weights(ema)}, optimizers, scaler, is_best,
+                            best=best, place=place, sums=all_sum(sums.tolist(), device))
         if rank == 0 and (evaluates or speaks or stopping):
             write_page(c.out_dir, parameters=f"{total:,}", trained=f"{learning:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time

@@ -11,12 +11,7 @@ ln -sfn "$digits/wavs" data/fsdd_corpus/wavs
 cp "$digits/metadata.csv" data/fsdd_corpus
 cut -d '|' -f 1 "$digits/metadata.csv" | grep '_9$' > data/fsdd_corpus/heldout.txt
 
-python data.py demo --out data/voices --voices en-us,en-us+f2,en-gb-x-rp+m3,en-gb-scotland+f4,en-us+m7,en-029+m1 \
-    --heldout_voices en-us+f5,en-gb-x-rp+m5
-python data.py tokenize --codec mel_rvq --root data/voices/corpus --fit data/fsdd_corpus --out data/voices_fsdd \
-    --hop_length 441 --codebooks 1 --codebook_size 4096
-python data.py tokenize --codec data/voices_fsdd --root data/fsdd_corpus --columns "id|text|speaker" --out data/fsdd
-for tokens in data/voices_fsdd data/fsdd; do python data.py embed --data "$tokens" --embedder stats; done
+python data.py for configs/llm_fsdd.yaml
 python train_llm_tts.py --config configs/llm_demo_speakers.yaml --data_dir data/voices_fsdd --codebook_size 4096 \
     --out_dir runs/llm_voices_fsdd --resume
 python train_llm_tts.py --config configs/llm_fsdd.yaml --resume

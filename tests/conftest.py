@@ -1,79 +1,82 @@
-"""What the tests share: a spoken corpus, prepared once; a model that trains in seconds; processes to be killed."""
+"""What the tests share: a spoken corpus and the data sets made of it; a model that trains in seconds; processes to be
+killed; precision.
 
+    pytest --all                       the compilation of all Triton kernels too, though nothing in them has changed
+    TRIVOX_TEST_DTYPE=bfloat16 pytest  as on a chip that multiplies bfloat16, or float32 as on one that does not
+"""
+
+import json
 import os
 import sys
 from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-NOWHERE = mkdtemp(prefix="trivox-tests-")  # no weights here, and no way to any: a test that reaches for the net fails
-os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRIVOX_WEIGHTS": NOWHERE,
-               "XDG_CACHE_HOME": NOWHERE, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
+# No weights there, and no way to any: a test that reaches for the net fails. It is one folder for all processes.
+NOWHERE = os.environ.get("TRIVOX_NOWHERE") or mkdtemp(prefix="trivox-tests-")
+os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+               "TRIVOX_NOWHERE": NOWHERE, "TRIVOX_WEIGHTS": NOWHERE, "XDG_CACHE_HOME": NOWHERE,
+               "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
                "no_proxy": "127.0.0.1,localhost"}
 
+import numpy as np
 import pytest
 import torch
+from helpers import FLOW as TINY_FLOW
 
-import train_flow_tts
-from model import FlowConfig, FlowTTS
 from trivox import common, demo_music, demo_speech, emilia, prepare
-from trivox.audio import MelConfig
+from trivox.audio import MelConfig, log_mel, read_wav
+from trivox.codecs import MelRVQ
 from trivox.datasets import MelDataset
 from trivox.demo_speech import make_demo_corpus
 from trivox.prepare import prepare_mels
 
 torch.set_num_threads(1)
-TINY = dict(width=64, layers=2, heads=2, ffn_width=128, text_width=64, text_layers=1)
+CODEC_GEOMETRY = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebooks=2, codebook_size=16)
+TINY_CODEC = CODEC_GEOMETRY | dict(context=64, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, pattern="GA",
+                                   text_width=64, text_layers=1)
+TINY_LLM = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebook_size=32, context=400, width=64, layers=2,
+                heads=2, kv_heads=1, ffn_width=128)
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
-    """The folder of 40 sentences of the demo grammar, 6 of them held out, spoken by espeak."""
-    root = tmp_path_factory.mktemp("corpus")
-    make_demo_corpus(root, 40, 6, ["en-us"])
-    return root
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="compile the Triton kernels though nothing has changed")
 
 
-@pytest.fixture(scope="session")
-def data_dir(corpus, tmp_path_factory):
-    """The data set made of that corpus."""
-    out = tmp_path_factory.mktemp("data")
-    prepare_mels(corpus, out, MelConfig(), 11.88)
-    return out
+LONG = "train_flow", "runs", "train_llm", "delta_rule_triton", "export", "train_codec", "speak"  # the longest first
 
 
-@pytest.fixture(scope="session")
-def data(data_dir):
-    return MelDataset(data_dir, MelConfig())
+def pytest_collection_modifyitems(items):
+    """Files that take half a minute and more begin first, so that no process is left with one at the end."""
+    place = {f"test_{name}.py": n for n, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Precision: "auto" is bfloat16 where the chip says that it multiplies it
+
+def chip(dtype):
+    """What torch.cpu.get_capabilities would be of a chip whose precision is `dtype`."""
+    return lambda: {"avx512_bf16": dtype == "bfloat16"}
+
+
+def pytest_configure():
+    if forced := os.environ.get("TRIVOX_TEST_DTYPE"):
+        torch.cpu.get_capabilities = chip(forced)  # in this process alone, not in those that tests start
 
 
 @pytest.fixture
-def flags(data_dir, tmp_path):
-    """flags(steps=3, …) is the command line of a tiny training run into tmp_path/run."""
-    def make(*bare, **settings):
-        settings = TINY | dict(
-            data_dir=data_dir, out_dir=tmp_path / "run", batch_size=4, steps=6, warmup_steps=2, eval_every=100,
-            speak_every=0, save_every=100, log_every=1, device="cpu", dtype="float32", wandb_mode="disabled") | settings
-        return [f"--{key}={value}" for key, value in settings.items()] + list(bare)
-
-    return make
+def float32(monkeypatch):
+    """Precision "auto" is float32 whatever the chip has: for what has to be equal."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", chip("float32"))
 
 
-@pytest.fixture(scope="session")
-def run(data_dir, tmp_path_factory):
-    """The folder of a run that has learnt to tell four clips by their texts. Tests only read it."""
-    out = tmp_path_factory.mktemp("trained") / "run"
-    settings = TINY | dict(
-        data_dir=data_dir, out_dir=out, batch_size=4, steps=100, warmup_steps=5, lr=1e-2, min_lr=1e-3, ema_decay=0.9,
-        overfit=4, timestep_logit_mean=-2, text_condition_dropout=0, eval_every=50, speak_every=0, eval_steps=2,
-        device="cpu", dtype="float32", wandb_mode="disabled")
-    code, said = finish(train([f"--{key}={value}" for key, value in settings.items()]))
-    assert code == 0, said
-    return out
-
+# ------------------------------------------------------------------------------------------------------------
+# Data
 
 class OneProcess(nullcontext):
     """Stands for a pool of processes, which takes seconds to start."""
@@ -88,21 +91,116 @@ class OneProcess(nullcontext):
         return self
 
 
+def alone(patch):
+    """Let all that would be shared by processes be done in this one."""
+    for module in (demo_music, demo_speech, emilia, prepare):
+        patch.setattr(module, "parallel", OneProcess)
+
+
 @pytest.fixture
 def one_process(monkeypatch):
-    for module in (demo_music, demo_speech, emilia, prepare):
-        monkeypatch.setattr(module, "parallel", OneProcess)
+    alone(monkeypatch)
 
 
-def tiny_flow(seed=0, **changes):
-    """An untrained tiny model in which no weight is zero, so that every part of it takes part."""
-    torch.manual_seed(seed)
-    model = FlowTTS(FlowConfig(**TINY | changes)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.1 if p.ndim == 1 else 0.3 * p.shape[-1] ** -0.5))
-    return model
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """The folder of 40 sentences of the demo grammar, 6 of them held out, spoken by espeak."""
+    root = tmp_path_factory.mktemp("corpus")
+    with pytest.MonkeyPatch.context() as patch:
+        alone(patch)
+        make_demo_corpus(root, 40, 6, ["en-us"])
+    return root
 
+
+@pytest.fixture(scope="session")
+def data_dir(corpus, tmp_path_factory):
+    """The data set made of that corpus."""
+    out = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        alone(patch)
+        prepare_mels(corpus, out, MelConfig(), 11.88)
+    return out
+
+
+@pytest.fixture(scope="session")
+def data(data_dir):
+    return MelDataset(data_dir, MelConfig())
+
+
+@pytest.fixture(scope="session")
+def codec_tokens(corpus, tmp_path_factory):
+    """The folder of the corpus's tokens: 40 sentences, 6 held out, two books of 16 codes, 50 frames a second."""
+    out, mel = tmp_path_factory.mktemp("codec_tokens"), MelConfig(hop_length=441)
+    heldout = (corpus / "heldout.txt").read_text().split()
+    texts = dict(line.split("|")[:2] for line in (corpus / "metadata.csv").read_text().splitlines())
+    wavs = {id: read_wav(corpus / "wavs" / f"{id}.wav", 22050) for id in texts}
+    codec = MelRVQ.fit(torch.cat([log_mel(wav, mel) for wav in wavs.values()]), mel, [16, 16])
+    codec.save(out)
+    codes, offset = codec.encode(list(wavs.values())), 0
+    with (out / "tokens_00000.jsonl").open("w") as f:
+        for (id, text), x in zip(texts.items(), codes):
+            split = "val" if id in heldout else "train"
+            f.write(json.dumps(dict(id=id, text=text, split=split, offset=offset, frames=len(x))) + "\n")
+            offset += len(x)
+    np.concatenate(codes).astype(np.uint16).tofile(out / "tokens_00000.u16")
+    (out / "grammar.jsgf").write_text((corpus / "grammar.jsgf").read_text())
+    (out / "codec.json").write_text(json.dumps(CODEC_GEOMETRY | {"mel": mel.__dict__}))
+    return out
+
+
+@pytest.fixture(scope="session")
+def llm_tokens(tmp_path_factory):
+    """The folder of 36 sentences of two voices and one held out, a book of 32 codes, with embeddings of the voices."""
+    root, out = tmp_path_factory.mktemp("voices"), tmp_path_factory.mktemp("sentences")
+    with pytest.MonkeyPatch.context() as patch:
+        alone(patch)
+        make_demo_corpus(root, 36, 4, ["en-us", "en-us+f4"], heldout_voices=["en-us+m7"], heldout_voice_clips=4)
+        prepare.tokenize(root, out, "mel_rvq", mel=MelConfig(hop_length=441), sizes=[32])
+        prepare.embed(out, "stats")
+    return out
+
+
+@pytest.fixture(scope="session")
+def demo_tokens(corpus, tmp_path_factory):
+    """The tokens of the demo corpus, one book of 64 codes, in three shards. Tests only read them."""
+    out = tmp_path_factory.mktemp("demo_tokens")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "SHARD_SOURCES", 16)
+        alone(patch)
+        prepare.tokenize(corpus, out, "mel_rvq", mel=MelConfig(hop_length=512), sizes=[64])
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A run of the flow TTS
+
+@pytest.fixture
+def flags(data_dir, tmp_path):
+    """flags(steps=3, …) is the command line of a tiny training run into tmp_path/run."""
+    def make(*bare, **settings):
+        settings = TINY_FLOW | dict(
+            data_dir=data_dir, out_dir=tmp_path / "run", batch_size=4, steps=6, warmup_steps=2, eval_every=100,
+            speak_every=0, save_every=100, log_every=1, device="cpu", dtype="float32", wandb_mode="disabled") | settings
+        return [f"--{key}={value}" for key, value in settings.items()] + list(bare)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(data_dir, tmp_path_factory):
+    """The folder of a run that has learnt to tell four clips by their texts. Tests only read it."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    settings = TINY_FLOW | dict(
+        data_dir=data_dir, out_dir=out, batch_size=4, steps=100, warmup_steps=5, lr=1e-2, min_lr=1e-3, ema_decay=0.9,
+        overfit=4, timestep_logit_mean=-2, text_condition_dropout=0, eval_every=50, speak_every=0, eval_steps=2,
+        device="cpu", dtype="float32", wandb_mode="disabled")
+    code, said = finish(train([f"--{key}={value}" for key, value in settings.items()]))
+    assert code == 0, said
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Refusals and equality
 
 def refusal(main, *argv):
     """What `main` says as it refuses these arguments: one sentence, exit status 1, no traceback."""
@@ -132,11 +230,11 @@ def same(a, b):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Processes of their own, forked from a server that has imported the trainer already
+# Processes of their own, forked from a server that has imported what a training run needs: of its 3 s these were 2
 
 processes, launched = get_context("forkserver"), []
-processes.set_forkserver_preload(["train_flow_tts", "train_codec_lm", "train_llm_tts",
-                                  "matplotlib.backends.backend_agg"])
+processes.set_forkserver_preload(["train_flow_tts", "train_codec_lm", "train_llm_tts", "torch._dynamo",
+                                  "matplotlib.figure", "matplotlib.backends.backend_agg", "jinja2", "conftest"])
 
 
 def launch(function, *args):
@@ -149,10 +247,12 @@ def launch(function, *args):
     return process
 
 
-def pytest_sessionfinish():
+def pytest_sessionfinish(session):
     """A test that failed may have left its process; Python would wait for it."""
     for process in launched:
         process.kill()
+    if not hasattr(session.config, "workerinput"):  # it is not one of xdist's workers
+        rmtree(NOWHERE, ignore_errors=True)
 
 
 def _logged(log, function, args):
@@ -170,4 +270,6 @@ def finish(process):
 
 def train(argv):
     """Start the trainer as the command line does."""
+    import train_flow_tts
+
     return launch(common.run, train_flow_tts.main, argv)

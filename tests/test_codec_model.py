@@ -1,5 +1,5 @@
 """The codec LM: blocks against transformers' with the same weights, the cached forward against the full one, the delay
-pattern against MusicGen's, sampling against known distributions."""
+pattern against MusicGen's."""
 
 from dataclasses import fields
 
@@ -7,25 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from helpers import CODEC_LM as TINY, tiny_codec_lm
 
 from model import (CausalAttention, CodecConfig, CodecLM, GatedDeltaNet, Mamba2, decayed_attention, delay, rotary,
                    undelay)
 from trivox.common import UserError, read_yaml
-from trivox.generate import generate_frames, pick, stream_frames
-
-TINY = dict(width=64, layers=2, heads=2, kv_heads=1, ffn_width=128, codebooks=3, codebook_size=20, context=400,
-            frame_rate=10.0, text_width=64, text_layers=1)
-
-
-def tiny_codec(seed=0, **changes):
-    """An untrained tiny model whose every part takes part."""
-    torch.manual_seed(seed)
-    model = CodecLM(CodecConfig(**TINY | changes)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.1 if p.ndim == 1 else p.shape[-1] ** -0.5))
-    return model
-
 
 def tokens_like(model, B, S):
     return torch.randint(0, model.symbols, (B, S, model.c.codebooks))
@@ -155,7 +141,7 @@ def test_attention_is_qwen3s():
 @pytest.mark.parametrize("mixer", ["attention", "gdn", "delta", "mamba2"])
 def test_cached_decoding_is_the_full_forward(mixer):
     """A prompt at once, the rest step by step; with text."""
-    model = tiny_codec(mixer=mixer, attn_every=0, cross_every=2)
+    model = tiny_codec_lm(mixer=mixer, attn_every=0, cross_every=2)
     tokens, text, length = tokens_like(model, 2, 300), torch.randint(0, 259, (2, 30)), torch.tensor([30, 11])
     with torch.no_grad():
         logits, _ = model(tokens, text, length)
@@ -169,7 +155,7 @@ def test_cached_decoding_is_the_full_forward(mixer):
 
 
 def test_no_step_sees_the_next_ones():
-    model = tiny_codec(pattern="GADM", layers=4)
+    model = tiny_codec_lm(pattern="GADM", layers=4)
     tokens = tokens_like(model, 1, 150)
     changed = tokens.clone()
     changed[:, 90:] = tokens_like(model, 1, 60)
@@ -181,7 +167,7 @@ def test_no_step_sees_the_next_ones():
 
 def test_beyond_the_context_the_ring_forgets():
     """One block of attention with a ring of 16: after 40 steps it gives what the last 16 alone give."""
-    model = tiny_codec(pattern="A", layers=1)
+    model = tiny_codec_lm(pattern="A", layers=1)
     tokens = tokens_like(model, 1, 40)
     with torch.no_grad():
         cache = model.empty_cache(1, 16)
@@ -192,7 +178,7 @@ def test_beyond_the_context_the_ring_forgets():
 
 @pytest.mark.parametrize("options", [dict(pattern="GADM", layers=4, cross_every=2, dropout=0.0), dict(mixer="delta")])
 def test_every_weight_learns_and_checkpointing_changes_nothing(options):
-    model = tiny_codec(**options).train()
+    model = tiny_codec_lm(**options).train()
     tokens, text, gradients = tokens_like(model, 2, 40), (), []
     if model.c.cross_every:
         text = torch.randint(0, 259, (2, 9)), torch.tensor([9, 4]), torch.tensor([2.0, 1.0])
@@ -208,7 +194,7 @@ def test_every_weight_learns_and_checkpointing_changes_nothing(options):
 
 def test_the_clock_follows_the_seconds():
     """The same text said twice as slowly is looked at at half the pace; without seconds, at the predicted one."""
-    model = tiny_codec(cross_every=1)
+    model = tiny_codec_lm(cross_every=1)
     text, length = torch.randint(0, 259, (1, 12)), torch.tensor([12])
     with torch.no_grad():
         (_, _, pace), log_seconds = model.read_text(text, length)
@@ -245,92 +231,3 @@ def test_layout(settings, layout):
 def test_impossible_settings_are_told_in_a_sentence(settings, words):
     with pytest.raises(UserError, match=words):
         CodecConfig(**settings)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Sampling
-
-def test_pick_follows_the_cut_distribution():
-    """Books with a temperature, a top_k and a top_p each; shares of 20,000 draws beside those worked out by hand."""
-    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
-    temperature, top_k, top_p = (torch.tensor(x)[:, None] for x in ([1, 0.5, 1, 1, 0.0], [4, 4, 2, 4, 4],
-                                                                    [1, 1, 1, 0.6, 1]))
-    uniform = torch.rand(20_000, 5, generator=torch.Generator().manual_seed(0))
-    drawn = pick(logits.expand(20_000, 5, 4), uniform, temperature, top_k, top_p, 4)
-    wanted = torch.tensor([[0.1, 0.4, 0.2, 0.3], [1 / 30, 16 / 30, 4 / 30, 9 / 30], [0, 4 / 7, 0, 3 / 7],
-                           [0, 4 / 7, 0, 3 / 7], [0, 1, 0, 0]])
-    for book, shares in zip(drawn.T, wanted):
-        torch.testing.assert_close(book.bincount(minlength=4) / 20_000, shares, atol=0.015, rtol=0)
-        assert not (book.bincount(minlength=4) > 0)[shares == 0].any()
-
-
-def continuation(model, prompt, frames, **text):
-    """Greedy sampling without a cache, by the full forward on ever longer delayed codes, one book after the other."""
-    codes = torch.cat((prompt, torch.full((frames - len(prompt), prompt.shape[1]), -1)))
-    while (codes == -1).any():
-        delayed = delay(codes[None], model.bos, model.pad)
-        row = int((delayed[0] == -1).any(1).nonzero()[0])
-        with torch.no_grad():
-            logits = model(delayed[:, :row], **text)[0][0, -1, :, :model.c.codebook_size]
-        for q in (delayed[0, row] == -1).nonzero()[:, 0].tolist():
-            codes[row - 1 - q, q] = logits[q].argmax()
-    return codes
-
-
-@pytest.mark.parametrize("length", [0, 1, 7])
-def test_greedy_sampling_is_the_full_forward(length):
-    model = tiny_codec(pattern="GADM", layers=4)
-    prompt = torch.randint(0, 20, (length, 3))
-    codes, = generate_frames(model, 12, [0], [prompt], temperature=0)
-    assert torch.equal(codes, continuation(model, prompt, 12))
-
-
-def test_guidance_extrapolates_from_the_empty_text():
-    model = tiny_codec(cross_every=1)
-    allowed = [*range(20), model.eos]
-    text, length = torch.randint(3, 259, (1, 12)), torch.tensor([12])
-    start = torch.full((1, 1, 3), model.bos)
-    with torch.no_grad():
-        given, free = (model(start, t, n)[0][0, 0, 0, allowed]
-                       for t, n in ((text, length), (torch.tensor([[1]]), torch.tensor([1]))))
-    picked = set()
-    for scale in (0.0, 1.0, 3.0, 30.0):
-        codes, = generate_frames(model, 1, [0], text=text, length=length, cfg_scale=scale, temperature=0)
-        picked.add(first := allowed[(free + scale * (given - free)).argmax()])
-        assert codes.tolist() == [] if first == model.eos else codes[0, 0] == first
-    assert len(picked) > 1
-
-
-def test_a_sample_does_not_depend_on_its_neighbours():
-    """Nor on how long it may become; prompts of any lengths, with text and EOS."""
-    model = tiny_codec(pattern="GA", cross_every=1)
-    model.heads.weight.data[model.eos] *= 2
-    text, length = torch.randint(3, 259, (4, 12)), torch.tensor([12, 5, 12, 9])
-    prompts = [torch.randint(0, 20, (n, 3)) for n in (0, 4, 2, 0)]
-    options = dict(temperature=0.9, top_k=[0, 5, 7], top_p=0.9, cfg_scale=2.0)
-    together = generate_frames(model, 60, [1, 2, 3, 4], prompts, text=text, length=length, **options)
-    assert len({len(codes) for codes in together}) > 2 and min(map(len, together)) < 40
-    for i, codes in enumerate(together):
-        own = dict(text=text[i:i + 1], length=length[i:i + 1])
-        alone, = generate_frames(model, 90, [i + 1], prompts[i:i + 1], **own, **options)
-        shown = len(codes) if len(codes) < 60 else 58  # what is cut off has PAD beside its last frames
-        assert torch.equal(alone[:shown], codes[:shown]) and torch.equal(codes[:len(prompts[i])], prompts[i])
-        assert (codes >= 0).all() and (codes < 20).all()
-
-
-def test_frames_stream_as_soon_as_they_are_whole():
-    """Before a clip of 1000 frames ends, beyond the context, and the same as in one piece."""
-    model, asked = tiny_codec(context=30), []
-    model.norm.register_forward_hook(lambda *_: asked.append(1))
-    stream = stream_frames(model, 1000, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
-    first = [next(stream) for _ in range(10)]
-    assert len(asked) == 10 + 3 - 1 - 4
-    first += [next(stream) for _ in range(40)]
-    whole = generate_frames(model, 80, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
-    for codes, streamed in zip(whole, torch.stack(first, 1)):
-        assert len(codes) == 80 and torch.equal(codes[:50], streamed)
-
-
-def test_a_prompt_beyond_the_context_is_told():
-    with pytest.raises(UserError, match="prompt of 28 frames is longer"):
-        generate_frames(tiny_codec(context=30), 40, [0], [torch.zeros(28, 3, dtype=torch.long)])

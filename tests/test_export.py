@@ -1,4 +1,5 @@
-"""export.py and the script that it puts beside the model: what they speak without PyTorch is what PyTorch speaks."""
+"""export.py and speak_onnx.py, the script that it puts beside a model: what is spoken without PyTorch is what PyTorch
+speaks."""
 
 import subprocess
 import sys
@@ -7,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal
-from test_llm_model import prompts_of, tiny_llm, voice
-from test_tokens import SMALL
+from helpers import narrow_codec, prompts_of, tiny_llm, voice
 
 import export
 from trivox import speak_onnx
@@ -141,7 +141,7 @@ def test_neucodec(tmp_path, monkeypatch):
     if not hasattr(transformers, "NeuCodecModel"):
         pytest.skip(f"transformers {transformers.__version__} has no NeuCodecModel")
     torch.manual_seed(0)
-    transformers.NeuCodecModel(SMALL["neucodec"]()).save_pretrained(tmp_path / "neucodec")
+    transformers.NeuCodecModel(narrow_codec("neucodec")).save_pretrained(tmp_path / "neucodec")
     monkeypatch.setenv("TRIVOX_WEIGHTS", str(tmp_path))
     codec = load_codec("neucodec")
     export.export_codec(codec, tmp_path)

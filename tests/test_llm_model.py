@@ -1,4 +1,4 @@
-"""The LLM TTS's decoder: published sizes and keys, caches, packing, LoRA, voices, FlexAttention, sampling."""
+"""The LLM TTS's decoder: published sizes, caches, packing, LoRA, voices, FlexAttention."""
 
 from dataclasses import fields
 
@@ -7,36 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from helpers import LLM_TTS as TINY, tiny_llm, voice
 
 import model as model_module
-from model import CHARACTERS, LLM, LLMConfig, LoRALinear, alibi_score, alibi_slopes, flex_mask, packed_batch, sentence
-from trivox import cross_entropy, echolancer
+from model import LLM, LLMConfig, LoRALinear, alibi_score, alibi_slopes, flex_mask, packed_batch, sentence
 from trivox.common import UserError, read_yaml
 from trivox.cross_entropy import linear_cross_entropy
-from trivox.generate import generate_speech, stream_speech
 
-TINY = dict(codebook_size=50, context=400, width=64, layers=3, heads=4, kv_heads=2, ffn_width=96)
 ALL = dict(macaron=True, pattern="GAG", alibi="standard", activation="gelu", speaker_width=12, lora_rank=4,
            lora_matrices="query up input")
-
-
-def tiny_llm(seed=0, **changes):
-    """A tiny model in which no weight is zero, so that every part of it takes part."""
-    torch.manual_seed(seed)
-    model = LLM(LLMConfig(**TINY | changes)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.1 if p.ndim == 1 else 0.3 * p.shape[-1] ** -0.5))
-    return model
 
 
 def logits(model, *args, **kw):
     with torch.no_grad():
         return model(*args, **kw) @ model.embedding.weight.T
-
-
-def voice(model, B):
-    return torch.randn(B, 12, generator=torch.Generator().manual_seed(5)) if model.c.speaker_width else None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -53,74 +37,6 @@ def test_published_sizes(name, total):
         assert c.audio_bos == 65_580 and c.audio_eos == 65_581 and LLM(c).embedding.num_embeddings == 65_611
         c.macaron = True
         assert sum(p.numel() for p in LLM(c).parameters()) == total + 2 * c.width * c.layers
-
-
-def echolancers(c, x, state):
-    """Echolancer's forward pass from FACTS' formulas and its own keys, sum by sum in float64, without a voice or with
-    state["speaker"]."""
-    state = {key: value.double() for key, value in state.items()}
-    x, (T, H) = state["combined_emb.weight"][x], (len(x), c.heads)
-
-    def norm(name, x):
-        y = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5)
-        y = y * state[f"{name}.weight"] + state[f"{name}.bias"]
-        if "speaker" in state:
-            affine = state["spk_norm.weight"], state["spk_norm.bias"]
-            s = F.layer_norm(F.normalize(state["speaker"], dim=0), (12,), *affine)
-            s = state[f"{name}.to_gamma_beta.weight"] @ F.normalize(s, dim=0) + state[f"{name}.to_gamma_beta.bias"]
-            y = y * (1 + 1.5 * s[:c.width]) + 1.5 * s[c.width:]
-        return y
-
-    for l in range(c.layers):
-        at = f"decoder.dec.layers.{l}."
-        q, k, v = (norm(at + "norm1", x) @ state[f"{at}self_attn.W_{n}.weight"].T for n in "qkv")
-        heads = []
-        for h in range(H):
-            own, shared = slice(16 * h, 16 * h + 16), slice(16 * (h // 2), 16 * (h // 2) + 16)  # 4 heads, 2 of keys
-            slope = 2.0 ** -(h + 1 + l * H // max(1, (c.layers - 1) * H // 32))
-            scores = q[:, own] @ k[:, shared].T / 4 + slope * (torch.arange(T)[None] - torch.arange(T)[:, None])
-            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
-            heads.append(scores.softmax(-1) @ v[:, shared])
-        x = x + torch.cat(heads, -1) @ state[at + "self_attn.W_o.weight"].T
-        up, down = (state[f"{at}ffn.linear{n}.weight"].T for n in (1, 2))
-        x = x + (norm(at + "norm3", x) @ up).relu() ** 2 @ down
-    return x @ state["combined_emb.weight"].T
-
-
-@pytest.mark.parametrize("speakers", [0, 12])
-def test_published_checkpoints_load(speakers, tmp_path):
-    """A file with the published keys, duplicates and buffers; the logits worked out from the keys; and back again."""
-    ours = tiny_llm(speaker_width=speakers)
-    state = echolancer.to_theirs(ours)
-    for key in ("combined_head.weight", "decoder.embed.weight", "decoder.out_proj.weight"):
-        state[key] = state["combined_emb.weight"]
-    state["decoder.dec.layers.0.self_attn.alibi_slopes"] = torch.ones(4)
-    path = tmp_path / "published.pt"
-    torch.save({"epoch": 3, "model_state_dict": {f"_orig_mod.{key}": x for key, x in state.items()}}, path)
-    loaded = tiny_llm(seed=1, speaker_width=speakers)
-    loaded.load_state_dict(echolancer.to_ours(echolancer.read(path), loaded, path))
-    tokens, speaker = torch.randint(0, 125, (1, 40)), voice(ours, 1)
-    assert torch.equal(logits(loaded, tokens, None, speaker), logits(ours, tokens, None, speaker))
-    reference = echolancers(ours.c, tokens[0], state | ({"speaker": speaker[0]} if speakers else {}))
-    torch.testing.assert_close(logits(ours, tokens, None, speaker)[0].double(), reference, atol=1e-4, rtol=0)
-
-    key = "decoder.dec.layers.1.ffn.linear2.weight"
-    for value, words in ((None, f"no tensor '{key}'"), (torch.ones(3, 64), rf"{key} is \(3, 64\)")):
-        broken = {k: v for k, v in state.items() if k != key} | ({key: value} if value is not None else {})
-        torch.save({"model_state_dict": broken}, path)
-        with pytest.raises(UserError, match=words):
-            echolancer.to_ours(echolancer.read(path), loaded, path)
-
-
-def test_nothing_in_a_published_file_is_executed(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return open, (str(tmp_path / "trap"), "w")
-
-    torch.save({"model_state_dict": {"combined_emb.weight": Trap()}}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match="cannot read"):
-        echolancer.load(tmp_path / "bad.pt")
-    assert not (tmp_path / "trap").exists()
 
 
 def test_slopes():
@@ -222,42 +138,6 @@ def test_the_model_takes_flex_attention_where_it_is_told(monkeypatch):
     torch.testing.assert_close(logits(model, tokens, document), wanted, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 5], ids=["whole", "in chunks"])
-def test_linear_cross_entropy(monkeypatch, rows):
-    """Value and gradients beside float64's, with targets to be left out."""
-    monkeypatch.setattr(cross_entropy, "LOGITS", 40 * 500 // rows)
-    torch.manual_seed(0)
-    x, weight = torch.randn(40, 24, requires_grad=True), torch.randn(500, 24, requires_grad=True)
-    targets = torch.randint(0, 500, (40,)).masked_fill(torch.rand(40) < 0.3, -100)
-    loss = linear_cross_entropy(x, weight, targets)
-    (3 * loss).backward()
-    a, b = (y.detach().double().requires_grad_() for y in (x, weight))
-    wanted = F.cross_entropy(a @ b.T, targets, reduction="sum")
-    (3 * wanted).backward()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
-    torch.testing.assert_close(x.grad, a.grad.float(), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(weight.grad, b.grad.float(), atol=1e-5, rtol=1e-4)
-
-
-def test_losses_add_up_in_bfloat16(monkeypatch):
-    """The sum of many is as near to float64's as one is, though bfloat16 has but eight bits to add in."""
-    monkeypatch.setattr(cross_entropy, "LOGITS", 16 * 500)
-    torch.manual_seed(0)
-    x, weight = torch.randn(3000, 24, requires_grad=True), torch.randn(500, 24, requires_grad=True)
-    targets = torch.randint(0, 500, (3000,))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = linear_cross_entropy(x, weight, targets)
-    loss.backward()
-    a, b = (y.detach().double().requires_grad_() for y in (x, weight))
-    wanted = F.cross_entropy(a @ b.T, targets, reduction="sum")
-    wanted.backward()
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(wanted.item(), rel=1e-3)
-    for ours, exact in ((x.grad, a.grad), (weight.grad, b.grad)):
-        assert (ours - exact).norm() < 0.01 * exact.norm()
-    with torch.no_grad():
-        assert linear_cross_entropy(x, weight, targets).item() == pytest.approx(wanted.item(), rel=1e-5)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Voices and LoRA
 
@@ -320,66 +200,3 @@ def test_every_weight_learns_and_checkpointing_changes_nothing():
 def test_impossible_settings_are_told_in_a_sentence(settings, words):
     with pytest.raises(UserError, match=words):
         LLM(LLMConfig(**settings | dict(codebook_size=8, width=64, ffn_width=8)))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Sampling
-
-def spoken(model, prompt, seed, frames, speaker=None, **options):
-    return generate_speech(model, [prompt], [seed], frames, speaker=speaker, **options)[0].tolist()
-
-
-def prompts_of(model, lengths=(5, 9, 3)):
-    rng = np.random.default_rng(1)
-    return [sentence(model.c, rng.integers(5, 43, n).astype(np.uint8)) for n in lengths]
-
-
-def test_greedy_sampling_is_the_full_forward():
-    """Only codes and the end of the audio may be said, with and without a penalty for what was said before."""
-    model = tiny_llm(pattern="AGA", speaker_width=12)
-    prompt, speaker = prompts_of(model)[0], voice(model, 1)
-    with torch.no_grad():
-        model.embedding.weight[model.c.audio_eos] *= 0.1  # so that it does not end at once
-    for penalty in (1.0, 1.3):
-        tokens, codes = prompt[None], []
-        while len(codes) < 30:
-            row = logits(model, tokens, None, speaker)[0, -1]
-            allowed = torch.cat((row[CHARACTERS:CHARACTERS + 50], row[model.c.audio_eos, None]))
-            for code in set(codes):
-                allowed[code] = allowed[code] / penalty if allowed[code] > 0 else allowed[code] * penalty
-            if (new := int(allowed.argmax())) == 50:
-                break
-            codes.append(new)
-            tokens = torch.cat((tokens, torch.tensor([[new + CHARACTERS]])), 1)
-        assert spoken(model, prompt, 0, 30, speaker, temperature=0, repetition_penalty=penalty) == codes
-        assert len(set(codes)) > 3
-
-
-def test_a_sample_does_not_depend_on_its_neighbours():
-    """Nor on how long it may become; and what streams is what comes at once."""
-    model = tiny_llm(pattern="AGA")
-    with torch.no_grad():
-        model.embedding.weight[model.c.audio_eos] *= 3  # so that some end early
-    prompts, options = prompts_of(model), dict(temperature=0.9, top_k=20, top_p=0.9, repetition_penalty=1.1)
-    together = [codes.tolist() for codes in generate_speech(model, prompts, [1, 2, 3], 60, **options)]
-    assert len(set(map(len, together))) > 1
-    for n, (prompt, codes) in enumerate(zip(prompts, together)):
-        alone = spoken(model, prompt, n + 1, 90, **options)
-        assert alone[:len(codes)] == codes and (len(codes) == 60 or len(alone) == len(codes))
-    stream, asked = stream_speech(model, prompts, [1, 2, 3], 60, **options), []
-    model.blocks[0].register_forward_hook(lambda *_: asked.append(1))
-    first = [next(stream) for _ in range(10)]
-    assert len(asked) == 10
-    for row, codes in zip(torch.stack(first, 1), together):
-        assert row[row >= 0].tolist() == codes[:10]
-
-
-def test_refusals():
-    model, voiced = tiny_llm(context=60), tiny_llm(speaker_width=12)
-    long, short = prompts_of(model, (20, 3))
-    with pytest.raises(UserError, match=r"20 characters leaves room for 0\.7 s of audio in the context of 60"):
-        spoken(model, long, 0, 30)
-    with pytest.raises(UserError, match="--speaker"):
-        spoken(voiced, short, 0, 30)
-    with pytest.raises(UserError, match="without voices"):
-        spoken(model, short, 0, 30, torch.ones(1, 12))

@@ -1,25 +1,18 @@
-"""model.py: fast paths beside slow ones, padding, the differentiable clock, solvers with known solutions."""
+"""model.py: fast paths beside slow ones, padding, the differentiable clock."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, tiny_flow
+from conftest import ROOT, TINY_FLOW as TINY
+from helpers import encode, tiny_flow
 
 import bench
 import model as model_module
 from model import Attention, FlowConfig, FlowTTS, attend, rms_norm, rotary, rotate
 from train_flow_tts import Config, flow_loss
-from trivox.generate import solve_flow
-from trivox.text import text_ids
 
 TEXTS = ["A ferry.", "The captain painted seven wooden boxes.", "Eleven"]
 FRAMES = torch.tensor([21, 64, 37])
-
-
-def encode(texts):
-    """Byte ids, padded, and their lengths."""
-    ids = [torch.tensor(text_ids(text)) for text in texts]
-    return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), torch.tensor([len(i) for i in ids])
 
 
 def random_batch(seed=0, dtype=torch.float32, padding=0.0):
@@ -203,92 +196,6 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity():
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Sampling
-
-MEAN, STD = 0.7, 0.4  # of data whose every number is drawn from a normal distribution
-
-
-def gaussian_velocity(x, t, frames, encoded):
-    """E[noise - data | x] where data ~ N(MEAN, STD²): x_t is N((1 - t) MEAN, s²) with s² = (1 - t)² STD² + t², and so
-    the flow takes the noise z to MEAN + STD z."""
-    t = t[:, None, None]
-    return -MEAN + (t - (1 - t) * STD**2) / ((1 - t) ** 2 * STD**2 + t**2) * (x - (1 - t) * MEAN)
-
-
-def generate(model, texts=TEXTS, **options):
-    text, length = encode(texts)
-    seeds = options.pop("seeds", range(len(texts)))
-    return solve_flow(model, text, length, encode([""])[0], seeds, options.pop("frames", None), **options)
-
-
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("heun", 2)])
-def test_order_of_the_solvers(monkeypatch, solver, order):
-    """Twice the steps, half or a quarter of the distance to where the flow truly ends. (Midpoint's is an eighth: the
-    second-order errors of this flow cancel.)"""
-    model = tiny_flow()
-    model.mel_mean.fill_(-3.0)
-    model.mel_std.fill_(2.0)
-    monkeypatch.setattr(model, "velocity", gaussian_velocity)
-    noise = torch.randn(20, 80, generator=torch.Generator().manual_seed(5))
-    end = (MEAN + STD * noise) * 2.0 - 3.0
-    errors = []
-    for steps in (20, 40, 80):
-        mel, = generate(model, ["a"], seeds=[5], frames=torch.tensor([20]), steps=steps, cfg_scale=1, solver=solver)
-        errors.append((mel - end).norm() / end.norm())
-    assert errors[-1] < (0.02 if order == 1 else 0.001)
-    for coarse, fine in zip(errors, errors[1:]):
-        assert torch.log2(coarse / fine) > order - 0.15
-
-
-def test_guidance_extrapolates_from_the_empty_text(monkeypatch):
-    """One Euler step with constant velocities a (text) and b (none) takes x to x - (b + s (a - b))."""
-    model = tiny_flow()
-    model.mel_mean.fill_(0.0)
-    model.mel_std.fill_(1.0)
-
-    def constant(texts):
-        return model.encode_text(*encode(texts))[0][0][:, 0].mean(-1)[:, None, None]
-
-    monkeypatch.setattr(model, "velocity", lambda x, t, frames, text: text[0][:, 0].mean(-1)[:, None, None] + 0 * x)
-    with torch.inference_mode():
-        a, b = constant(TEXTS[:1])[0], constant([""])[0]
-    assert (a - b).abs() > 1e-3
-    noise = torch.randn(6, 80, generator=torch.Generator().manual_seed(0))
-    for s in (0.0, 1.0, 2.0, 3.5):
-        mel, = generate(model, TEXTS[:1], frames=torch.tensor([6]), steps=1, cfg_scale=s)
-        torch.testing.assert_close(mel, noise - (b + s * (a - b)), atol=1e-5, rtol=1e-5)
-
-
-def test_without_guidance_the_empty_text_is_not_asked(monkeypatch):
-    model, velocity, asked = tiny_flow(), FlowTTS.velocity, []
-    monkeypatch.setattr(model, "velocity", lambda *args: asked.append(len(args[3][0])) or velocity(model, *args))
-    generate(model, steps=3, cfg_scale=1)
-    assert len(asked) == 3
-
-
-@pytest.mark.parametrize("options", [dict(cfg_scale=2.0), dict(cfg_scale=1, solver="heun"),
-                                     dict(frames=torch.tensor([7, 90, 31]))], ids=["guided", "plain", "lengths given"])
-def test_a_sample_does_not_depend_on_its_neighbours(options):
-    model = tiny_flow()
-    together = generate(model, seeds=[3, 4, 5], steps=4, **options)
-    for i, mel in enumerate(together):
-        mine = options | ({"frames": options["frames"][i:i + 1]} if "frames" in options else {})
-        single, = generate(model, TEXTS[i:i + 1], seeds=[3 + i], steps=4, **mine)
-        torch.testing.assert_close(mel, single, atol=1e-3, rtol=1e-4)
-        assert not torch.allclose(single, generate(model, TEXTS[i:i + 1], seeds=[9], steps=4, **mine)[0])
-
-
-def test_predicted_lengths():
-    """In frames of 256 / 22,050 s, and never none."""
-    model = tiny_flow()
-    torch.nn.init.zeros_(model.encode_text.duration[-1].weight)
-    slow = [round((len(t) + 1) * 0.1353352832 * 22050 / 256) for t in TEXTS]
-    for log_seconds, frames in ((-2.0, slow), (-7, [1, 3, 1])):
-        torch.nn.init.constant_(model.encode_text.duration[-1].bias, log_seconds)
-        assert [len(mel) for mel in generate(model, steps=1)] == frames
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Sizes
 
 def test_parameters_of_the_published_config():
@@ -298,7 +205,7 @@ def test_parameters_of_the_published_config():
     text = 1472 * E + (E * E + E) + (E + 1)
     block = 9 * D + 8 * D + 4 * D * D + (2 * D * D + 2 * E * D + 2 * D) + 3 * D * hidden
     rest = (256 * D + D) + (D * D + D) + (9 * D * D + 9 * D) + (mels * D + D) + (2 * D * D + 2 * D) + (mels * D + mels)
-    row = bench.flow_row(str(ROOT / "configs" / "flow_ljspeech.yaml"))
+    row = bench.params_row(str(ROOT / "configs" / "flow_ljspeech.yaml"))
     assert (row["text"], row["blocks"], row["rest"]) == (text, layers * block, rest)
     assert row["trained"] == text + layers * block + rest and row["total"] == row["trained"] + row["frozen"]
     assert row["clips a step"] == 64

@@ -1,32 +1,74 @@
-"""run.sh: what it refuses, and what it makes of its arguments. The packages are stood for by a folder of stubs."""
+"""run.sh and launch.py: what they refuse, what they make of their arguments, how a signal ends them.
+
+A stub stands for the python of .venv. What it says in place of launch.py was said in this process, which has imported
+the trainers already.
+"""
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, refusal
+
+from trivox import launch
+
+STUB = f"""#!/bin/sh
+case "$*" in
+    *"$STAGE"*) ;;
+    *trivox.launch*) cat launched; exit ;;
+    *) echo "python $*"; exit ;;
+esac
+case "$*" in *torch.distributed*)  # it ignores signals, and its child catches them
+    {sys.executable} -c 'import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *args: sys.exit("saved"))
+print("started", file=sys.stderr, flush=True)
+time.sleep(60)' & wait; exit ;;
+esac
+sleep 60 &
+trap 'kill $! 2>/dev/null; echo saved >&2; exit' TERM
+echo started >&2
+wait
+"""
+REAL = f"""#!/bin/sh
+export PYTHONPATH={ROOT}
+case "$1 $2" in
+    "-m trivox.launch") exec {sys.executable} "$@" ;;
+    "data.py for") shift; exec {sys.executable} {ROOT}/data.py "$@" ;;
+esac
+printf '[%s]' "$@"
+"""
 
 
 @pytest.fixture
-def house(tmp_path):
+def house(tmp_path, monkeypatch):
     """A copy of the house whose environment is made already, and whose python only says what it was asked."""
+    monkeypatch.chdir(tmp_path)
     for name in ("run.sh", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     binaries = tmp_path / ".venv" / "bin"
     binaries.mkdir(parents=True)
-    stub = binaries / "python"
-    stub.write_text('#!/bin/sh\ncase "$*" in *device_count*) echo ${GPUS:-0} ;; *) echo "python $*" ;; esac\n')
-    stub.chmod(0o755)
     (tmp_path / ".venv" / "installed").write_text((ROOT / "requirements.txt").read_text())
 
-    def call(*args, **env):
-        done = subprocess.run(["bash", tmp_path / "run.sh", *args], capture_output=True, text=True, timeout=60,
-                              env={"PATH": os.environ["PATH"]} | env, cwd="/")
-        return done.returncode, done.stdout.splitlines(), done.stderr
+    def start(*args, stub=STUB, **env):
+        (binaries / "python").write_text(stub)
+        (binaries / "python").chmod(0o755)
+        if stub is not REAL and args[:1] != ("test",):
+            (tmp_path / "launched").write_text(launch.assignments(list(args), env))
+        return subprocess.Popen(["bash", tmp_path / "run.sh", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True, env={"PATH": os.environ["PATH"], "STAGE": "none"} | env, cwd="/",
+                                start_new_session=True)
 
-    call.folder = tmp_path
+    def call(*args, **env):
+        process = start(*args, **env)
+        out, said = process.communicate(timeout=60)
+        return process.returncode, out.splitlines(), said
+
+    call.folder, call.start = tmp_path, start
     return call
 
 
@@ -44,55 +86,111 @@ def test_no_python(house, tmp_path):
 
 
 @pytest.mark.parametrize("args, env, words", [
-    (["fly"], {}, "'fly'"), (["demo", "fly"], {}, "'fly'"), (["--gpus"], {}, "--gpus needs a value"),
+    (["fly"], {}, "'fly'"), (["demo", "fly"], {}, "'fly'"), (["-x"], {}, "'-x'"), (["flow", "codec"], {}, "'codec'"),
+    (["--gpus"], {}, "--gpus needs a value"), (["--config="], {}, "--config needs a value"),
     (["--gpus", "two"], {}, "'two'"), (["--gpus", "0"], {}, "'0'"), (["--gpus=1.5"], {}, "'1.5'"),
-    ([], {"NUM_GPUS": "-1"}, "'-1'"), (["--config", "nowhere.yaml"], {}, "nowhere.yaml"),
-    (["--gpus", "3", "--data_dir", "d"], {"GPUS": "2"}, "torch sees 2"),
+    ([], {"NUM_GPUS": "-1"}, "'-1'"), ([], {"BATCH_SIZE": "many"}, "'many'"),
+    (["--config", "nowhere.yaml"], {}, "nowhere.yaml"), (["--config", "."], {}, "cannot read"),
+    (["codec", "--config", "configs/flow_demo.yaml"], {}, "'flow', not of 'codec'"),
+    (["llm", "--stepps", "3"], {}, "'steps'"), (["--config=configs/codec_demo.yaml", "--patch", "2"], {}, "'patch'"),
+    (["demo", "--steps", "few"], {}, "'few'"), (["--gpus", "3"], {}, "torch sees 2"),
+    (["--gpus", "2"], {"NNODES": "2", "MASTER_ADDR": "first"}, "NODE_RANK"),
+    (["--gpus", "2"], {"NNODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR"),
 ], ids=str)
-def test_refusals(house, args, env, words):
-    (house.folder / "data" / "ljspeech").mkdir(parents=True)
-    (house.folder / "data" / "ljspeech" / "dataset_stats.json").touch()
-    status, out, said = house(*args, **env)
-    assert status == 1 and words in said and said.startswith("error: ") and said.count("\n") == 1 and not out
+def test_refusals(house, monkeypatch, args, env, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert words in refusal(launch.main, *args)
 
 
 def test_the_published_run(house):
-    """It says what it will download before it does, and hands all keys on."""
-    status, out, _ = house("--batch_size", "8", "--lr=1e-4", BATCH_SIZE="4")
-    assert status == 0
-    assert "LJSpeech 1.1 (2.6 GB" in out[0] and "ByT5-small (1.2 GB" in out[0] and "python data.py ljspeech" in out
-    assert out[-1] == ("python train_flow_tts.py --config configs/flow_ljspeech.yaml --resume --batch_size 4 "
-                       "--batch_size 8 --lr=1e-4")
+    """Its data, then itself; all keys are handed on."""
+    status, out, _ = house("--batch_size", "8", "--lr=1", BATCH_SIZE="4")
+    assert (status, out) == (0, [
+        "python data.py for configs/flow_ljspeech.yaml --data_dir data/ljspeech --system flow",
+        "python train_flow_tts.py --config configs/flow_ljspeech.yaml --resume --batch_size=4 --batch_size 8 --lr=1"])
 
 
-def test_processes(house):
+@pytest.mark.parametrize("args, config", [
+    ([], "flow_demo"), (["demo", "codec"], "codec_demo"), (["llm"], "llm_177m"), (["--steps", "3"], "flow_ljspeech"),
+    (["--config", "configs/llm_lora.yaml"], "llm_lora"), (["demo", "--config=configs/codec_demo_text.yaml"],
+                                                          "codec_demo_text")])
+def test_configs(house, args, config):
+    """The config alone decides the system."""
+    text = launch.assignments(args, {})
+    trainer = {"flow": "flow_tts", "codec": "codec_lm", "llm": "llm_tts"}[config.partition("_")[0]]
+    assert f"train_{trainer}.py --config configs/{config}.yaml" in text
+    assert f"mode={'demo' if args[:1] in ([], ['demo']) else 'train'}\n" in text
+
+
+def test_hostile_values(house):
+    """Every argument arrives as it was given, and a config as it was written: nothing is split or evaluated."""
+    config, run, sentences = "my own $(touch hacked).yaml", "-r u'n\" $HOME\n`touch hacked`", "'a'  b;#"
+    (house.folder / config).write_bytes(b"system: 'flow' # x\r\ndata_dir: \"data/a ';touch hacked #1\"  # y\r\n")
+    (house.folder / "data" / "a ';touch hacked #1").mkdir(parents=True)
+    (house.folder / "data" / "a ';touch hacked #1" / "dataset_stats.json").touch()
+    flags = ["--config", config, f"--out_dir={run}", "--eval_prompts", sentences, "--timestep-logit-mean", "-8e-1"]
+    process = house.start("demo", *flags, stub=REAL)
+    out, said = process.communicate(timeout=60)
+    trained = ["train_flow_tts.py", "--config", config, "--resume", *flags[2:]]
+    assert process.returncode == 0 and not said
+    assert "".join(f"[{word}]" for word in trained) + f"[evaluate.py][--ckpt][./{run}]" in out
+    assert not (house.folder / "hacked").exists()
+
+
+@pytest.mark.parametrize("stage", ["trivox.launch", "data.py", "train_flow_tts", "evaluate.py"])
+def test_what_fails_ends_it(house, stage):
+    """With its status, and what it says is the last that is said."""
+    status, out, said = house("demo", stub=f"#!/bin/sh\ncase $* in *{stage}*) echo no >&2; exit 3 ;; esac" + STUB[9:])
+    assert (status, said) == (3, "no\n") and stage not in str(out) and "listen" not in out
+
+
+def test_processes(house, monkeypatch):
     """On the CPU, on GPUs, on several machines."""
-    common = ["--config", "configs/flow_demo.yaml", "--gpus"]
+    common, found = ["--config", "configs/flow_demo.yaml", "--gpus"], [0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found[0])
     status, out, _ = house(*common, "2")
     assert status == 0 and "gloo" in out[0]
-    assert "torch.distributed.run" in out[1] and "--nproc-per-node 2 --standalone train_flow_tts.py" in out[1]
-    status, out, _ = house(*common, "2", GPUS="2")
-    assert status == 0 and len(out) == 1 and "--nproc-per-node 2" in out[0]
-    machines = dict(GPUS="8", NNODES="2", NODE_RANK="1", MASTER_ADDR="first")
+    assert "torch.distributed.run" in out[2] and "--nproc-per-node 2 --standalone train_flow_tts.py" in out[2]
+    found[0] = 8
+    status, out, _ = house(*common, "2")
+    assert status == 0 and len(out) == 2 and "--nproc-per-node 2" in out[1]
+    assert "gloo" in house(*common, "9", "--device", "cpu")[1][0]
+    machines = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="first")
     status, out, _ = house(*common, "8", **machines)
-    assert "--nnodes 2 --node-rank 1 --master-addr first --master-port 29500" in out[0]
-    status, _, said = house(*common, "8", **machines | {"MASTER_ADDR": ""})
-    assert status != 0 and "MASTER_ADDR" in said
+    assert "--nnodes 2 --node-rank 1 --master-addr first --master-port 29500" in out[1]
 
 
 def test_the_demo_repeats_nothing(house):
-    """Corpus, training, evaluation; with the corpus there, no corpus; with the table there, the table."""
+    """Data, training, evaluation; where the table is newer than the run, the table."""
     status, out, _ = house()
     assert status == 0 and [line.split()[1] for line in out[:3]] == ["data.py", "train_flow_tts.py", "evaluate.py"]
     assert out[-1].startswith("speak") and "runs/flow_demo" in out[-1]
-    for path in ("data/demo/dataset_stats.json", "runs/x/checkpoints/latest/config.yaml",
-                 "runs/x/evaluation/table.txt"):
-        (house.folder / path).parent.mkdir(parents=True)
-        (house.folder / path).write_text("the table\n")
-        os.utime(house.folder / path, (1e9 + len(path), 1e9 + len(path)))
-    os.utime(house.folder / "runs/x/evaluation/table.txt")
+    for path, written in (("metrics.jsonl", 1e9), ("evaluation/table.txt", 2e9)):
+        (house.folder / "runs/x" / path).parent.mkdir(parents=True, exist_ok=True)
+        (house.folder / "runs/x" / path).write_text("the table\n")
+        os.utime(house.folder / "runs/x" / path, (written, written))
     status, out, _ = house("demo", "flow", "--out_dir", "runs/x")
-    assert status == 0 and out[0].startswith("python train_flow_tts.py") and out[1:3] == ["", "the table"]
+    assert status == 0 and out[1].startswith("python train_flow_tts.py") and out[2:4] == ["", "the table"]
+
+
+@pytest.mark.parametrize("stage, number", [
+    ("trivox.launch", signal.SIGINT), ("data.py for", signal.SIGINT), ("data.py for", signal.SIGTERM),
+    ("train_flow", signal.SIGINT), ("train_flow", signal.SIGHUP), ("evaluate.py", signal.SIGINT),
+    ("torch.distributed", signal.SIGINT), ("torch.distributed", signal.SIGTERM)],
+    ids=lambda value: getattr(value, "name", value))
+def test_signals(house, stage, number):
+    """As Ctrl-C, they reach run.sh alone. What trains saves; nothing is left, nothing follows; the status tells."""
+    gpus = "2" if stage == "torch.distributed" else "1"
+    process = house.start("demo", "--gpus", gpus, "--device", "cpu", STAGE=stage)
+    assert process.stderr.readline() == "started\n"
+    os.killpg(process.pid, number)
+    out, said = process.communicate(timeout=20)  # it returns when no process is left that could write
+    before = ["data.py for", "train_flow", "evaluate.py"]
+    before = before[:before.index(stage)] if stage in before else before[:stage == "torch.distributed"]
+    assert (process.returncode, out.count("python ")) == (128 + number, len(before))
+    assert set(said.split()) == {"saved"}  # more than once where the signal came again meanwhile
 
 
 def test_the_environment_is_made_once(house):

@@ -1,6 +1,6 @@
-"""Each kind of run, in seconds, to its very end: training with samples and their page, evaluation, sampling, and the
-page and the table of several. What one kind has and another lacks (texts, references, voices, word errors) must be
-missed by none of them."""
+"""Each kind of run, in seconds, to its very end: training with samples.py and its page, checkpoints.py, evaluation,
+sampling, and the page and the table of several. What one kind has and another lacks (texts, references, voices, word
+errors) must be missed by none of them."""
 
 import json
 import shutil
@@ -9,11 +9,8 @@ from threading import Event
 import pytest
 import soundfile
 import torch
-from conftest import TINY as FLOW
-from test_train_codec import TINY as CODEC
-from test_train_codec import tokens as codec_tokens  # noqa: F401
-from test_train_llm import TINY as LLM
-from test_train_llm import tokens as llm_tokens  # noqa: F401
+from conftest import TINY_CODEC as CODEC, TINY_FLOW as FLOW, TINY_LLM as LLM
+from matplotlib.figure import Figure
 
 import evaluate
 import page
@@ -53,8 +50,22 @@ RUNS = {  # name: (trainer, its settings, what the page's first clip has)
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse_pictures():
+    """Of few dots and without a layout, in a third of the time: nobody looks at them here."""
+    savefig = Figure.savefig
+
+    def draw(fig, path, **settings):
+        fig.set_layout_engine("none")
+        savefig(fig, path, **settings | {"dpi": 20})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", draw)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(data_dir, codec_tokens, llm_tokens, tmp_path_factory):  # noqa: F811
+def trained(data_dir, codec_tokens, llm_tokens, tmp_path_factory):
     """The folder in which each of RUNS has been trained, by its name."""
     from transformers import T5Config, T5EncoderModel
 
@@ -86,11 +97,12 @@ def test_page(trained, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_evaluation_and_sample(trained, name, tmp_path, monkeypatch, llm_tokens):  # noqa: F811
+def test_evaluation_and_sample(trained, name, tmp_path, monkeypatch, llm_tokens):
     """evaluate.py judges the run, and sample.py makes something to hear of it."""
     monkeypatch.chdir(trained)
     settings = RUNS[name][1]
-    evaluate.main(["--ckpt", name, "--out", str(tmp_path / "e"), "--device", "cpu", "--recogniser", "auto"])
+    few = ["--prompts", "prompts.txt"] if "prompts" in name else [] if "flow" in name else ["--clips", "4"]
+    evaluate.main(["--ckpt", name, "--out", str(tmp_path / "e"), "--device", "cpu", "--recogniser", "auto", *few])
     summary = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert ("wer" in summary) == ("wer" in RUNS[name][2]) and (tmp_path / "e" / "table.txt").read_text()
     argv = ["--ckpt", name, "--out", str(tmp_path / "a.wav"), "--device", "cpu"]
@@ -110,5 +122,6 @@ def test_side_by_side(trained, tmp_path, monkeypatch):
     page.main([*RUNS, "--out", str(tmp_path / "all")])
     html = (tmp_path / "all" / "index.html").read_text()
     assert all(name in html for name in RUNS)
-    evaluate.main(["--ckpt", "codec, no text", "codec, text", "--out", str(tmp_path / "e"), "--device", "cpu"])
+    evaluate.main(["--ckpt", "codec, no text", "codec, text", "--out", str(tmp_path / "e"), "--device", "cpu",
+                   "--clips", "4"])
     assert (tmp_path / "e" / "codec, text" / "table.txt").exists()

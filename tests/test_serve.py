@@ -4,6 +4,8 @@ import shutil
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ import torch
 from conftest import refusal
 
 import serve
-from trivox import common
+from model import LLM, LLMConfig
+from train_llm_tts import Config
 from trivox.audio import read_wav
 from trivox.common import UserError
+from trivox.speak import SEED, LLMSpeaker, Option
+from trivox.voices import StatsEmbedder
 
 NAME = "</title><script>alert(1)</script> & \"a run\""
 gradio = pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-extra.txt")
@@ -26,22 +31,22 @@ def address():
     """A page whose model takes a tenth of a second and tells how many were made at once. It repeats recordings."""
     busy, most = [], []
 
-    def speak(text, pitch, seed, recording):
+    def stream(text, pitch, seed, prompt_wav):
         busy.append(text)
         most.append(len(busy))
         time.sleep(0.1)
         busy.remove(text)
         if not text.strip():
             raise UserError("there is nothing to say")
-        if not recording:
-            return 0.1 * np.sin(np.arange(8000) * pitch / 1000)
-        voice = read_wav(serve.shorten(recording), 16000)
+        if not prompt_wav:
+            return iter([0.1 * np.sin(np.arange(8000) * pitch / 1000)])
+        voice = read_wav(prompt_wav, 16000)
         if np.abs(voice).max() < 1e-4:
             raise UserError("it is silent")
-        return voice
+        return iter([voice])
 
-    page = serve.build(NAME, 16000, [("pitch", "slider", 440, 50, 900), serve.SEED,
-                                        ("a voice", "audio", None, None, None)], speak)
+    options = [Option("pitch", int, "Hz", 50, 900, 900, default=440), SEED, Option("prompt_wav", Path, "a voice")]
+    page = serve.build(NAME, SimpleNamespace(sample_rate=16000, options=options, stream=stream))
     _, url, _ = serve.launch(page, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield url, most
     page.close()
@@ -163,11 +168,11 @@ def test_in_a_browser(address, uploads):
         speak("x" * 100_000, "100,000 characters")
         tab.get_by_text("controls").click()
         for name, said in (("text.wav", "not a recording"), ("good.wav", "1.00 s of audio")):
-            tab.locator("#recording input[type=file]").set_input_files(uploads[name])
-            tab.locator("#recording input[type=file]").wait_for(state="detached")
+            tab.locator("#prompt_wav input[type=file]").set_input_files(uploads[name])
+            tab.locator("#prompt_wav input[type=file]").wait_for(state="detached")
             speak("Hello.", said)
             if name == "text.wav":
-                tab.locator("#recording").get_by_label("Clear").click()
+                tab.locator("#prompt_wav").get_by_label("Clear").click()
         browser.close()
     assert not elsewhere
 
@@ -177,54 +182,59 @@ def test_in_a_browser(address, uploads):
 
 class Codec:
     """Stands for a codec: each code is a second of a tone."""
-    sample_rate = 8000
+    sample_rate, frame_rate, hop_length = 8000, 1, 8000
 
     def decode(self, codes):
         return np.concatenate([np.full(8000, code / 64, np.float32) for code in codes[:, 0]])
 
 
-def llm_run(folder, **changes):
-    """The folder of an untrained LLM TTS of 3 codes a second. Returns (it, its config)."""
-    from model import LLM, LLMConfig
-    from train_llm_tts import Config
-
-    tiny = dict(codebook_size=32, context=128, width=64, layers=2, heads=2, kv_heads=1, ffn_width=128, frame_rate=3)
-    config = asdict(Config(**tiny | changes, codec="mel_rvq", sample_rate=8000, eval_seconds=2,
-                           speaker_embedder="stats"))
+def llm_page(**changes):
+    """The page of an untrained LLM TTS of a code a second. Returns (its Speaker, what answers, the controls)."""
+    tiny = dict(codebook_size=32, context=128, width=64, layers=2, heads=2, kv_heads=1, ffn_width=128, frame_rate=1,
+                sample_rate=8000)
+    config = asdict(Config(**tiny | changes, codec="mel_rvq", eval_seconds=2, speaker_embedder="stats"))
     torch.manual_seed(0)
-    model = LLM(LLMConfig(**tiny | changes))
-    common.save_checkpoint(folder, 1, {"model": model.state_dict(), "ema": model.state_dict()}, {}, config, True, 1)
-    return folder, config
+    speaker = LLMSpeaker(LLM(LLMConfig(**tiny | changes)), config, Codec())
+    page = serve.build("a run", speaker)
+    answer = next(function for function in page.fns.values() if function.api_name == "speak")
+    return speaker, answer.fn, answer.inputs[1:]
 
 
-def test_llm(tmp_path, monkeypatch):
+def test_llm():
     """The same seed says the same, sentence for sentence; the controls are in the range that the model takes."""
-    monkeypatch.setattr("trivox.codecs.load_codec", lambda folder, device: Codec())
-    rate, controls, speak = serve.llm_speaker(*llm_run(tmp_path), torch.device("cpu"))
-    assert rate == 8000 and [kind for _, kind, *_ in controls] == ["slider"] * 4 + ["number"]
-    assert all(low <= value <= high for _, _, value, low, high in controls)
-    options = [value for _, _, value, _, _ in controls[:-1]]
-    one, two, other = (speak(text, *options, seed)
-                       for text, seed in (("Hello.", 1), ("Hello. Again.", 1), ("Hello.", 2)))
-    assert len(two) > len(one) > 8000 and np.array_equal(one, two[:len(one)])
+    speaker, answer, controls = llm_page()
+    kinds = ["Slider"] * 4 + ["Number"] * 2
+    assert speaker.sample_rate == 8000 and [type(control).__name__ for control in controls] == kinds
+    assert all(control.minimum <= control.value <= control.maximum for control in controls[:4])
+    values = [control.value for control in controls[:-1]]
+    one, two, other = (answer(text, *values, seed)[0][1] for text, seed in (("Hello.", 1), ("Hello. Again.", 1),
+                                                                            ("Hello.", 2)))
+    assert len(two) > len(one) >= 8000 and np.array_equal(one, two[:len(one)])
     assert not np.array_equal(one, other[:len(one)])
 
 
-def test_llm_with_voices(tmp_path, uploads):
-    from trivox.voices import StatsEmbedder
+def test_llm_with_voices(uploads):
+    speaker, answer, controls = llm_page(speaker_width=StatsEmbedder.width)
+    at = [option.name for option in speaker.options].index("speaker")
+    values = [control.value for control in controls]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trivox.codecs.load_codec", lambda folder, device: Codec())
-        run = llm_run(tmp_path, speaker_width=StatsEmbedder.width)
-        _, controls, speak = serve.llm_speaker(*run, torch.device("cpu"))
-    assert controls[-1][1] == "audio"
-    options = [value for _, _, value, _, _ in controls[:-1]]
-    assert len(speak("Hello.", *options, uploads["good.wav"])) > 8000
-    for name, words in (("text.wav", "not a recording"), ("silent.wav", "silent"), ("cut.flac", "sample|recording")):
-        with pytest.raises(UserError, match=words):
-            speak("Hello.", *options, uploads[name])
-    with pytest.raises(UserError, match="the voice of a recording: upload one"):
-        speak("Hello.", *options, None)
+    def speak(upload):
+        return answer("Hello.", *(upload if n == at else value for n, value in enumerate(values)))[0][1]
+
+    assert type(controls[at]).__name__ == "Audio" and len(speak(uploads["good.wav"])) >= 8000
+    for name, words in (("text.wav", "not a recording"), ("silent.wav", "silent"), ("cut.flac", "sample|recording"),
+                        (None, "the voice of a recording: upload one")):
+        with pytest.raises(gradio.Error, match=words):
+            speak(uploads[name] if name else None)
+
+
+def test_controls_of_lists():
+    """A config with a number for each codebook keeps them; they can be changed, and what is no number is refused."""
+    option = Option("top_k", int, "of all", 0, usual=9, each_book=True, default=[3, 1])
+    assert type(serve.control(option)).__name__ == "Textbox" and serve.control(option).value == "3 1"
+    assert serve.asked(option, "4, 2") == [4, 2] and serve.asked(option, None) is None
+    with pytest.raises(UserError, match="should be numbers"):
+        serve.asked(option, "4 x")
 
 
 def test_refused_before_it_starts(tmp_path):

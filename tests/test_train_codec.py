@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
-from conftest import ROOT, finish, launch, refusal, same
+from conftest import ROOT, TINY_CODEC as TINY, finish, launch, refusal, same
 
 import evaluate
 import sample
@@ -24,44 +23,20 @@ from train_codec_lm import Config, codec_loss, make_batch
 from trivox import audio, speak
 from trivox import metrics as figures
 from trivox import common
-from trivox.audio import MelConfig, log_mel, read_wav
-from trivox.codecs import MelRVQ
+from trivox.audio import MelConfig, read_wav
+from trivox.checkpoints import codec_of
+from trivox.codecs import MelRVQ, decode_stream
 from trivox.datasets import TokenDataset
 from trivox.text import TextFeatures
 
 CPU = torch.device("cpu")
-GEOMETRY = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebooks=2, codebook_size=16)
-TINY = GEOMETRY | dict(context=64, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, pattern="GA", text_width=64,
-                       text_layers=1)
-
-
-@pytest.fixture(scope="session")
-def tokens(corpus, tmp_path_factory):
-    """The folder of the corpus's tokens: 40 sentences, 6 held out, two books of 16 codes, 50 frames a second."""
-    out, mel = tmp_path_factory.mktemp("tokens"), MelConfig(hop_length=441)
-    heldout = (corpus / "heldout.txt").read_text().split()
-    texts = dict(line.split("|")[:2] for line in (corpus / "metadata.csv").read_text().splitlines())
-    wavs = {id: read_wav(corpus / "wavs" / f"{id}.wav", 22050) for id in texts}
-    codec = MelRVQ.fit(torch.cat([log_mel(wav, mel) for wav in wavs.values()]), mel, [16, 16])
-    codec.save(out)
-    codes, offset = codec.encode(list(wavs.values())), 0
-    with (out / "tokens_00000.jsonl").open("w") as f:
-        for (id, text), x in zip(texts.items(), codes):
-            split = "val" if id in heldout else "train"
-            f.write(json.dumps(dict(id=id, text=text, split=split, offset=offset, frames=len(x))) + "\n")
-            offset += len(x)
-    np.concatenate(codes).astype(np.uint16).tofile(out / "tokens_00000.u16")
-    (out / "grammar.jsgf").write_text((corpus / "grammar.jsgf").read_text())
-    (out / "codec.json").write_text(json.dumps(GEOMETRY | {"mel": mel.__dict__}))
-    return out
-
 
 @pytest.fixture
-def flags(tokens, tmp_path):
+def flags(codec_tokens, tmp_path):
     """flags(steps=3, …) is the command line of a tiny training run into tmp_path/run."""
     def make(*bare, **changes):
         settings = TINY | dict(
-            data_dir=tokens, out_dir=tmp_path / "run", batch_size=4, steps=6, warmup_steps=2, eval_every=100,
+            data_dir=codec_tokens, out_dir=tmp_path / "run", batch_size=4, steps=6, warmup_steps=2, eval_every=100,
             sample_every=0, save_every=100, log_every=1, device="cpu", dtype="float32", wandb_mode="disabled")
         settings |= changes
         return [f"--{key}={value}" for key, value in settings.items()] + list(bare)
@@ -102,11 +77,11 @@ def tiny_lm(**changes):
 # The loss
 
 @pytest.mark.parametrize("cross_every", [0, 1])
-def test_loss_against_brute_force(tokens, cross_every):
+def test_loss_against_brute_force(codec_tokens, cross_every):
     """Code by code: the book k of frame t is predicted from the delayed steps up to t + k, of one clip alone, without
     padding, in float64. `score_clips` sums the same, without the text's EOS."""
     c, model = tiny_lm(cross_every=cross_every, context=256)
-    data, features = TokenDataset(tokens), TextFeatures("bytes")
+    data, features = TokenDataset(codec_tokens), TextFeatures("bytes")
     clips = [0, 3, 5]
     with torch.no_grad():
         entropies, hits, duration = codec_loss(c, model, make_batch(
@@ -137,9 +112,9 @@ def test_loss_against_brute_force(tokens, cross_every):
     np.testing.assert_allclose([duration, scores[-1]], [errors, errors], rtol=1e-4, atol=1e-6)
 
 
-def test_long_clips_are_cut_anywhere(tokens):
+def test_long_clips_are_cut_anywhere(codec_tokens):
     """To 62 frames that stand together, the first and the last places included; another place in each epoch."""
-    c, data = Config(**TINY), TokenDataset(tokens)
+    c, data = Config(**TINY), TokenDataset(codec_tokens)
     clip = max(range(40), key=lambda i: data.rows[i]["frames"])
     whole, starts = data.codes(clip), set()
     for cut in np.append(np.arange(0, 1, 0.004), np.nextafter(1, 0)):
@@ -198,23 +173,22 @@ def test_two_processes_are_one(flags, tmp_path):
 # ------------------------------------------------------------------------------------------------------------
 # From data to sound
 
-def test_clips_learnt_by_heart(flags, tokens, tmp_path, in_process):
+def test_clips_learnt_by_heart(flags, codec_tokens, tmp_path, in_process):
     """Two sentences learnt, half of the time without their text. Given the text, code for code comes back, and then
     EOS; given the first half second alone, the rest. sample.py writes just that."""
     in_process(flags(steps=150, overfit=2, context=256, batch_size=2, lr=2e-2, min_lr=1e-3, optimizer="muon", width=64,
                      cross_every=1, text_condition_dropout=0.5, ema_decay=0.9, log_every=50, eval_seconds=4,
                      eval_prompt_seconds=0.5, eval_temperature=0))
-    model, _ = speak.load_codec_lm(tmp_path / "run", CPU)
-    data, features = TokenDataset(tokens), TextFeatures("bytes")
+    data, speaker = TokenDataset(codec_tokens), speak.load(tmp_path / "run")
     texts, codes = [data.rows[i]["text"] for i in (0, 1)], [data.codes(i) for i in (0, 1)]
-    spoken = [dict(seed=0, codes=codes[i][:0], text=texts[i]) for i in (0, 1)]
-    begun = [dict(seed=0, codes=codes[i][:25], text=None) for i in (0, 1)]
-    for prompts, length in ((spoken, 200), (begun, 75)):
-        for made, wanted in zip(speak.generate_codes(model, features, prompts, length, temperature=0), codes):
+    spoken = [{"text": texts[i]} for i in (0, 1)]
+    begun = [{"prompt": codes[i][:25], "seconds": 1.0} for i in (0, 1)]
+    for requests, length in ((spoken, 200), (begun, 75)):
+        for clip, wanted in zip(speaker.speak(requests), codes):
             wanted = wanted[:length]
-            assert len(made) == len(wanted) and (made == wanted).float().mean() > 0.95
+            assert len(clip.codes) == len(wanted) and (clip.codes == wanted).float().mean() > 0.95
 
-    codec = MelRVQ.load(tokens, MelConfig(hop_length=441))
+    codec = MelRVQ.load(codec_tokens, MelConfig(hop_length=441))
     audio.write_wav(tmp_path / "prompt.wav", codec.decode(codes[0]), 22050)
     for argv, frames in ((["--text", texts[0]], len(codes[0])),
                          (["--prompt_wav", tmp_path / "prompt.wav", "--seconds", 1], 75)):
@@ -228,59 +202,10 @@ def test_playing_as_it_comes(frames):
     code has been asked for."""
     codec = SimpleNamespace(frame_rate=20, hop_length=7, decode=lambda x: np.repeat(x[:, 0].numpy() / 1e3, 7))
     codes, asked = torch.arange(frames)[:, None], []
-    pieces = speak.play(codec, (asked.append(1) or step for step in codes))
+    pieces = decode_stream(codec, (asked.append(1) or step for step in codes))
     first = next(pieces)
     assert len(asked) == min(frames, 85)
     np.testing.assert_allclose(np.concatenate([first, *pieces]), codec.decode(codes))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Figures
-
-def test_unigrams():
-    """Four codes, of which training has 3, 1, 0, 0: with a half added (3.5, 1.5, 0.5, 0.5) / 6; the other book has one
-    code alone."""
-    train = [np.array([[0, 2], [0, 2]]), np.array([[0, 2], [1, 2]])]
-    held_out = [np.array([[0, 2], [1, 2]]), np.array([[3, 0]])]
-    wanted = [-np.log([3.5 / 6, 1.5 / 6, 0.5 / 6]).mean(), -np.log([4.5 / 6, 4.5 / 6, 0.5 / 6]).mean()]
-    np.testing.assert_allclose(figures.unigram_cross_entropy(train, held_out, 4), wanted)
-
-
-def gaussian(rng, mean, covariance, n):
-    """(n, D) vectors that have just this mean and covariance."""
-    x = rng.standard_normal((n, len(mean)))
-    x = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False)), (x - x.mean(0)).T).T
-    return x @ np.linalg.cholesky(covariance).T + mean
-
-
-def test_frechet_distance():
-    """Of Gaussians: for commuting covariances in closed form, for others by scipy's root of their product; 0 for equal
-    sets, also where there are fewer vectors than dimensions; symmetric."""
-    rng = np.random.default_rng(0)
-    a, b = np.array([1.0, 4, 9]), np.array([4.0, 4, 1])
-    x, y = gaussian(rng, np.zeros(3), np.diag(a), 50), gaussian(rng, np.array([0, 3.0, 4]), np.diag(b), 70)
-    assert figures.frechet_distance(x, y) == pytest.approx(25 + ((a**0.5 - b**0.5) ** 2).sum())
-    A, B = (m @ m.T + 0.1 * np.eye(5) for m in rng.standard_normal((2, 5, 5)))
-    x, y = gaussian(rng, np.ones(5), A, 30), gaussian(rng, np.zeros(5), B, 40)
-    wanted = 5 + np.trace(A + B - 2 * scipy.linalg.sqrtm(A @ B).real)
-    assert figures.frechet_distance(x, y) == pytest.approx(wanted) == figures.frechet_distance(y, x)
-    few = rng.standard_normal((4, 9))
-    assert figures.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
-
-
-def test_coherence():
-    """1 for what moves steadily, about 0 for noise; no different for another gain. Of pieces in three sections each is
-    above its shuffles, of noise one in nine."""
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 5, 400)[:, None] * np.ones(24)
-    assert figures.coherence(ramp) == pytest.approx(1)
-    noise = [rng.standard_normal((400, 24)) for _ in range(40)]
-    assert abs(np.mean([figures.coherence(x) for x in noise])) < 0.05
-    pieces = [x + np.repeat(rng.standard_normal((3, 24)), [130, 140, 130], 0) for x in noise]
-    assert figures.coherence(3 * pieces[0] + 7) == pytest.approx(figures.coherence(pieces[0]))
-    assert evaluate.judge_form(noise, pieces)["coherence_ranked"] >= 0.95
-    assert evaluate.judge_form(pieces, noise)["coherence_ranked"] < 0.35
-    assert figures.coherence(ramp[:100]) is None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -305,15 +230,15 @@ def test_refused_settings(flags, in_process, tmp_path, settings, words):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_refused_codec(flags, in_process, tokens, tmp_path):
+def test_refused_codec(flags, in_process, codec_tokens, tmp_path):
     """Of the same name and geometry, but fitted to something else: neither resumed nor evaluated. RUN/codec is what the
     run began with, so that it can be sampled without the data set."""
     in_process(flags(steps=1))
-    other = shutil.copytree(tokens, tmp_path / "other")
+    other = shutil.copytree(codec_tokens, tmp_path / "other")
     MelRVQ(MelConfig(hop_length=441), torch.zeros(80), [torch.zeros(16, 80) for _ in range(2)]).save(other)
     assert "fitted anew" in refusal(in_process, *flags("--resume", steps=2, data_dir=other))
     assert "fitted anew" in refusal(evaluate.main, "--ckpt", tmp_path / "run", "--data_dir", other)
-    assert speak.codec_folder(common.find_checkpoint(tmp_path / "run"), {}) == tmp_path / "run" / "codec"
+    assert codec_of(tmp_path / "run", {}) == tmp_path / "run" / "codec"
 
 
 def test_refused_samples(flags, in_process, run, tmp_path, corpus):

@@ -16,13 +16,14 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, checkpoint, finish, launch, refusal, same, tiny_flow, train
+from conftest import ROOT, TINY_FLOW as TINY, checkpoint, finish, launch, refusal, same, train
+from helpers import tiny_flow
 
 import train_flow_tts as trainer
 from train_flow_tts import POOL, Config, draw, draw_step, flow_loss, make_batch, validate
 from trivox import common
+from trivox.checkpoints import load_model
 from trivox.datasets import MelDataset
-from trivox.speak import load_flow
 from trivox.text import TextFeatures
 
 CPU = torch.device("cpu")
@@ -233,8 +234,8 @@ def test_schedule_and_average(flags, tmp_path, in_process):
 def test_it_learns_what_the_text_says(run, data):
     """Of pure noise, the right text tells at least a fifth more of the mel than its bytes in another order, which a
     model that ignores them, their order or the clock cannot know. An untrained one is at 2, the variance of both."""
-    model, features, config = load_flow(run, CPU)
-    c = Config(**config)
+    model, config = load_model(run)
+    c, features = Config(**config), TextFeatures("bytes")
     draws = [dict(clip=clip, t=1.0, drop=False, silence=0, noise=clip) for clip in data.clips("train")[:4]]
     batch = make_batch(c, data, features, draws, CPU)
     mixed = {**batch, "text": batch["text"].clone()}

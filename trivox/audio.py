@@ -6,7 +6,7 @@ Shapes: wav (samples,) float32 in [-1, 1]; log_mel (frames, n_mels) float32, nat
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 
@@ -34,6 +34,11 @@ class MelConfig:
     def frame_rate(self):
         """Frames per second."""
         return self.sample_rate / self.hop_length
+
+
+def mel_config(c):
+    """The MelConfig that a config holds."""
+    return MelConfig(**{f.name: getattr(c, f.name) for f in fields(MelConfig)})
 
 
 def read_wav(path, sample_rate):

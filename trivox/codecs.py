@@ -205,3 +205,28 @@ def nearest(x, centroids):
     """The index of the nearest of centroids (size, D) to each of x (N, D), by |c|² − 2 x·c: one matrix product."""
     norms = centroids.square().sum(1)
     return torch.cat([torch.addmm(norms, part, centroids.T, alpha=-2).argmin(1) for part in x.split(8192)])
+
+
+def decode_stream(codec, steps, window=4.0, overlap=0.25):
+    """Decode frames as they come. steps: an iterable of (Q,) codes. Yields pieces of the waveform, (samples,) float32.
+
+    Codecs look around, and Griffin-Lim finds its own phases; so windows of `window` seconds are decoded, and where they
+    overlap one is faded into the next. What fits into one window is what the codec makes of it.
+    """
+    window, overlap = round(window * codec.frame_rate), max(1, round(overlap * codec.frame_rate))
+    n = overlap * codec.hop_length
+    fade, tail, codes = np.sin(np.pi / 2 * (np.arange(n) + 0.5) / n) ** 2, np.zeros(0), []
+
+    def decoded():
+        wav = np.array(codec.decode(torch.stack(codes)))
+        wav[:len(tail)] = tail * (1 - fade[:len(tail)]) + wav[:len(tail)] * fade[:len(tail)]
+        return wav
+
+    for step in steps:
+        codes.append(step)
+        if len(codes) == window + overlap:
+            wav = decoded()
+            yield wav[:-n]
+            tail, codes = wav[-n:], codes[-overlap:]
+    if codes:
+        yield decoded()

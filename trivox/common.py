@@ -1,4 +1,5 @@
-"""The plumbing that the three trainers share: config, process group, checkpoints, log. Functions only."""
+"""The plumbing that the three trainers share: config, process group, checkpoints, log; functions, and the
+settings that all runs have."""
 
 import argparse
 import ctypes
@@ -15,15 +16,18 @@ import subprocess
 import sys
 import threading
 import typing
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 import torch
 import torch.distributed as dist
 import yaml
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
 
 
 class UserError(Exception):
@@ -44,10 +48,27 @@ def run(main, argv):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Config: one dataclass per trainer, filled from YAML and then from flags
+# Config: one dataclass a trainer, filled from YAML and then from flags
 
 yaml.SafeLoader.add_implicit_resolver(  # PyYAML follows YAML 1.1, in which 1e-3 is a string
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """What is no part of an experiment: where a run begins, how often it is saved, on what it runs."""
+    resume: bool = False  # go on with the run in out_dir, if there is one
+    save_every: PositiveInt = 500  # steps
+    keep_last: PositiveInt = 2  # checkpoints, besides the best
+    log_every: PositiveInt = 10  # steps
+    seed: int = 0
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
+    compile: bool = False
+    activation_checkpointing: bool = False
+    deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    wandb_url: str = ""  # of a W&B server of one's own
 
 
 def load_config(cls, argv):
@@ -67,7 +88,8 @@ def load_config(cls, argv):
         parser.add_argument(*{f"--{key}", f"--{key.replace('_', '-')}"}, dest=key, nargs="?", const="true")
     flags, unknown = parser.parse_known_args(argv)
     path = vars(flags).pop("config", None)
-    settings = [(key, value, path) for key, value in (read_yaml(path) if path else {}).items()]
+    settings = [(key, value, path) for key, value in (read_yaml(path) if path else {}).items()
+                if key != "data_recipe"]  # which data.py reads
     for key, text in vars(flags).items():
         with suppress(yaml.YAMLError):  # then the text itself is what has the wrong type
             text = text if types[key] is str else yaml.safe_load(text)
@@ -102,6 +124,18 @@ def read_yaml(path):
 # ------------------------------------------------------------------------------------------------------------
 # Process group, device, precision, signals
 
+def begin(c):
+    """What a run begins with, by its config: signals are caught, processes find each other, first weights are seeded.
+    Returns (stop, an Event that SIGINT or SIGTERM sets; rank; number of processes; torch.device; torch.dtype)."""
+    stop = catch_signals()
+    rank, world, device = init_distributed(c.device)
+    if c.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(c.seed)
+    return stop, rank, world, device, pick_dtype(c.dtype, device)
+
+
 def init_distributed(device):
     """Join torchrun's process group if there is one, GPUs over NCCL, CPU processes over Gloo. `device` is "auto",
     "cuda" or "cpu". Returns (rank, number of processes, torch.device)."""
@@ -119,6 +153,36 @@ def init_distributed(device):
     if world > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return rank, world, torch.device(device)
+
+
+def distribute(model, world, device):
+    """The model as DDP trains it in several processes, or itself where there is one."""
+    if world == 1:
+        return model
+    own = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+
+
+def unwrapped(model):
+    """The model within DDP, or itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def memory_advice(c, what):
+    """Turn a GPU's OutOfMemoryError over a micro-batch of `what` into a UserError: which flags make as large a step."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        less = max((d for d in range(1, c.batch_size) if c.batch_size % d == 0), default=0)
+        advice = f"--batch_size {less} --grad_accum_steps {c.grad_accum_steps * c.batch_size // max(less, 1)}"
+        raise UserError(f"no GPU memory for micro-batches of {c.batch_size} {what}; for as many a step try "
+                        f"{advice if less else '--activation_checkpointing'}") from None
+
+
+def gpu_memory(device):
+    """What the log has of it: the most that has been in use, in GB; nothing on a CPU."""
+    return {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
 
 
 def keep_freed_memory():
@@ -271,6 +335,37 @@ def load_weights(model, weights, source):
         if (there := weights[key].shape) != (here := own[key].shape):
             raise UserError(f"{key} is {tuple(there)} in {source}, but {tuple(here)} in the model")
     model.load_state_dict(weights)
+
+
+def load_run(checkpoint, c, models, optimizers, scaler, base=None):
+    """Go on from a checkpoint of this run: load weights into {file stem: model}, and the optimizers' and the scaler's
+    state. base: where an adapter is trained, the digest of the model that it is for, which has all other weights.
+
+    Returns the trainer's own state. UserError for a checkpoint of another system, model or optimizer.
+    """
+    before, *found, state = load_checkpoint(checkpoint, c.system, *models, "state")
+    for model, weights in zip(models.values(), found):
+        if base is not None:
+            if not torch.equal(weights.pop("base"), base):
+                raise UserError(f"{checkpoint} is an adapter for another model than is now at {c.init_from}")
+            weights = model.state_dict() | weights
+        load_weights(model, weights, checkpoint)
+    if before["optimizer"] != c.optimizer:
+        raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
+                        "--init_from starts a fresh one")
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        optimizer.load_state_dict(saved)
+    scaler.load_state_dict(state["scaler"])
+    return state
+
+
+def save_run(c, step, weights, optimizers, scaler, is_best, **state):
+    """Save what `load_run` goes on from: {file stem: state dict}, and the trainer's own state. The first process writes
+    it, and the others wait."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        state |= {"step": step, "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict()}
+        save_checkpoint(c.out_dir, step, weights, state, dataclasses.asdict(c), is_best, c.keep_last)
+    barrier()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -25,17 +25,23 @@ def download_ljspeech(folder):
     """Download LJSpeech 1.1, check its checksum and unpack it. Returns the corpus folder."""
     import pooch
 
-    if (folder / "LJSpeech-1.1" / "metadata.csv").exists():
-        return folder / "LJSpeech-1.1"
+    corpus, part = folder / "LJSpeech-1.1", folder / ".LJSpeech-1.1.part"
+    if (corpus / "metadata.csv").exists():
+        return corpus
+    if corpus.exists():
+        raise UserError(f"{corpus} has no metadata.csv: delete it, and it is downloaded again")
     print(f"LJSpeech 1.1: downloading 2.6 GB from {LJSPEECH_URL} (public domain)")
     try:
         archive = pooch.retrieve(LJSPEECH_URL, f"sha256:{LJSPEECH_SHA256}", "LJSpeech-1.1.tar.bz2", folder,
                                  progressbar=True)
     except Exception as e:  # offline, refused, wrong checksum
-        raise UserError(f"cannot download {LJSPEECH_URL} ({type(e).__name__}); unpack it by hand and give its folder "
-                        "as --root") from None
-    shutil.unpack_archive(archive, folder, filter="data")
-    return folder / "LJSpeech-1.1"
+        raise UserError(f"cannot download {LJSPEECH_URL} ({type(e).__name__}); unpack it at {corpus}, or give its "
+                        "folder as --root") from None
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.unpack_archive(archive, part, filter="data")  # killed meanwhile, it leaves no half of a corpus
+    (part / corpus.name).replace(corpus)
+    part.rmdir()
+    return corpus
 
 
 def read_metadata(path, columns="id|text|normalized|speaker"):

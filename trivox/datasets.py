@@ -16,6 +16,7 @@ data set of tokens is made likewise; what is written last is `codec.json`, and b
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -256,3 +257,28 @@ def best_fit(lengths, room):
         free.setdefault(left - n, []).append(row)
         sizes |= 1 << (left - n)
     return rows
+
+
+def open_tokens(kind, folder, c, kept=None):
+    """The TokenDataset or SentenceDataset (`kind`) at `folder`, which has to be of the codec and geometry of the config
+    `c`, and where a codec of our own is kept in the folder `kept`, made with that very one."""
+    wanted = {key: getattr(c, key) for key in ("codec", "sample_rate", "frame_rate", "codebook_size")}
+    data = kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
+    check_codec(folder, kept or folder)
+    return data
+
+
+def check_codec(folder, kept):
+    """Raises UserError where a codec of our own is kept in the folder `kept` that did not make the tokens at
+    `folder`."""
+    mine, theirs = (Path(place) / "codec.safetensors" for place in (kept, folder))
+    if theirs.exists() and mine.exists() and mine.read_bytes() != theirs.read_bytes():
+        raise UserError(f"the codec that made the tokens at {folder} was fitted anew: it is not that of {kept}; "
+                        "data.py tokenize --codec takes the folder of one to use again")
+
+
+def keep_codec(folder, kept):
+    """Copy what tells the codec of the tokens at `folder` into a run: they mean nothing without it."""
+    kept.mkdir(exist_ok=True)
+    for path in Path(folder).glob("codec.*"):
+        shutil.copy(path, kept)

@@ -195,11 +195,32 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
         for _ in range(min(burst, frames - known) - (known == 0)):
             step()
         new = codes[:, known:known + burst].cpu()
-        for code in new.T:
-            yield code
+        yield from new.T
         known += burst
         if bool((new[:, -1] < 0).all()):
             return
+
+
+def follow(stream, sentences):
+    """From what `stream_speech` yields, an iterator of codes (1,) for each of so many sentences, to be read in order:
+    while the first is heard, the others are already being spoken."""
+    heard, ended = [[] for _ in range(sentences)], [False] * sentences
+
+    def codes(i):
+        n = 0
+        while True:
+            while n < len(heard[i]):
+                yield heard[i][n]
+                n += 1
+            step = None if ended[i] else next(stream, None)
+            if step is None:
+                return
+            for k, code in enumerate(step):
+                ended[k] |= int(code) < 0
+                if not ended[k]:
+                    heard[k].append(code[None])
+
+    return [codes(i) for i in range(sentences)]
 
 
 def capture(step, state):

@@ -1,326 +1,445 @@
-"""From a checkpoint to a waveform: loading, options, sampling."""
+"""One road from a text to sound, for all three systems.
 
-import hashlib
-import re
-from dataclasses import fields
+    speaker = load("runs/flow_demo")
+    for wav in speaker.stream("The baker sold nine golden apples.", seed=1):
+        ...                                             # (samples,) float32 at speaker.sample_rate
+
+A text is normalised, broken into sentences, refused in words where nothing can be made of it, and spoken sentence by
+sentence with a pause between. sample.py, serve.py, evaluate.py, bench.py and the samples of the trainers all come this
+way, so that one text with one seed is the same sound by every door. What can be asked for stands once, in OPTIONS.
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
-from trivox import echolancer
-from trivox.audio import MelConfig, read_wav
-from trivox.common import (UserError, autocast, find_checkpoint, load_checkpoint, load_weights,
-                           pick_dtype, read_yaml)
-from trivox.datasets import TokenDataset
-from trivox.generate import generate_frames, generate_speech, solve_flow
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, normalise_text
-from trivox.voices import load_embedder
-
-# ------------------------------------------------------------------------------------------------------------
-# Options and texts
-
-def add_options(parser):
-    """The options that sample.py and evaluate.py share; what is not given is taken from the checkpoint's config."""
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    parser.add_argument("--cfg_scale", dest="eval_cfg_scale", type=float, help="guidance by the text, 1 for none")
-    flow = parser.add_argument_group("flow TTS")
-    flow.add_argument("--steps", dest="eval_steps", type=int, help="of the solver")
-    flow.add_argument("--solver", dest="eval_solver", choices=("euler", "midpoint", "heun"))
-    flow.add_argument("--vocoder", dest="eval_vocoder", choices=("griffinlim", "bigvgan"))
-    codec = parser.add_argument_group("codec LM and LLM TTS")
-    codec.add_argument("--temperature", dest="eval_temperature", type=float, help="0 takes the most probable codes")
-    codec.add_argument("--top_k", dest="eval_top_k", type=int, nargs="+", help="0 for all; one number, or one a book")
-    codec.add_argument("--top_p", dest="eval_top_p", type=float, nargs="+", help="one number, or one a book")
-    codec.add_argument("--prompt_seconds", dest="eval_prompt_seconds", type=float, help="of a recording that goes on")
-    codec.add_argument("--repetition_penalty", dest="eval_repetition_penalty", type=float, help="1 for none")
-    return flow, codec
-
-
-def fill_options(args, config):
-    """Replace the options that were not given by the config's. Raises UserError for one of another system's."""
-    for key, value in vars(args).items():
-        if key.startswith("eval_"):
-            if value is not None and key not in config:
-                raise UserError(f"--{key.removeprefix('eval_')} is not an option of {config['system']!r} checkpoints")
-            setattr(args, key, config.get(key) if value is None else value)
-    if args.eval_steps is not None and args.eval_steps < 1:
-        raise UserError(f"--steps {args.eval_steps}: the solver needs at least one")
-
-
-def refuse_options(args, system, *names):
-    """Raises UserError for the first of the named options that was given: checkpoints of `system` do not have it."""
-    for name in names:
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} is not an option of {system!r} checkpoints")
-
-
-def split_text(text, limit=MAX_TEXT_BYTES - 1):
-    """Sentences of a text; those beyond `limit` bytes are cut between words.
-
-    Raises UserError for a text without a letter or digit and for a word beyond the limit.
-    """
-    if not re.search(r"\w", text):
-        raise UserError("there is nothing to say: the text has no letter and no digit")
-    pieces = []
-    for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
-        piece = ""
-        for word in sentence.split():
-            if len(word.encode()) > limit:
-                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the model reads {limit}")
-            if len(f"{piece} {word}".encode()) > limit:
-                pieces, piece = [*pieces, piece], ""
-            piece = f"{piece} {word}".strip()
-        if re.search(r"\w", piece):
-            pieces.append(piece)
-        elif pieces and len(f"{pieces[-1]} {piece}".encode()) <= limit:  # a mark by itself is no sentence
-            pieces[-1] += f" {piece}"
-    return pieces
-
+from model import sentence
+from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config, read_wav
+from trivox.checkpoints import cast_matrices, codec_of, load_model
+from trivox.codecs import decode_stream, load_codec
+from trivox.common import UserError, autocast, pick_dtype
+from trivox.generate import follow, generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
+from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, normalise_text, split_text
+from trivox.voices import read_voice
 
 PAUSE = 0.15  # seconds between sentences
+BATCH = 32  # sentences that are spoken at once
+SAMPLING = "temperature", "top_k", "top_p", "repetition_penalty"  # the LLM TTS's options that its ONNX script has too
+STREAMS = 16  # sentences of an LLM TTS that are spoken ahead while the first is heard
+
+# ------------------------------------------------------------------------------------------------------------
+# What can be asked for
+
+@dataclass(frozen=True)
+class Option:
+    """A flag of sample.py, a control of the page, an argument of `stream`. What is out of [low, high] is refused;
+    `usual` is how far the page's slider goes. A config may have another default, as eval_<name>."""
+    name: str
+    type: type
+    help: str
+    low: float | None = None
+    high: float | None = None
+    usual: float | None = None
+    choices: tuple = ()
+    each_book: bool = False  # one number for all codebooks, or a list with one for each
+    default: Any = None
+
+
+SECONDS = Option("seconds", float, "of audio, instead of what is predicted", 0.01, 600, 30)
+SEED = Option("seed", int, "of all that is drawn at random", 0, 2**31 - 1, default=0)
+GUIDANCE = Option("cfg_scale", float, "guidance by the text, 1 for none", 0, usual=4)
+TEMPERATURE = Option("temperature", float, "0 takes the most probable codes", 0, usual=1.5, each_book=True)
+TOP_K = Option("top_k", int, "most probable codes to choose from, 0 for all", 0, usual=256, each_book=True)
+TOP_P = Option("top_p", float, "their share of the probability", 1e-6, 1, 1, each_book=True)
+OPTIONS = {
+    "flow": (
+        Option("steps", int, "of the solver, at least one", 1, 1000, 64),
+        Option("solver", str, "of the flow's equation", choices=("euler", "midpoint", "heun")),
+        GUIDANCE,
+        Option("vocoder", str, "from log-mels to sound", choices=("griffinlim", "bigvgan")),
+        SECONDS, SEED),
+    "codec": (
+        TEMPERATURE, TOP_K, TOP_P, GUIDANCE,
+        replace(SECONDS, help="of audio to make; with text, instead of what is predicted"),
+        Option("prompt_wav", Path, "a recording to go on from"),
+        Option("prompt_seconds", float, "of that recording, from its start; 0 for all", 0, usual=10), SEED),
+    "llm": (
+        *(replace(option, each_book=False) for option in (TEMPERATURE, TOP_K, TOP_P)),
+        Option("repetition_penalty", float, "for codes that were spoken before, 1 for none", 1e-6, usual=2),
+        replace(SECONDS, help="of a sentence, at most"),
+        Option("speaker", Path, "a recording of the voice to speak with, of a person who agrees; or a voice as .npy"),
+        SEED),
+}
+
+
+def add_flags(parser):
+    """Add the options of all systems to an argparse parser; what is not given is not in the result."""
+    for name in dict.fromkeys(option.name for options in OPTIONS.values() for option in options):
+        found = {system: o for system, options in OPTIONS.items() for o in options if o.name == name}
+        first, helps = next(iter(found.values())), dict.fromkeys(o.help for o in found.values())
+        systems = "" if len(found) == len(OPTIONS) else f" ({', '.join(found)})"
+        parser.add_argument(f"--{name}", type=first.type, choices=first.choices or None, default=None,
+                            nargs="+" if first.each_book else None, help="; or ".join(helps) + systems)
+
+
+def given_flags(args):
+    """Those of an argparse result that are options and were given."""
+    names = {option.name for options in OPTIONS.values() for option in options}
+    values = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    return {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
+
+
+def read_options(system, config, given):
+    """The value of each option of a system, {name: value}: what is given, else what the config says, a dict.
+
+    Raises UserError for an option of another system, a value out of range, a list that is not of one number a book.
+    """
+    options = {option.name: option for option in OPTIONS[system]}
+    if strange := [name for name in given if name not in options]:
+        raise UserError(f"--{strange[0]} is not an option of {system!r} checkpoints")
+    values, books = {}, config.get("codebooks", 1)
+    for name, option in options.items():
+        value = given.get(name)
+        if value is None:  # eval_seconds only limits
+            value = option.default if name == "seconds" else config.get(f"eval_{name}", option.default)
+        several = value if isinstance(value, list) else [value]
+        if len(several) not in ((1, books) if option.each_book else (1,)):
+            raise UserError(f"--{name} has {len(several)} numbers for {books} codebooks: give one, or one for each")
+        if option.choices and value not in option.choices:
+            raise UserError(f"--{name} {value} is none of {', '.join(option.choices)}")
+        low, high = (default if limit is None else limit
+                     for limit, default in ((option.low, -float("inf")), (option.high, float("inf"))))
+        for x in several:
+            if isinstance(x, (int, float)) and not low <= x <= high:
+                most = "" if option.high is None else f" and at most {high:g}"
+                raise UserError(f"--{name} {x:g} is out of range: at least {low:g}{most}")
+        values[name] = several[0] if len(several) == 1 else several
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The road
+
+@dataclass
+class Clip:
+    """What was made: wav (samples,) float32, its log-mel (frames, n_mels), and its codes (frames, Q), if it has any."""
+    wav: np.ndarray
+    mel: torch.Tensor
+    codes: torch.Tensor | None = None
+
+
+class Speaker:
+    """What is the same in all systems. Each adds how a text is read (`sentences`), and how sentences become sound: in
+    `play` one after the other, as they come, and in `make` and `clip` many at once.
+
+    model: on its device. config: the dict that it was trained with. mel: the MelConfig of its clips' log-mels.
+    """
+    system, limit = "", MAX_TEXT_BYTES - 1  # bytes of a sentence
+
+    def __init__(self, model, config, mel):
+        self.model, self.c, self.config, self.mel = model, model.c, config, mel
+        self.sample_rate, self.device = model.c.sample_rate, next(model.parameters()).device
+        self.dtype = speaking_dtype(config, self.device)
+        defaults = read_options(self.system, config, {})
+        self.options = [replace(option, default=defaults[option.name]) for option in OPTIONS[self.system]
+                        if option.name not in self.lacks()]
+
+    def lacks(self):
+        """{an option of the system that this model does not have: why}."""
+        return {}
+
+    def settings(self, given):
+        """The value of each option, which may be given again. Raises UserError for what is out of range or this model
+        cannot do."""
+        lacks = self.lacks()
+        for name in [name for name in lacks if given.get(name) is not None]:
+            raise UserError(f"{lacks[name]}: no --{name}")
+        options = read_options(self.system, self.config, given)
+        return {name: value for name, value in options.items() if name not in lacks}
+
+    def sentences(self, text):
+        """What is spoken one by one of a text. Raises UserError for a text that nothing can be made of."""
+        if text is None:
+            raise UserError("what should it say? --text or --text_file")
+        return split_text(normalise_text(text, accents=True), self.limit)
+
+    def parts(self, text, settings):
+        """The sentences of a text with all that is known of them, dicts: text, seed, seconds, and its share of these by
+        its length."""
+        sentences = self.sentences(text)
+        whole = sum(len(s or " ") for s in sentences)
+        return [settings | {"text": s, "seed": settings["seed"] * 1_000_003 + n,
+                            "share": settings["seconds"] and settings["seconds"] * len(s or " ") / whole}
+                for n, s in enumerate(sentences)]
+
+    def stream(self, text=None, **options):
+        """Speak a text, and yield waveform, (samples,) float32, as it comes. options: as in `self.options`.
+
+        Raises UserError as `sentences` and `settings` do, and where the model says nothing of a sentence.
+        """
+        self.model.eval()
+        parts = self.parts(text, self.settings(options))
+        return self.with_pauses(parts)
+
+    def with_pauses(self, parts):
+        for n, (part, wavs) in enumerate(zip(parts, self.play(parts))):
+            if n:
+                yield self.pause()
+            silent = True
+            for wav in wavs:
+                silent = False
+                yield wav
+            if silent:
+                what = repr(part["text"][:40]) if part["text"] else "it"
+                raise UserError(f"the model ended {what} before it began: try another seed")
+
+    def speak(self, requests, **options):
+        """Speak many texts at once. requests: dicts of a text and of the options that are its own, such as seed, also
+        `prompt`, codes (T, Q) to go on from; `speaker` may be an embedding. Returns a list of Clips.
+
+        What a text becomes does not depend on its neighbours. A model that says nothing gives a moment of silence.
+        """
+        self.model.eval()
+        parts = []
+        for request in requests:
+            own = {key: x for key, x in request.items() if key != "text"}
+            parts.append(self.parts(request.get("text"), self.settings(options | own)))
+        flat = [part for some in parts for part in some]
+        made, order = [None] * len(flat), sorted(range(len(flat)), key=lambda i: self.size(flat[i]))
+        for some in (order[i:i + BATCH] for i in range(0, len(order), BATCH)):
+            with autocast(self.device, self.dtype):
+                for i, x in zip(some, self.make([flat[i] for i in some])):
+                    made[i] = x
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
+            clips = iter(list(pool.map(self.clip, made, flat)))
+        return [self.join([next(clips) for _ in some]) for some in parts]
+
+    def size(self, part):
+        """What sentences of a batch should have in common, so that little is padded."""
+        return len((part["text"] or "").encode())
+
+    def pause(self):
+        return np.zeros(int(PAUSE * self.sample_rate), np.float32)
+
+    def join(self, clips):
+        """The clips of some sentences as one."""
+        if len(clips) == 1:
+            return clips[0]
+        silence = torch.full((round(PAUSE * self.mel.frame_rate), self.mel.n_mels), math.log(LOG_FLOOR))
+        wavs, mels = ([x for clip in some for x in (clip, pause)][:-1] for some, pause in (
+            ([clip.wav for clip in clips], self.pause()), ([clip.mel for clip in clips], silence)))
+        codes = None if clips[0].codes is None else torch.cat([clip.codes for clip in clips])
+        return Clip(np.concatenate(wavs), torch.cat(mels), codes)
+
+    def under_autocast(self, steps):
+        """An iterator's items, each made under autocast; what is done with them is not."""
+        while True:
+            with autocast(self.device, self.dtype):
+                if (step := next(steps, None)) is None:
+                    return
+            yield step
+
+
+def speaking_dtype(config, device):
+    """bfloat16 where the chip has it, unless the config asks for float32."""
+    return torch.float32 if config.get("dtype") == "float32" else pick_dtype("auto", torch.device(device))
+
+
+def load(ckpt, device="cpu", cast=True):
+    """The Speaker of a run folder or checkpoint, with its averaged weights, or of a file of Echolancer's. cast: whether
+    a language model's matrices take the type that they are multiplied in, which speaks faster."""
+    model, config = load_model(ckpt, device)
+    if config["system"] == "flow":
+        return FlowSpeaker(model, config)
+    codec = load_codec(codec_of(ckpt, config), device)
+    model = cast_matrices(model, speaking_dtype(config, device)) if cast else model
+    return (CodecSpeaker if config["system"] == "codec" else LLMSpeaker)(model, config, codec)
+
 
 # ------------------------------------------------------------------------------------------------------------
 # Flow TTS
 
-def mel_config(c):
-    """The log-mel settings in a config."""
-    return MelConfig(**{f.name: getattr(c, f.name) for f in fields(MelConfig)})
+class FlowSpeaker(Speaker):
+    """features: the TextFeatures that the model reads, where they are at hand."""
+    system = "flow"
 
+    def __init__(self, model, config, features=None):
+        super().__init__(model, config, mel_config(model.c))
+        self.features = features or TextFeatures(config["text_encoder"], self.device)
+        self.vocoder = cache(lambda name: load_vocoder(name, self.mel, self.device))
 
-def load_flow(ckpt, device):
-    """The flow TTS of a run folder or checkpoint, with its averaged weights.
+    def play(self, parts):
+        for at in [0, *range(1, len(parts), BATCH)]:  # the first by itself: so it is heard soon
+            some = parts[at:at + (BATCH if at else 1)]
+            with autocast(self.device, self.dtype):
+                mels = self.make(some)
+            for mel, part in zip(mels, some):
+                yield [self.clip(mel, part).wav]
 
-    Returns (model, its TextFeatures, the config it was trained with, a dict).
-    """
-    folder = find_checkpoint(ckpt)
-    config, weights = load_checkpoint(folder, "flow", "ema")
-    model = FlowTTS(FlowConfig(**{f.name: config[f.name] for f in fields(FlowConfig)}))
-    load_weights(model, weights, folder / "ema.safetensors")
-    return model.eval().to(device), TextFeatures(config["text_encoder"], device), config
+    def make(self, parts):
+        """Log-mels, a list of (frames, n_mels) float32 on the CPU."""
+        text, length = (x.to(self.device) for x in self.features([part["text"] for part in parts]))
+        shares, frames = [part["share"] for part in parts], None
+        if shares[0]:
+            frames = torch.tensor([max(1, round(s * self.mel.frame_rate)) for s in shares], device=self.device)
+        how = {key: parts[0][key] for key in ("steps", "cfg_scale", "solver")}
+        return solve_flow(self.model, text, length, self.features([""])[0].to(self.device),
+                          [part["seed"] for part in parts], frames, **how)
 
-
-def generate_mels(model, features, texts, seed=0, seconds=None, batch_size=32, **options):
-    """Log-mels of texts, each within the encoder's limit; `seconds` (a list) replaces the predicted durations.
-
-    options: steps, cfg_scale and solver of `solve_flow`. Returns a list of (frames, n_mels) float32 on the CPU.
-    What a text becomes depends on its place in the list and on `seed`, not on its neighbours.
-    """
-    device = model.mel_mean.device
-    empty = features([""])[0].to(device)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].encode()))
-    mels = [None] * len(texts)
-    for some in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
-        text, length = (x.to(device) for x in features([texts[i] for i in some]))
-        rate = mel_config(model.c).frame_rate
-        frames = seconds and torch.tensor([max(1, round(seconds[i] * rate)) for i in some], device=device)
-        with autocast(device, pick_dtype("auto", device)):
-            batch = solve_flow(model, text, length, empty, [seed * 1_000_003 + i for i in some], frames, **options)
-        for i, mel in zip(some, batch):
-            mels[i] = mel
-    return mels
+    def clip(self, mel, part):
+        return Clip(self.vocoder(part["vocoder"])(mel), mel)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Codec LM
 
-def load_codec_lm(ckpt, device):
-    """The codec LM of a run folder or checkpoint, with its averaged weights. Returns (model, its config, a dict)."""
-    folder = find_checkpoint(ckpt)
-    config, weights = load_checkpoint(folder, "codec", "ema")
-    model = CodecLM(CodecConfig(**{f.name: config[f.name] for f in fields(CodecConfig)}))
-    load_weights(model, weights, folder / "ema.safetensors")
-    return model.eval().to(device), config
+class CodecSpeaker(Speaker):
+    """codec: the one that the model's codes are of."""
+    system = "codec"
+
+    def __init__(self, model, config, codec):
+        super().__init__(model, config, MelConfig(sample_rate=model.c.sample_rate))
+        self.codec, self.features = codec, TextFeatures("bytes")
+
+    def lacks(self):
+        return {} if self.c.cross_every else {"cfg_scale": "this checkpoint was trained without text"}
+
+    def settings(self, given):
+        prompt, given = given.get("prompt"), {key: x for key, x in given.items() if key != "prompt"}
+        settings = super().settings(given)
+        if prompt is None and settings["prompt_wav"]:
+            prompt = self.read_prompt(settings)
+        return settings | {"prompt": prompt}
+
+    def read_prompt(self, settings):
+        """The codes (T, Q) of a recording to go on from. Raises UserError where it is longer than the context."""
+        wav = read_wav(settings["prompt_wav"], self.sample_rate)
+        wav = wav[:round(settings["prompt_seconds"] * self.sample_rate) or None]
+        prompt = torch.from_numpy(self.codec.encode([wav])[0])
+        if len(prompt) > (room := self.c.context - self.c.codebooks):
+            raise UserError(f"a prompt of {len(prompt) / self.c.frame_rate:.1f} s is longer than the context, which "
+                            f"holds {room / self.c.frame_rate:.1f} s: give a lower --prompt_seconds")
+        return prompt
+
+    def sentences(self, text):
+        if text is None:
+            return [None]
+        if not self.c.cross_every:
+            raise UserError("this checkpoint was trained without text: no --text and no --text_file")
+        return super().sentences(text)
+
+    def parts(self, text, settings):
+        if text is not None and settings["prompt"] is not None:
+            raise UserError("--prompt_wav continues a recording, --text begins a new one: give one of them")
+        return super().parts(text, settings)
+
+    def play(self, parts):
+        return (decode_stream(self.codec, self.codes(part)) for part in parts)
+
+    def codes(self, part):
+        """What is decoded as it comes: the codes (Q,) of frame after frame, up to the end of the clip."""
+        steps = self.under_autocast(self.run(stream_frames, [part]))
+        return takewhile(lambda codes: codes[0] < self.c.codebook_size, (step[0].cpu() for step in steps))
+
+    def make(self, parts):
+        """Codes, a list of (frames, Q) int64, with their prompts."""
+        made = self.run(generate_frames, parts)
+        return [codes[:self.frames(part)] for codes, part in zip(made, parts)]
+
+    def run(self, loop, parts):
+        """stream_frames or generate_frames over some sentences."""
+        nothing = torch.zeros(0, self.c.codebooks, dtype=torch.long)
+        how = {key: parts[0][key] for key in ("temperature", "top_k", "top_p", "cfg_scale") if key in parts[0]}
+        if self.c.cross_every:
+            text, length = (x.to(self.device) for x in self.features([part["text"] or "" for part in parts]))
+            how |= {"text": text, "length": length}
+            if parts[0]["text"] and parts[0]["share"]:
+                how["seconds"] = torch.tensor([part["share"] for part in parts], device=self.device)
+        return loop(self.model, max(map(self.frames, parts)), [part["seed"] for part in parts],
+                    [nothing if part["prompt"] is None else part["prompt"] for part in parts], **how)
+
+    def frames(self, part):
+        """How long a clip may become, with its prompt."""
+        seconds = part["seconds"] or self.config["eval_seconds"]
+        return max(1, round(seconds * self.c.frame_rate)) + (0 if part["prompt"] is None else len(part["prompt"]))
+
+    def size(self, part):
+        return self.frames(part), super().size(part)
+
+    def clip(self, codes, part):
+        return Clip(wav := decode(self.codec, codes), log_mel(wav, self.mel), codes)
 
 
-def cast_matrices(model, dtype):
-    """The same model with its matrices in a dtype, in place: a decoding step mostly waits for them to be read."""
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-            module.to(dtype)
-    return model
-
-
-def open_tokens(folder, c, codec=None):
-    """The token data set at `folder`, which has to be of the codec and geometry of the config `c`, and where a codec of
-    our own is kept in the folder `codec`, made with that very one."""
-    data = TokenDataset(folder, codec=c.codec, sample_rate=c.sample_rate, frame_rate=c.frame_rate,
-                        codebooks=c.codebooks, codebook_size=c.codebook_size)
-    check_codec(folder, codec or folder)
-    return data
-
-
-def check_codec(folder, kept):
-    """Raises UserError where a codec of our own is kept in the folder `kept` that did not make the tokens at
-    `folder`."""
-    mine, theirs = (Path(place) / "codec.safetensors" for place in (kept, folder))
-    if theirs.exists() and mine.exists() and mine.read_bytes() != theirs.read_bytes():
-        raise UserError(f"the codec that made the tokens at {folder} was fitted anew: it is not that of {kept}; "
-                        "data.py tokenize --codec takes the folder of one to use again")
-
-
-def codec_folder(folder, config):
-    """Where the codec of the checkpoint at `folder` is: RUN/codec, in which the trainer keeps it, or the data set."""
-    kept = folder.parents[1] / "codec"
-    return kept if kept.exists() else config["data_dir"]
-
-
-def sampling(c, codebooks=1, names=("temperature", "top_k", "top_p", "cfg_scale")):
-    """Options for `stream_frames` or, by other names, `stream_speech`, from a config or from the command line.
-
-    Raises UserError for values out of range and for lists that are not of one number a book.
-    """
-    options = {name: getattr(c, f"eval_{name}") for name in names}
-    for name, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        if len(values) not in (1, codebooks):
-            raise UserError(f"--{name} has {len(values)} numbers for {codebooks} codebooks: give one, or one for each")
-        if min(values) < 0 or name == "top_p" and not all(0 < p <= 1 for p in values) or (
-                name == "repetition_penalty" and not min(values)):
-            raise UserError(f"--{name} {min(values)} is out of range")
-        options[name] = values[0] if len(values) == 1 else values
-    return options
-
-
-def generate_codes(model, features, prompts, frames, batch_size=32, **options):
-    """Sample a clip for each prompt, a dict of its seed, its codes (T, Q) to go on from, T from 0 up, and its text.
-
-    frames: how long a clip may become, or a list with a number for each. options: those of `sampling`. Returns a list
-    of codes (frames, Q) with their prompts. What a clip becomes does not depend on its neighbours.
-    """
-    device, codes = model.embedding.weight.device, [None] * len(prompts)
-    frames = frames if isinstance(frames, list) else [frames] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (frames[i], len(prompts[i]["text"] or "")))
-    for some in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
-        text = read_texts(model, features, [prompts[i]["text"] or "" for i in some])
-        with autocast(device, pick_dtype("auto", device)):
-            batch = generate_frames(model, max(frames[i] for i in some), [prompts[i]["seed"] for i in some],
-                                   [prompts[i]["codes"] for i in some], **text, **options)
-        for i, clip in zip(some, batch):
-            codes[i] = clip[:frames[i]]
-    return codes
-
-
-def read_texts(model, features, texts):
-    """The arguments of CodecLM.stream that hold texts: none where the model has none."""
-    if not model.c.cross_every:
-        return {}
-    text, length = (x.to(model.embedding.weight.device) for x in features(texts))
-    return {"text": text, "length": length}
-
-
-def play(codec, steps, window=4.0, overlap=0.25):
-    """Decode frames as they come. steps: an iterable of (Q,) codes. Yields pieces of the waveform, (samples,) float32.
-
-    Codecs look around, and Griffin-Lim finds its own phases; so windows of `window` seconds are decoded, and where they
-    overlap one is faded into the next. What fits into one window is what the codec makes of it.
-    """
-    window, overlap = round(window * codec.frame_rate), max(1, round(overlap * codec.frame_rate))
-    n = overlap * codec.hop_length
-    fade, tail, codes = np.sin(np.pi / 2 * (np.arange(n) + 0.5) / n) ** 2, np.zeros(0), []
-
-    def decoded():
-        wav = np.array(codec.decode(torch.stack(codes)))
-        wav[:len(tail)] = tail * (1 - fade[:len(tail)]) + wav[:len(tail)] * fade[:len(tail)]
-        return wav
-
-    for step in steps:
-        codes.append(step)
-        if len(codes) == window + overlap:
-            wav = decoded()
-            yield wav[:-n]
-            tail, codes = wav[-n:], codes[-overlap:]
-    if codes:
-        yield decoded()
+def decode(codec, codes):
+    """The sound of codes (frames, Q), as `decode_stream` makes it: (samples,) float32."""
+    return np.concatenate([*decode_stream(codec, codes)] or [codec.decode(codes)])
 
 
 # ------------------------------------------------------------------------------------------------------------
 # LLM TTS
 
-SPEAKING = "temperature", "top_k", "top_p", "repetition_penalty"  # the options of `stream_speech`
+class LLMSpeaker(Speaker):
+    """codec: the one that the model's codes are of."""
+    system = "llm"
 
+    def __init__(self, model, config, codec):
+        super().__init__(model, config, MelConfig(sample_rate=model.c.sample_rate))
+        self.codec, self.limit = codec, speech_limit(model.c)
 
-def read_config(ckpt):
-    """The config of a run, of a checkpoint, or what is known of a file of Echolancer's, as a dict."""
-    config = echolancer.CONFIG if echolancer.is_one(ckpt) else read_yaml(find_checkpoint(ckpt) / "config.yaml")
-    if config.get("system") not in ("flow", "codec", "llm"):
-        raise UserError(f"{ckpt} is a checkpoint of the {config.get('system')!r} system, which there is not")
-    return config
+    def lacks(self):
+        return {} if self.c.speaker_width else {"speaker": "this checkpoint was trained without voices"}
 
+    def settings(self, given):
+        settings = super().settings(given)
+        if self.c.speaker_width and settings["speaker"] is None:
+            raise UserError("this checkpoint speaks with the voice of a recording: name one with --speaker")
+        if self.c.speaker_width and isinstance(settings["speaker"], (str, Path)):
+            config = self.config | {"speaker_width": self.c.speaker_width, "sample_rate": self.sample_rate}
+            settings["speaker"] = read_voice(settings["speaker"], config, self.device)
+        return settings
 
-def load_llm(ckpt, device):
-    """The LLM TTS of a run folder or checkpoint, with its averaged weights, or of a file of Echolancer's; an adapter is
-    merged into the model that it was trained on. Returns (model, its config, a dict).
+    def sentences(self, text):
+        if text is None:
+            return super().sentences(text)
+        sentences = split_text(normalise_text(text), self.limit)
+        for one in sentences:
+            read_prompt(self.c, one)
+        return sentences
 
-    Raises UserError for an adapter whose base is not there, or not what it was.
-    """
-    if echolancer.is_one(ckpt):
-        return echolancer.load(ckpt).eval().to(device), echolancer.CONFIG
-    folder = find_checkpoint(ckpt)
-    config, weights = load_checkpoint(folder, "llm", "ema")
-    model = LLM(LLMConfig(**{f.name: config[f.name] for f in fields(LLMConfig)}))
-    if config["lora_rank"]:
-        base, found = load_llm(config["init_from"], "cpu")[0].state_dict(), weights.pop("base")
-        if not torch.equal(found, digest(base)):
-            raise UserError(f"{folder} is an adapter for another model than is now at {config['init_from']}")
-        weights = base | weights
-    load_weights(model, weights, folder / "ema.safetensors")
-    return model.eval().to(device).merge(), config
+    def play(self, parts):
+        for at in range(0, len(parts), STREAMS):  # so many sentences at once
+            some = parts[at:at + STREAMS]
+            for codes in follow(self.under_autocast(self.run(stream_speech, some)), len(some)):
+                yield decode_stream(self.codec, codes)
 
+    def make(self, parts):
+        """Codes, a list of (n, 1) int64."""
+        return [codes[:, None] for codes in self.run(generate_speech, parts)]
 
-def initial_weights(model, source, data_dir):
-    """Load the weights of `source`, any that `load_llm` reads, to train on; voices and adapters that it does not have
-    begin as nothing. Raises UserError where they do not fit the model or the codec of the tokens at `data_dir`."""
-    before, _ = load_llm(source, "cpu")
-    weights = before.state_dict()
-    if not echolancer.is_one(source):
-        check_codec(data_dir, codec_folder(find_checkpoint(source), {"data_dir": data_dir}))
-    new = {key: value for key, value in model.state_dict().items()
-           if key not in weights and ("lora_" in key or "speaker_" in key or "to_gamma_beta" in key)}
-    load_weights(model, weights | new, source)
-    for name in "activation", "alibi", "heads", "kv_heads", "negative_eigenvalues":  # which shapes do not tell
-        if (here := getattr(model.c, name)) != (there := getattr(before.c, name)):
-            raise UserError(f"{name} is {there} in {source}, and {here} in this config")
-    if model.c.lora_rank and any("lora_" not in key for key in new):
-        raise UserError(f"an adapter learns no voices, and {source} has none: fine-tune it with speaker_width first")
+    def run(self, loop, parts):
+        """stream_speech or generate_speech over some sentences."""
+        seconds = parts[0]["seconds"] or self.config["eval_seconds"]
+        how = {key: parts[0][key] for key in SAMPLING}
+        if self.c.speaker_width:
+            how["speaker"] = torch.stack([part["speaker"] for part in parts]).to(self.device)
+        return loop(self.model, [read_prompt(self.c, part["text"]) for part in parts], [part["seed"] for part in parts],
+                    max(1, round(seconds * self.c.frame_rate)), **how)
 
-
-def digest(weights):
-    """SHA-256 of a state dict but for adapters in it, as a tensor (32,) uint8."""
-    sha = hashlib.sha256()
-    for key in sorted(key for key in weights if "lora_" not in key):
-        sha.update(weights[key].detach().cpu().contiguous().numpy().tobytes())
-    return torch.tensor(list(sha.digest()), dtype=torch.uint8)
-
-
-def read_voice(path, config, device="cpu"):
-    """The embedding (speaker_width,) float32 of a recording's voice, or one that was stored as .npy.
-
-    Raises UserError for a recording that is silent, too short or no audio, and for an embedding of another width than
-    the checkpoint's.
-    """
-    wanted = config["speaker_width"]
-    if Path(path).suffix == ".npy":
-        try:
-            embedding = np.load(path, allow_pickle=False).astype(np.float32)
-        except (OSError, ValueError) as e:
-            raise UserError(f"cannot read the embedding {path}: {e}") from None
-    else:
-        embedder, wav = load_embedder(config["speaker_embedder"], device), read_wav(path, config["sample_rate"])
-        try:
-            embedding = embedder(wav, config["sample_rate"])
-        except UserError as e:
-            raise UserError(f"no voice can be heard in {path}: {e}") from None
-    if embedding.shape != (wanted,):
-        raise UserError(f"{path} gives an embedding of shape {embedding.shape}; the checkpoint reads ({wanted},)")
-    return torch.from_numpy(embedding)
+    def clip(self, codes, part):
+        return Clip(wav := decode(self.codec, codes), log_mel(wav, self.mel), codes)
 
 
 def read_prompt(c, text):
     """A text as the tokens that a sentence begins with. Raises UserError where the model knows none of its letters."""
-    characters = character_ids(normalise_text(text))
+    characters = character_ids(text)
     if not has_letters(characters):
         raise UserError(f"the model reads English letters, and {text[:20]!r} has none")
     return sentence(c, characters)
@@ -332,53 +451,10 @@ def speech_limit(c):
 
 
 def speakable(c, data, clips):
-    """Those of some clips of a SentenceDataset that `stream_speech` takes: neither too long nor without a letter."""
+    """Those of some clips of a SentenceDataset that the road takes: neither too long nor without a letter."""
     characters = data.lengths(clips)[1]
     return [i for i in clips[3 * characters + 3 <= c.context].tolist() if has_letters(data.characters(i))]
 
 
 def has_letters(characters):
     return ((characters >= 5) & (characters < 31)).any()
-
-
-def speak_sentences(model, texts, seeds, speakers=None, seconds=15.0, batch_size=32, **options):
-    """Codes (n, 1) int64 for each of some texts, of at most `seconds`. speakers: embeddings (N, speaker_width) or None;
-    options: SPEAKING. What a text becomes does not depend on its neighbours."""
-    device, codes = model.embedding.weight.device, [None] * len(texts)
-    prompts, frames = [read_prompt(model.c, text) for text in texts], max(1, round(seconds * model.c.frame_rate))
-    order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
-    for some in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
-        voices = None if speakers is None else speakers[some].to(device)
-        with autocast(device, pick_dtype("auto", device)):
-            batch = generate_speech(model, [prompts[i] for i in some], [seeds[i] for i in some], frames, speaker=voices,
-                                    **options)
-        for i, clip in zip(some, batch):
-            codes[i] = clip[:, None]
-    return codes
-
-
-def follow(stream, sentences):
-    """From what `stream_speech` yields, an iterator of codes (1,) for each of so many sentences, to be read in order:
-    while the first is heard, the others are already being spoken."""
-    heard, ended = [[] for _ in range(sentences)], [False] * sentences
-
-    def codes(i):
-        n = 0
-        while True:
-            while n < len(heard[i]):
-                yield heard[i][n]
-                n += 1
-            step = None if ended[i] else next(stream, None)
-            if step is None:
-                return
-            for k, code in enumerate(step):
-                ended[k] |= int(code) < 0
-                if not ended[k]:
-                    heard[k].append(code[None])
-
-    return [codes(i) for i in range(sentences)]
-
-
-def llm_codec_folder(ckpt, config):
-    """Where the codec of an LLM TTS is, or its name."""
-    return config["codec"] if echolancer.is_one(ckpt) else codec_folder(find_checkpoint(ckpt), config)

@@ -62,14 +62,15 @@ NUMBER = re.compile(r"((?<!\S)-(?=[$£€]?\d))?(?:([$£€])\s?)?(\d+(?:[.,]\d+
                     r"|\s(?:thousand|million|billion|trillion)\b)?", re.IGNORECASE)
 
 
-def normalise_text(text):
+def normalise_text(text, accents=False):
     """A text as it is spoken: numbers, amounts of money and % in words, quotes, dashes and ellipses as in ASCII, Latin
-    letters without their accents, white space folded."""
+    letters without their accents unless these are to stay, white space folded."""
     if not text.isascii():
         text = re.sub(r"(?<=\d)\s?(?=[½¼¾])", " and ", text).translate(FOLDS)
         text = "".join(f" {c} " if unicodedata.category(c) == "No" else c for c in text)  # 10² is not to become 102
-        text = unicodedata.normalize("NFKD", text).translate(FOLDS)
-        text = re.sub(r"(?<=[A-Za-z])[\u0300-\u036f]+", "", text)
+        text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
+        if not accents:
+            text = re.sub(r"(?<=[A-Za-z])[\u0300-\u036f]+", "", text)
         text = re.sub(r"\d", lambda digit: str(int(digit[0])), text)  # of whatever script
     text = re.sub(r"\s*&\s*", " and ", text)
     return " ".join(NUMBER.sub(spell, text).split())
@@ -121,6 +122,39 @@ def in_words(digits, form="cardinal"):
     from num2words import num2words
 
     return num2words(int(digits), to=form)
+
+
+def split_text(text, limit):
+    """The sentences of a text, by the rules of sentencex, which know abbreviations; those beyond `limit` bytes are cut
+    between words. Marks by themselves stay with the sentence beside them.
+
+    Raises UserError for a text without a letter or digit, for a word beyond the limit, and for what is no Unicode.
+    """
+    import sentencex
+
+    def says(piece):
+        return any(map(str.isalnum, piece))
+
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(f"{text.encode(errors='replace').decode()[:40]!r} is not UTF-8 text")
+    if not says(text):
+        raise UserError("there is nothing to say: the text has no letter and no digit")
+    sentences, pieces = [], []
+    for sentence in filter(None, (" ".join(part.split()) for part in sentencex.segment("en", text))):
+        if sentences and not (says(sentence) and says(sentences[-1])):
+            sentences[-1] += f" {sentence}"
+        else:
+            sentences.append(sentence)
+    for sentence in sentences:
+        piece = ""
+        for word in sentence.split():
+            if len(word.encode()) > limit:
+                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the model reads {limit}")
+            if len(f"{piece} {word}".encode()) > limit + (not piece):
+                pieces, piece = [*pieces, piece], ""
+            piece = f"{piece} {word}".strip()
+        pieces.append(piece)
+    return list(filter(says, pieces))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory, gettempdir
 import numpy as np
 import torch
 
-from trivox.audio import MelConfig, log_mel
+from trivox.audio import MelConfig, log_mel, read_wav
 from trivox.common import UserError
 from trivox.weights import hub_file
 
@@ -97,3 +97,26 @@ class EcapaEmbedder:
     def __call__(self, wav, sample_rate):
         wav = voice_at(wav, sample_rate, 16000)
         return self.model.encode_batch(torch.from_numpy(wav)[None]).flatten().float().cpu().numpy()
+
+
+def read_voice(path, config, device="cpu"):
+    """The embedding (speaker_width,) float32 of a recording's voice, or one that was stored as .npy.
+
+    Raises UserError for a recording that is silent, too short or no audio, and for an embedding of another width than
+    the checkpoint's.
+    """
+    wanted = config["speaker_width"]
+    if Path(path).suffix == ".npy":
+        try:
+            embedding = np.load(path, allow_pickle=False).astype(np.float32)
+        except (OSError, ValueError) as e:
+            raise UserError(f"cannot read the embedding {path}: {e}") from None
+    else:
+        embedder, wav = load_embedder(config["speaker_embedder"], device), read_wav(path, config["sample_rate"])
+        try:
+            embedding = embedder(wav, config["sample_rate"])
+        except UserError as e:
+            raise UserError(f"no voice can be heard in {path}: {e}") from None
+    if embedding.shape != (wanted,):
+        raise UserError(f"{path} gives an embedding of shape {embedding.shape}; the checkpoint reads ({wanted},)")
+    return torch.from_numpy(embedding)

@@ -1,4 +1,5 @@
-"""page.py in headless Chromium, from the disk. Skipped where there is no Chromium or no Playwright."""
+"""pages.py and plots.py by page.py, in headless Chromium, from the disk. Skipped where there is no Chromium or no
+Playwright."""
 
 import json
 import shutil

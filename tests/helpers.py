@@ -1,0 +1,152 @@
+"""What tests make by hand: tiny models, codecs, corpora and data sets; and kills, which the making of data survives."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
+from trivox.audio import write_wav
+from trivox.prepare import write_sentences
+from trivox.text import text_ids
+
+# ------------------------------------------------------------------------------------------------------------
+# Models: untrained, and no weight is zero, so that every part takes part
+
+FLOW = dict(width=64, layers=2, heads=2, ffn_width=128, text_width=64, text_layers=1)
+CODEC_LM = dict(width=64, layers=2, heads=2, kv_heads=1, ffn_width=128, codebooks=3, codebook_size=20, context=400,
+                frame_rate=10.0, text_width=64, text_layers=1)
+LLM_TTS = dict(codebook_size=50, context=400, width=64, layers=3, heads=4, kv_heads=2, ffn_width=96)
+
+
+def stirred(model, by):
+    """The model with noise on its weights, on vectors 0.1 of it and on matrices `by` over the root of their width."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * (0.1 if p.ndim == 1 else by * p.shape[-1] ** -0.5))
+    return model.eval()
+
+
+def tiny_flow(seed=0, **changes):
+    torch.manual_seed(seed)
+    return stirred(FlowTTS(FlowConfig(**FLOW | changes)), 0.3)
+
+
+def encode(texts):
+    """What a flow TTS reads of texts: byte ids, padded, and their lengths."""
+    ids = [torch.tensor(text_ids(text)) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), torch.tensor([len(i) for i in ids])
+
+
+def tiny_codec_lm(seed=0, **changes):
+    torch.manual_seed(seed)
+    return stirred(CodecLM(CodecConfig(**CODEC_LM | changes)), 1)
+
+
+def tiny_llm(seed=0, **changes):
+    torch.manual_seed(seed)
+    return stirred(LLM(LLMConfig(**LLM_TTS | changes)), 0.3)
+
+
+def voice(model, B):
+    """Speaker embeddings (B, 12) for an LLM with voices, None for one without."""
+    return torch.randn(B, 12, generator=torch.Generator().manual_seed(5)) if model.c.speaker_width else None
+
+
+def prompts_of(model, lengths=(5, 9, 3)):
+    """Prompts of so many characters for an LLM."""
+    rng = np.random.default_rng(1)
+    return [sentence(model.c, rng.integers(5, 43, n).astype(np.uint8)) for n in lengths]
+
+
+def narrow_codec(name):
+    """The config of one of transformers' codecs: its true geometry in frames, books and codes, with narrow layers."""
+    import transformers
+
+    if name == "encodec_24khz":
+        return transformers.EncodecConfig(num_filters=4, hidden_size=16, codebook_dim=16)
+    if name == "dac_44khz":
+        return transformers.DacConfig(encoder_hidden_size=4, decoder_hidden_size=32, sampling_rate=44100)
+    semantic = transformers.Wav2Vec2BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                               intermediate_size=64, output_hidden_size=32)
+    return transformers.NeuCodecConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=16, encoder_hidden_size=2, quantization_dim=64, semantic_model_config=semantic)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Corpora and data sets
+
+def tone(seconds, hertz=300.0):
+    return 0.3 * np.sin(np.arange(int(seconds * 22050)) * 2 * np.pi * hertz / 22050).astype(np.float32)
+
+
+def make_corpus(root, clips, metadata=None):
+    """A corpus of {id: wav or None for no recording}; its metadata says "text of <id>", or what is in `metadata`."""
+    for id, wav in clips.items():
+        if wav is not None:
+            write_wav(root / "wavs" / f"{id}.wav", wav, 22050)
+    lines = [f"{id}|text of {id}|text of {id}" for id in clips] if metadata is None else metadata
+    root.mkdir(exist_ok=True)
+    (root / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def sentence_folder(folder, *shards, speakers=(), **changes):
+    """A token data set by hand: shards of clips (codes, text, speaker, split)."""
+    info = {"codec": "neucodec", "sample_rate": 24000, "frame_rate": 50.0, "codebooks": 1, "codebook_size": 65536,
+            "clips": sum(map(len, shards))}
+    for file in folder.glob("tokens_*"):
+        file.unlink()
+    (folder / "codec.json").write_text(json.dumps(info | changes))
+    (folder / "speakers.json").write_text(json.dumps(speakers))
+    for n, clips in enumerate(shards):
+        ends = np.cumsum([0, *(len(codes) for codes, *_ in clips)]).tolist()
+        rows = [{"text": text, "speaker": speaker, "split": split, "offset": at, "frames": len(codes)}
+                for (codes, text, speaker, split), at in zip(clips, ends)]
+        np.concatenate([np.zeros(0), *(codes for codes, *_ in clips)]).astype(np.uint16).tofile(
+            folder / f"tokens_{n:05d}.u16")
+        write_sentences(folder / f"tokens_{n:05d}", rows, speakers)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Kills
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def die_at(step, patch):
+    """Make the process die instead of putting its step-th file in place."""
+    left, replace = [None] * step, Path.replace
+
+    def replacing(path, target):
+        if not left:
+            raise Killed
+        left.pop()
+        return replace(path, target)
+
+    patch.setattr(Path, "replace", replacing)
+
+
+def killed_anywhere(make, folder, whole, monkeypatch):
+    """Kill `make(folder)` before each of its files is in place, and call it again: nothing tells the difference."""
+    for step in range(40):
+        with monkeypatch.context() as patch:
+            die_at(step, patch)
+            try:
+                make(folder / str(step))
+                break
+            except Killed:
+                pass
+        make(folder / str(step))
+        for part in (folder / str(step)).glob("*.part"):
+            part.unlink()
+        assert contents(folder / str(step)) == contents(whole)
+    return step

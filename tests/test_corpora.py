@@ -1,0 +1,58 @@
+"""corpora.py: whatever a metadata.csv holds, folders that are no corpus, which clips are for validation."""
+
+import pytest
+from conftest import refusal
+from helpers import make_corpus, tone
+
+import data
+from trivox import corpora
+from trivox.audio import write_wav
+from trivox.corpora import corpus_sources, draw_validation, read_metadata
+
+@pytest.mark.parametrize("columns, line, text, speaker", [
+    ("id|text|normalized|speaker", "a|Dr. B|doctor B|jo", "doctor B", "jo"),
+    ("id|text|normalized|speaker", "a|Dr. B|", "Dr. B", ""),
+    ("id|text|normalized|speaker", "\ufeffa|\"Quoted, he said", "\"Quoted, he said", ""),
+    ("speaker|id|text", "jo|a|Dr. B", "Dr. B", "jo"),
+])
+def test_metadata(tmp_path, columns, line, text, speaker):
+    (tmp_path / "m.csv").write_text(line + "\n|no id\nb|\n\n", encoding="utf-8")
+    assert read_metadata(tmp_path / "m.csv", columns) == [{"id": "a", "text": text, "speaker": speaker}]
+
+
+@pytest.mark.parametrize("files, words", [
+    ([], "no folder wavs/"), (["wavs/readme.txt"], "neither metadata.csv nor recordings"),
+    (["wavs/a.wav"], "~/.cache/whisper/"),
+])
+def test_folders_that_are_no_corpus(tmp_path, files, words):
+    """Among them one of bare recordings, where Whisper would have to write the transcripts and cannot be had."""
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        write_wav(tmp_path / file, tone(0.1), 22050) if file.endswith("wav") else (tmp_path / file).touch()
+    said = refusal(data.main, "ljspeech", "--root", tmp_path, "--out", tmp_path / "out")
+    assert words in said and not (tmp_path / "out").exists()
+
+
+def test_no_download(tmp_path):
+    """From where, and what to do instead."""
+    said = refusal(data.main, "ljspeech", "--out", tmp_path / "data" / "ljspeech")
+    assert corpora.LJSPEECH_URL in said and "--root" in said
+
+
+def test_validation_is_drawn():
+    """2 % of the clips, the same in whatever order they stand."""
+    ids = [f"clip-{i}" for i in range(500)]
+    drawn = draw_validation(ids)
+    assert len(drawn) == 10 and drawn == draw_validation(ids[::-1]) and drawn != set(ids[:10])
+    assert [len(draw_validation(ids[:n])) for n in (1, 2, 30)] == [0, 1, 1]
+
+
+def test_validation_is_drawn_by_file(tmp_path):
+    """5 % of the files, whatever their order; ids that lead out of the corpus are for the shard to refuse."""
+    root = make_corpus(tmp_path / "corpus", {}, [f"{n:03d}|text {n}" for n in range(200)] + ["../../x|out"])
+    sources = corpus_sources(root)
+    val = {s["source"] for s in sources if s["split"] == "val"}
+    assert len(val) == 10 and "leads out" in sources[-1]["skipped"]
+    lines = (root / "metadata.csv").read_text().splitlines()
+    (root / "metadata.csv").write_text("\n".join(lines[::-1]))
+    assert {s["source"] for s in corpus_sources(root) if s["split"] == "val"} == val

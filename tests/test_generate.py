@@ -1,0 +1,244 @@
+"""generate.py: solvers with known solutions, sampling beside the full forward and known distributions; what a text
+becomes depends on no other."""
+
+import pytest
+import torch
+from helpers import encode, prompts_of, tiny_codec_lm, tiny_flow, tiny_llm, voice
+
+from model import CHARACTERS, FlowTTS, delay
+from trivox.common import UserError
+from trivox.generate import generate_frames, generate_speech, pick, solve_flow, stream_frames, stream_speech
+
+TEXTS = ["A ferry.", "The captain painted seven wooden boxes.", "Eleven"]
+
+# ------------------------------------------------------------------------------------------------------------
+# Flow TTS
+
+MEAN, STD = 0.7, 0.4  # of data whose every number is drawn from a normal distribution
+
+
+def gaussian_velocity(x, t, frames, encoded):
+    """E[noise - data | x] where data ~ N(MEAN, STD²): x_t is N((1 - t) MEAN, s²) with s² = (1 - t)² STD² + t², and so
+    the flow takes the noise z to MEAN + STD z."""
+    t = t[:, None, None]
+    return -MEAN + (t - (1 - t) * STD**2) / ((1 - t) ** 2 * STD**2 + t**2) * (x - (1 - t) * MEAN)
+
+
+def generate(model, texts=TEXTS, **options):
+    text, length = encode(texts)
+    seeds = options.pop("seeds", range(len(texts)))
+    return solve_flow(model, text, length, encode([""])[0], seeds, options.pop("frames", None), **options)
+
+
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_order_of_the_solvers(monkeypatch, solver, order):
+    """Twice the steps, half or a quarter of the distance to where the flow truly ends. (Midpoint's is an eighth: the
+    second-order errors of this flow cancel.)"""
+    model = tiny_flow()
+    model.mel_mean.fill_(-3.0)
+    model.mel_std.fill_(2.0)
+    monkeypatch.setattr(model, "velocity", gaussian_velocity)
+    noise = torch.randn(20, 80, generator=torch.Generator().manual_seed(5))
+    end = (MEAN + STD * noise) * 2.0 - 3.0
+    errors = []
+    for steps in (20, 40, 80):
+        mel, = generate(model, ["a"], seeds=[5], frames=torch.tensor([20]), steps=steps, cfg_scale=1, solver=solver)
+        errors.append((mel - end).norm() / end.norm())
+    assert errors[-1] < (0.02 if order == 1 else 0.001)
+    for coarse, fine in zip(errors, errors[1:]):
+        assert torch.log2(coarse / fine) > order - 0.15
+
+
+def test_guidance_of_the_velocity_extrapolates_from_the_empty_text(monkeypatch):
+    """One Euler step with constant velocities a (text) and b (none) takes x to x - (b + s (a - b))."""
+    model = tiny_flow()
+    model.mel_mean.fill_(0.0)
+    model.mel_std.fill_(1.0)
+
+    def constant(texts):
+        return model.encode_text(*encode(texts))[0][0][:, 0].mean(-1)[:, None, None]
+
+    monkeypatch.setattr(model, "velocity", lambda x, t, frames, text: text[0][:, 0].mean(-1)[:, None, None] + 0 * x)
+    with torch.inference_mode():
+        a, b = constant(TEXTS[:1])[0], constant([""])[0]
+    assert (a - b).abs() > 1e-3
+    noise = torch.randn(6, 80, generator=torch.Generator().manual_seed(0))
+    for s in (0.0, 1.0, 2.0, 3.5):
+        mel, = generate(model, TEXTS[:1], frames=torch.tensor([6]), steps=1, cfg_scale=s)
+        torch.testing.assert_close(mel, noise - (b + s * (a - b)), atol=1e-5, rtol=1e-5)
+
+
+def test_without_guidance_the_empty_text_is_not_asked(monkeypatch):
+    model, velocity, asked = tiny_flow(), FlowTTS.velocity, []
+    monkeypatch.setattr(model, "velocity", lambda *args: asked.append(len(args[3][0])) or velocity(model, *args))
+    generate(model, steps=3, cfg_scale=1)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("options", [dict(cfg_scale=2.0), dict(cfg_scale=1, solver="heun"),
+                                     dict(frames=torch.tensor([7, 90, 31]))], ids=["guided", "plain", "lengths given"])
+def test_a_mel_does_not_depend_on_its_neighbours(options):
+    model = tiny_flow()
+    together = generate(model, seeds=[3, 4, 5], steps=4, **options)
+    for i, mel in enumerate(together):
+        mine = options | ({"frames": options["frames"][i:i + 1]} if "frames" in options else {})
+        single, = generate(model, TEXTS[i:i + 1], seeds=[3 + i], steps=4, **mine)
+        torch.testing.assert_close(mel, single, atol=1e-3, rtol=1e-4)
+        assert not torch.allclose(single, generate(model, TEXTS[i:i + 1], seeds=[9], steps=4, **mine)[0])
+
+
+def test_predicted_lengths():
+    """In frames of 256 / 22,050 s, and never none."""
+    model = tiny_flow()
+    torch.nn.init.zeros_(model.encode_text.duration[-1].weight)
+    slow = [round((len(t) + 1) * 0.1353352832 * 22050 / 256) for t in TEXTS]
+    for log_seconds, frames in ((-2.0, slow), (-7, [1, 3, 1])):
+        torch.nn.init.constant_(model.encode_text.duration[-1].bias, log_seconds)
+        assert [len(mel) for mel in generate(model, steps=1)] == frames
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Codec LM
+
+def test_pick_follows_the_cut_distribution():
+    """Books with a temperature, a top_k and a top_p each; shares of 20,000 draws beside those worked out by hand."""
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    temperature, top_k, top_p = (torch.tensor(x)[:, None] for x in ([1, 0.5, 1, 1, 0.0], [4, 4, 2, 4, 4],
+                                                                    [1, 1, 1, 0.6, 1]))
+    uniform = torch.rand(20_000, 5, generator=torch.Generator().manual_seed(0))
+    drawn = pick(logits.expand(20_000, 5, 4), uniform, temperature, top_k, top_p, 4)
+    wanted = torch.tensor([[0.1, 0.4, 0.2, 0.3], [1 / 30, 16 / 30, 4 / 30, 9 / 30], [0, 4 / 7, 0, 3 / 7],
+                           [0, 4 / 7, 0, 3 / 7], [0, 1, 0, 0]])
+    for book, shares in zip(drawn.T, wanted):
+        torch.testing.assert_close(book.bincount(minlength=4) / 20_000, shares, atol=0.015, rtol=0)
+        assert not (book.bincount(minlength=4) > 0)[shares == 0].any()
+
+
+def continuation(model, prompt, frames, **text):
+    """Greedy sampling without a cache, by the full forward on ever longer delayed codes, one book after the other."""
+    codes = torch.cat((prompt, torch.full((frames - len(prompt), prompt.shape[1]), -1)))
+    while (codes == -1).any():
+        delayed = delay(codes[None], model.bos, model.pad)
+        row = int((delayed[0] == -1).any(1).nonzero()[0])
+        with torch.no_grad():
+            logits = model(delayed[:, :row], **text)[0][0, -1, :, :model.c.codebook_size]
+        for q in (delayed[0, row] == -1).nonzero()[:, 0].tolist():
+            codes[row - 1 - q, q] = logits[q].argmax()
+    return codes
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_greedy_frames_are_the_full_forward(length):
+    model = tiny_codec_lm(pattern="GADM", layers=4)
+    prompt = torch.randint(0, 20, (length, 3))
+    codes, = generate_frames(model, 12, [0], [prompt], temperature=0)
+    assert torch.equal(codes, continuation(model, prompt, 12))
+
+
+def test_guidance_of_the_logits_extrapolates_from_the_empty_text():
+    model = tiny_codec_lm(cross_every=1)
+    allowed = [*range(20), model.eos]
+    text, length = torch.randint(3, 259, (1, 12)), torch.tensor([12])
+    start = torch.full((1, 1, 3), model.bos)
+    with torch.no_grad():
+        given, free = (model(start, t, n)[0][0, 0, 0, allowed]
+                       for t, n in ((text, length), (torch.tensor([[1]]), torch.tensor([1]))))
+    picked = set()
+    for scale in (0.0, 1.0, 3.0, 30.0):
+        codes, = generate_frames(model, 1, [0], text=text, length=length, cfg_scale=scale, temperature=0)
+        picked.add(first := allowed[(free + scale * (given - free)).argmax()])
+        assert codes.tolist() == [] if first == model.eos else codes[0, 0] == first
+    assert len(picked) > 1
+
+
+def test_a_clip_does_not_depend_on_its_neighbours():
+    """Nor on how long it may become; prompts of any lengths, with text and EOS."""
+    model = tiny_codec_lm(pattern="GA", cross_every=1)
+    model.heads.weight.data[model.eos] *= 2
+    text, length = torch.randint(3, 259, (4, 12)), torch.tensor([12, 5, 12, 9])
+    prompts = [torch.randint(0, 20, (n, 3)) for n in (0, 4, 2, 0)]
+    options = dict(temperature=0.9, top_k=[0, 5, 7], top_p=0.9, cfg_scale=2.0)
+    together = generate_frames(model, 60, [1, 2, 3, 4], prompts, text=text, length=length, **options)
+    assert len({len(codes) for codes in together}) > 2 and min(map(len, together)) < 40
+    for i, codes in enumerate(together):
+        own = dict(text=text[i:i + 1], length=length[i:i + 1])
+        alone, = generate_frames(model, 90, [i + 1], prompts[i:i + 1], **own, **options)
+        shown = len(codes) if len(codes) < 60 else 58  # what is cut off has PAD beside its last frames
+        assert torch.equal(alone[:shown], codes[:shown]) and torch.equal(codes[:len(prompts[i])], prompts[i])
+        assert (codes >= 0).all() and (codes < 20).all()
+
+
+def test_frames_stream_as_soon_as_they_are_whole():
+    """Before a clip of 1000 frames ends, beyond the context, and the same as in one piece."""
+    model, asked = tiny_codec_lm(context=30), []
+    model.norm.register_forward_hook(lambda *_: asked.append(1))
+    stream = stream_frames(model, 1000, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
+    first = [next(stream) for _ in range(10)]
+    assert len(asked) == 10 + 3 - 1 - 4
+    first += [next(stream) for _ in range(40)]
+    whole = generate_frames(model, 80, [5, 6], [torch.zeros(4, 3, dtype=torch.long)] * 2)
+    for codes, streamed in zip(whole, torch.stack(first, 1)):
+        assert len(codes) == 80 and torch.equal(codes[:50], streamed)
+
+
+def test_a_prompt_beyond_the_context_is_told():
+    with pytest.raises(UserError, match="prompt of 28 frames is longer"):
+        generate_frames(tiny_codec_lm(context=30), 40, [0], [torch.zeros(28, 3, dtype=torch.long)])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# LLM TTS
+
+def say(model, prompt, seed, frames, speaker=None, **options):
+    return generate_speech(model, [prompt], [seed], frames, speaker=speaker, **options)[0].tolist()
+
+
+def test_greedy_speech_is_the_full_forward():
+    """Only codes and the end of the audio may be said, with and without a penalty for what was said before."""
+    model = tiny_llm(pattern="AGA", speaker_width=12)
+    prompt, speaker = prompts_of(model)[0], voice(model, 1)
+    with torch.no_grad():
+        model.embedding.weight[model.c.audio_eos] *= 0.1  # so that it does not end at once
+    for penalty in (1.0, 1.3):
+        tokens, codes = prompt[None], []
+        while len(codes) < 30:
+            row = (model(tokens, None, speaker) @ model.embedding.weight.T)[0, -1]
+            allowed = torch.cat((row[CHARACTERS:CHARACTERS + 50], row[model.c.audio_eos, None]))
+            for code in set(codes):
+                allowed[code] = allowed[code] / penalty if allowed[code] > 0 else allowed[code] * penalty
+            if (new := int(allowed.argmax())) == 50:
+                break
+            codes.append(new)
+            tokens = torch.cat((tokens, torch.tensor([[new + CHARACTERS]])), 1)
+        assert say(model, prompt, 0, 30, speaker, temperature=0, repetition_penalty=penalty) == codes
+        assert len(set(codes)) > 3
+
+
+def test_a_sentence_does_not_depend_on_its_neighbours():
+    """Nor on how long it may become; and what streams is what comes at once."""
+    model = tiny_llm(pattern="AGA")
+    with torch.no_grad():
+        model.embedding.weight[model.c.audio_eos] *= 3  # so that some end early
+    prompts, options = prompts_of(model), dict(temperature=0.9, top_k=20, top_p=0.9, repetition_penalty=1.1)
+    together = [codes.tolist() for codes in generate_speech(model, prompts, [1, 2, 3], 60, **options)]
+    assert len(set(map(len, together))) > 1
+    for n, (prompt, codes) in enumerate(zip(prompts, together)):
+        alone = say(model, prompt, n + 1, 90, **options)
+        assert alone[:len(codes)] == codes and (len(codes) == 60 or len(alone) == len(codes))
+    stream, asked = stream_speech(model, prompts, [1, 2, 3], 60, **options), []
+    model.blocks[0].register_forward_hook(lambda *_: asked.append(1))
+    first = [next(stream) for _ in range(10)]
+    assert len(asked) == 10
+    for row, codes in zip(torch.stack(first, 1), together):
+        assert row[row >= 0].tolist() == codes[:10]
+
+
+def test_what_cannot_be_spoken():
+    model, voiced = tiny_llm(context=60), tiny_llm(speaker_width=12)
+    long, short = prompts_of(model, (20, 3))
+    with pytest.raises(UserError, match=r"20 characters leaves room for 0\.7 s of audio in the context of 60"):
+        say(model, long, 0, 30)
+    with pytest.raises(UserError, match="--speaker"):
+        say(voiced, short, 0, 30)
+    with pytest.raises(UserError, match="without voices"):
+        say(model, short, 0, 30, torch.ones(1, 12))

@@ -1,0 +1,88 @@
+"""metrics.py beside closed forms, scipy and what was counted by hand."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from scipy.fft import dct
+
+import evaluate
+from trivox.audio import read_wav
+from trivox.datasets import SentenceDataset
+from trivox.metrics import (coherence, frechet_distance, mel_distances, name_speakers, unigram_cross_entropy,
+                            word_error_rate)
+
+
+def test_word_error_rate():
+    """By hand: one substitution, one insertion and one deletion in seven words."""
+    heard = ["the baker sold too", "three keys now"]
+    assert word_error_rate(["The baker, sold two.", "Three old keys"], heard) == 3 / 7
+
+
+def test_mel_distances():
+    """0 for the same, also when each frame stands there twice; a louder copy differs in level alone, by its factor; the
+    distortion of one cepstral coefficient by d is 10 / ln 10 · sqrt(2) d."""
+    m = np.random.default_rng(0).standard_normal((30, 80)).astype(np.float32)
+    assert mel_distances(m, m) == (0, 0) and mel_distances(np.repeat(m, 2, 0), m) == (0, 0)
+    level, distortion = mel_distances(m + 0.5, m)
+    assert level == pytest.approx(0.5, rel=1e-5) and distortion == pytest.approx(0, abs=1e-4)
+    cepstrum = dct(m, norm="ortho")
+    cepstrum[:, 5] += 0.01 * np.sqrt(40)
+    _, distortion = mel_distances(dct(cepstrum, type=3, norm="ortho"), m)
+    assert distortion == pytest.approx(10 / np.log(10) * np.sqrt(2) * 0.01, rel=1e-3)
+
+
+def test_unigrams():
+    """Four codes, of which training has 3, 1, 0, 0: with a half added (3.5, 1.5, 0.5, 0.5) / 6; the other book has one
+    code alone."""
+    train = [np.array([[0, 2], [0, 2]]), np.array([[0, 2], [1, 2]])]
+    held_out = [np.array([[0, 2], [1, 2]]), np.array([[3, 0]])]
+    wanted = [-np.log([3.5 / 6, 1.5 / 6, 0.5 / 6]).mean(), -np.log([4.5 / 6, 4.5 / 6, 0.5 / 6]).mean()]
+    np.testing.assert_allclose(unigram_cross_entropy(train, held_out, 4), wanted)
+
+
+def gaussian(rng, mean, covariance, n):
+    """(n, D) vectors that have just this mean and covariance."""
+    x = rng.standard_normal((n, len(mean)))
+    x = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False)), (x - x.mean(0)).T).T
+    return x @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance():
+    """Of Gaussians: for commuting covariances in closed form, for others by scipy's root of their product; 0 for equal
+    sets, also where there are fewer vectors than dimensions; symmetric."""
+    rng = np.random.default_rng(0)
+    a, b = np.array([1.0, 4, 9]), np.array([4.0, 4, 1])
+    x, y = gaussian(rng, np.zeros(3), np.diag(a), 50), gaussian(rng, np.array([0, 3.0, 4]), np.diag(b), 70)
+    assert frechet_distance(x, y) == pytest.approx(25 + ((a**0.5 - b**0.5) ** 2).sum())
+    A, B = (m @ m.T + 0.1 * np.eye(5) for m in rng.standard_normal((2, 5, 5)))
+    x, y = gaussian(rng, np.ones(5), A, 30), gaussian(rng, np.zeros(5), B, 40)
+    wanted = 5 + np.trace(A + B - 2 * scipy.linalg.sqrtm(A @ B).real)
+    assert frechet_distance(x, y) == pytest.approx(wanted) == frechet_distance(y, x)
+    few = rng.standard_normal((4, 9))
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+
+
+def test_coherence():
+    """1 for what moves steadily, about 0 for noise; no different for another gain. Of pieces in three sections each is
+    above its shuffles, of noise one in nine."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 5, 400)[:, None] * np.ones(24)
+    assert coherence(ramp) == pytest.approx(1)
+    noise = [rng.standard_normal((400, 24)) for _ in range(40)]
+    assert abs(np.mean([coherence(x) for x in noise])) < 0.05
+    pieces = [x + np.repeat(rng.standard_normal((3, 24)), [130, 140, 130], 0) for x in noise]
+    assert coherence(3 * pieces[0] + 7) == pytest.approx(coherence(pieces[0]))
+    assert evaluate.judge_form(noise, pieces)["coherence_ranked"] >= 0.95
+    assert evaluate.judge_form(pieces, noise)["coherence_ranked"] < 0.35
+    assert coherence(ramp[:100]) is None
+
+
+def test_speakers_are_told_apart(llm_tokens):
+    """Recordings of the three voices by others of them; and what is said does not matter."""
+    data = SentenceDataset(llm_tokens)
+    clips = data.clips("all").tolist()
+    names = [data.speakers[s] for s in data.speaker(clips)]
+    wavs = [read_wav(data.recording(i), 22050) for i in clips]
+    known, asked = [i for i in range(len(clips)) if i % 4 < 2], [i for i in range(len(clips)) if i % 4 >= 2]
+    found = name_speakers([wavs[i] for i in known], [names[i] for i in known], [wavs[i] for i in asked], 22050)
+    assert np.mean([a == names[i] for a, i in zip(found, asked)]) >= 0.9

@@ -1,0 +1,42 @@
+"""parallel.py: workers that are killed, and workers whose master is."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from conftest import launch, refusal
+
+from trivox import parallel
+
+def _die_at_three(n):
+    if n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _sleep(folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def _share(function, jobs):
+    with parallel.parallel() as pool:
+        list(pool.map(function, jobs))
+
+
+def test_a_worker_that_is_killed():
+    """Then nothing waits for it for ever."""
+    assert "was killed" in refusal(lambda argv: _share(_die_at_three, range(8)))
+
+
+def test_workers_end_with_whom_they_work_for(tmp_path):
+    process = launch(_share, _sleep, [tmp_path] * parallel.cores())
+    wait = time.monotonic() + 60
+    while len(workers := list(tmp_path.iterdir())) < parallel.cores():
+        assert process.is_alive() and time.monotonic() < wait
+        time.sleep(0.05)
+    process.kill()
+    lines = [Path("/proc", worker.name, "cmdline") for worker in workers]
+    while any(line.exists() and line.read_bytes() for line in lines):  # a zombie's is empty
+        assert time.monotonic() < wait + 30
+        time.sleep(0.05)

@@ -1,0 +1,173 @@
+"""speak.py: one text is the same sound by every door; sentences, options, what is refused."""
+
+import json
+from dataclasses import asdict
+from threading import Event
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import TINY_CODEC, TINY_FLOW, TINY_LLM, refusal
+
+import evaluate
+import sample
+import serve
+import train_codec_lm
+import train_flow_tts
+import train_llm_tts
+from trivox import common, speak
+from trivox.common import UserError
+from trivox.text import split_text
+
+TEXT = "The baker sold 2 books. Mr. Brown painted nine keys!"
+QUICK = dict(overfit=4, batch_size=4, steps=2, warmup_steps=1, eval_every=2, device="cpu", dtype="float32",
+             wandb_mode="disabled", eval_prompts="prompts.txt")
+SYSTEMS = {
+    "flow": (train_flow_tts, TINY_FLOW | dict(speak_every=2, eval_steps=2)),
+    "codec": (train_codec_lm, TINY_CODEC | dict(context=256, cross_every=1, sample_every=2, eval_samples=1,
+                                                eval_seconds=5.5, eval_cfg_scale=1.5)),
+    "llm": (train_llm_tts, TINY_LLM | dict(packed=False, sample_every=2, eval_samples=1, eval_seconds=2)),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(data_dir, codec_tokens, llm_tokens, tmp_path_factory):
+    """The folder of a run of each system; the trainers of two have spoken TEXT."""
+    home = tmp_path_factory.mktemp("doors")
+    (home / "prompts.txt").write_text(TEXT + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "catch_signals", Event)
+        patch.chdir(home)
+        for (name, (trainer, settings)), data in zip(SYSTEMS.items(), (data_dir, codec_tokens, llm_tokens)):
+            settings = QUICK | settings | dict(data_dir=data, out_dir=home / name)
+            if name == "llm":  # which has no prompts of a file
+                settings["eval_prompts"] = "heldout"
+            trainer.main([f"--{key}={value}" for key, value in settings.items()])
+    return home
+
+
+def pcm(path):
+    return soundfile.read(path, dtype="int16")[0].astype(int)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_door(runs, system, tmp_path, monkeypatch):
+    """One text, with numbers, an abbreviation and two sentences: `stream`, sample.py, serve.py, `speak` among other
+    texts, the trainer's own sample and evaluate.py's make the same samples, to the last but one bit of 16."""
+    monkeypatch.chdir(runs)
+    speaker, text = speak.load(system), TEXT
+    if system == "llm":  # the sentence that the trainer has spoken
+        text = json.loads((runs / system / "samples" / "step_00000002" / "clips.jsonl").read_text())["text"]
+    wav = np.concatenate(list(speaker.stream(text, seed=0)))
+    wanted = (np.clip(wav, -1, 1) * 32767).round().astype(int)
+    sample.main(["--ckpt", system, "--text", text, "--device", "cpu", "--out", str(tmp_path / "a.wav")])
+    (tmp_path / "t.txt").write_text(text + "\n")
+    sample.main(["--ckpt", system, "--text_file", str(tmp_path / "t.txt"), "--device", "cpu", "--out", str(tmp_path)])
+    among = speaker.speak([{"text": "Two.", "seed": 7}, {"text": text, "seed": 0}, {"text": "Nine books and a house."}])
+    doors = [pcm(tmp_path / "a.wav"), pcm(tmp_path / "0000.wav"),
+             pcm(runs / system / "samples" / "step_00000002" / "000.wav"),
+             (np.clip(among[1].wav, -1, 1) * 32767).round().astype(int)]
+    if system == "flow":
+        evaluate.main(["--ckpt", system, "--prompts", str(tmp_path / "t.txt"), "--device", "cpu", "--recogniser",
+                       "sentences", "--out", str(tmp_path / "e")])
+        doors.append(pcm(tmp_path / "e" / "000.wav"))
+    if serve.find_spec("gradio"):
+        page = serve.build(system, speaker)
+        answer = next(f.fn for f in page.fns.values() if f.api_name == "speak")
+        doors.append(answer(text, *(option.default for option in speaker.options))[0][1].astype(int))
+    for door in doors:
+        assert len(door) == len(wanted) and np.abs(door - wanted).max() <= 2
+
+
+def test_sentences_are_numbered(runs):
+    """The second sentence of a text is made from another seed than the first, and the same whatever the first is."""
+    speaker = speak.load(runs / "codec")
+    two, other = (speaker.speak([{"text": f"{first} Nine keys.", "seed": 3}], temperature=1.0)[0].codes
+                  for first in ("Nine keys.", "Two books."))
+    first = speaker.speak([{"text": "Nine keys.", "seed": 3}], temperature=1.0)[0].codes
+    assert torch.equal(two[:len(first)], first) and not torch.equal(two[len(first):], first)
+    assert torch.equal(other[-(len(two) - len(first)):], two[len(first):])
+
+
+@pytest.mark.parametrize("text, pieces", [
+    ("One. Two!  Three?", ["One.", "Two!", "Three?"]),
+    ("  no   end ", ["no end"]),
+    ("Mr. Brown is 2.5 m tall. So?", ["Mr. Brown is", "2.5 m tall.", "So?"]),
+    ("aaaa bbbb cccc dddd", ["aaaa bbbb", "cccc dddd"]),
+    ("aaaaaaaaaa bbbbbbbbbb", ["aaaaaaaaaa", "bbbbbbbbbb"]),  # words as long as the limit
+    ("ééé ééé", ["ééé", "ééé"]),  # two bytes each
+    ("... yes. . no. –", ["... yes. .", "no. –"]),  # a mark by itself is no sentence
+])
+def test_split_text(text, pieces):
+    assert split_text(text, 13 if "Mr." in text else 10) == pieces
+
+
+def test_no_word_is_lost():
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcé.!? "), rng.integers(1, 30))).strip() + "x" for _ in range(300)]
+    pieces = split_text(" ".join(words), 255)
+    assert "".join(pieces).replace(" ", "") == "".join(words).replace(" ", "")
+    assert all(0 < len(piece.encode()) < 256 for piece in pieces)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "nothing to say"), (" ?! …", "nothing to say"), ("x" * 300, "300 bytes"), ("a\udcff", "not UTF-8"),
+    (None, "what should it say"),
+], ids=str)
+@pytest.mark.parametrize("system", ["flow", "llm"])
+def test_texts_that_cannot_be_said(runs, system, text, words):
+    with pytest.raises(UserError, match=words):
+        next(speak.load(runs / system).stream(text))
+
+
+def test_letters_stay_where_they_are_read(runs):
+    """Bytes keep accents and other scripts; characters are English letters, and a sentence of none is refused."""
+    assert speak.load(runs / "flow").sentences("Café № 2, слово.") == ["Café No two, слово."]
+    llm = speak.load(runs / "llm")
+    assert llm.sentences("Café 2.") == ["Cafe two."]
+    with pytest.raises(UserError, match="English letters"):
+        llm.sentences("Hello. Слово.")
+
+
+@pytest.mark.parametrize("system, flags, words", [
+    ("flow", ["--temperature", "1"], "--temperature is not an option of 'flow' checkpoints"),
+    ("flow", ["--steps", "0"], "--steps 0 is out of range: at least 1 and at most 1000"),
+    ("flow", ["--seconds", "nan"], "--seconds nan is out of range"),
+    ("flow", ["--seed", "-1"], "--seed -1 is out of range"),
+    ("codec", ["--top_k", "1", "2", "3"], "3 numbers for 2 codebooks"),
+    ("codec", ["--top_p", "0.5", "1.5"], "--top_p 1.5 is out of range"),
+    ("codec", ["--prompt_wav", "a.wav"], "cannot read a.wav"),
+    ("llm", ["--top_k", "1", "2"], "2 numbers for 1 codebooks"),
+    ("llm", ["--repetition_penalty", "0"], "--repetition_penalty 0 is out of range"),
+    ("llm", ["--speaker", "a.wav"], "trained without voices"),
+], ids=str)
+def test_refused_options(runs, system, flags, words, tmp_path):
+    """In one sentence, before a model has spoken or a file is there."""
+    said = refusal(sample.main, "--ckpt", runs / system, "--text", "Two.", "--out", tmp_path / "a.wav", *flags)
+    assert words in said and not list(tmp_path.iterdir())
+
+
+def test_nothing_said(runs, tmp_path):
+    """A model that ends before it begins is told of, not written as an empty file that looks like a result."""
+    speaker = speak.load(runs / "llm")
+    speaker.run = lambda loop, parts: iter([torch.tensor([-1])])
+    with pytest.raises(UserError, match="ended 'two books.' before it began"):
+        list(speaker.stream("two books."))
+
+
+def test_options_are_told_once(runs):
+    """What the flags, the page's controls and `stream` take are the same names, with the config's defaults."""
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    speak.add_flags(parser)
+    flags = {action.dest for action in parser._actions} - {"help"}
+    assert flags == {option.name for options in speak.OPTIONS.values() for option in options}
+    for system in SYSTEMS:
+        speaker = speak.load(runs / system)
+        assert {option.name for option in speaker.options} <= flags
+        settings = speaker.settings({})
+        assert all(settings[option.name] == option.default for option in speaker.options)
+        assert speaker.settings(settings) == settings
+    assert "eval_cfg_scale" in asdict(train_codec_lm.Config()) and speaker.system == "llm"

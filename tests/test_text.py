@@ -1,0 +1,157 @@
+"""text.py: numbers beside num2words, characters beside Echolancer's table, bytes beside ByT5's tokenizer, states beside
+the encoder's class; weights.py by the encoder's files."""
+
+import random
+import re
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from conftest import refusal
+from num2words import num2words
+
+from trivox.text import TextFeatures, character_ids, characters_text, normalise_text, text_ids
+
+# ------------------------------------------------------------------------------------------------------------
+# Characters and words
+
+PUBLISHED = {"a": 5, "b": 6, "c": 7, "d": 8, "e": 9, "f": 10, "g": 11, "h": 12, "i": 13, "j": 14, "k": 15, "l": 16,
+             "m": 17, "n": 18, "o": 19, "p": 20, "q": 21, "r": 22, "s": 23, "t": 24, "u": 25, "v": 26, "w": 27, "x": 28,
+             "y": 29, "z": 30, " ": 31, ".": 32, ",": 33, "!": 34, "?": 35, ";": 36, ":": 37, "'": 38, '"': 39, "(": 40,
+             ")": 41, "-": 42}
+
+
+def random_texts(count, seed=0):
+    """Anything that a string can hold: much of ASCII, some of every plane, white space, digits, lone surrogates."""
+    rng = random.Random(seed)
+    kinds = (lambda: rng.randrange(128), lambda: rng.randrange(0x250), lambda: rng.randrange(0x110000),
+             lambda: ord(rng.choice(" \t\n\u2003\u00a0 0123456789.,$£€%-+½²③٣۷‘“—…éß&sthrdn")))
+    return ["".join(chr(rng.choice(kinds)()) for _ in range(rng.randrange(40))) for _ in range(count)]
+
+
+def test_characters_are_the_published_ones():
+    """The table of the published tokenizer, after NFKD, lower case and white space folded; all else is 1."""
+    assert [character_ids(symbol).tolist() for symbol in PUBLISHED if symbol != " "] == [
+        [number] for symbol, number in PUBLISHED.items() if symbol != " "]
+    for text in [*random_texts(2000), "", "  A\tb \n\u2003c ", "ﬁ Ⅷ ２ …", "İSTANBUL", "café"]:
+        folded = re.sub(r"\s+", " ", unicodedata.normalize("NFKD", text).lower()).strip()
+        ids = character_ids(text)
+        assert ids.dtype == np.uint8 and ids.tolist() == [PUBLISHED.get(c, 1) for c in folded]
+        assert characters_text(ids) == "".join(c for c in folded if c in PUBLISHED)
+    assert characters_text([2, 12, 13, 3, 0, 1, 4]) == "hi"
+
+
+@pytest.mark.parametrize("text, spoken", [
+    ("He has 3 cats.", "He has three cats."), ("in 1984, 1905 and 1800", None), ("It was 3985.", None),
+    ("the 1990s", "the nineteen nineties"), ("1,234,567 of them", f"{num2words(1234567)} of them"),
+    ("the 1st, 2nd, 3RD and 21st", "the first, second, third and twenty-first"), ("1,000th", "one thousandth"),
+    ("pi is 3.14", f"pi is {num2words('3.14')}"), ("0.50", "zero point five zero"),
+    ("-5 or 3-4", "minus five or three-four"), ("$29.95", "twenty-nine dollars, ninety-five cents"),
+    ("£1.01", "one pound, one penny"), ("€0.99", "ninety-nine cents"), ("$1", "one dollar"), ("$0.00", "zero dollars"),
+    ("$1,200", "one thousand, two hundred dollars"), ("£2.5 million", "two point five million pounds"),
+    ("12.5% or 3 %", "twelve point five percent or three percent"), ("1.2.3", "one point two point three"),
+    ("007", "zero zero seven"), ("1,23,4", "one, two three, four"), ("5stars or 5S", "five stars or five S"),
+    ("٣ and १२ and ３", "three and twelve and three"), ("2½ of ½", "two and one half of one half"),
+    ("10² CO₂", "ten two CO two"), ("MP3s, B2B, 4K", "MP threes, B two B, four K"), ("$", "$"), ("%", "%"),
+    ("café Zürich Ångström", "cafe Zurich Angstrom"), ("“Yes” — ‘no’… it´s", "\"Yes\" - 'no'... it's"), ("", ""),
+    ("soft\u00adhyphen AT&T", "softhyphen AT and T"), (" two\n lines ", "two lines"), ("12:45", "twelve:forty-five"),
+    ("no digit: kept (as it is); \"so\"!", "no digit: kept (as it is); \"so\"!"),
+])
+def test_normalised(text, spoken):
+    if spoken is None:  # years as years, other numbers as such
+        spoken = re.sub(r"\d+", lambda n: num2words(int(n[0]), to="year" if int(n[0]) < 2000 else "cardinal"), text)
+    assert normalise_text(text) == spoken
+
+
+def test_numbers_are_num2words():
+    rng = random.Random(0)
+    for n in [0, 1, 1099, 2000, 10**15 - 1] + [rng.randrange(10 ** rng.randrange(1, 16)) for _ in range(200)]:
+        if not 1100 <= n <= 1999:
+            assert normalise_text(f"x {n} y") == f"x {num2words(n)} y"
+        assert normalise_text(f"{n:,}") == num2words(n)  # no year has a comma
+        assert normalise_text(f"{n}th") == num2words(n, to="ordinal")
+
+
+def test_normalising_anything():
+    """No digit is left, white space is folded, and what is normalised stays so."""
+    huge = [str(10**400), "9" * 10_000, f"${10**400}.5", "1." * 3000, "1," * 3000, "-" * 99 + "1", f"{10**60:,}"]
+    for text in huge + random_texts(3000, seed=1):
+        spoken = normalise_text(text)
+        assert not re.search(r"\d", spoken) and spoken == " ".join(spoken.split()) == normalise_text(spoken), text
+        assert len(character_ids(spoken)) >= len(spoken)
+    assert normalise_text(str(10**400)) == " ".join(["one"] + ["zero"] * 400)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Bytes and states
+
+@pytest.mark.parametrize("text", ["", "The ferry was late.", "naïve café — 数 🙂", "tab\tand\nline\x00"])
+def test_text_ids_are_byt5s(text):
+    from transformers import ByT5Tokenizer
+
+    assert text_ids(text) == ByT5Tokenizer()(text).input_ids
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """T5's encoder, small and with random weights, in the hub's layout. Yields it and the folder it is in."""
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    model = T5EncoderModel(T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+                                    feed_forward_proj="gated-gelu")).eval()
+    folder = tmp_path_factory.mktemp("hub") / "tiny-byt5"
+    model.save_pretrained(folder)
+    return model, str(folder)
+
+
+TEXTS = ["", "a", "The ferry was late again.", "Schöne Grüße", "x" * 90]
+
+
+@pytest.mark.parametrize("mode", ["on", "auto", "off"])
+def test_encoder_states(encoder, tmp_path, monkeypatch, mode):
+    """Cached or not, in a batch or alone, each text's states are those of the encoder that sees this text only."""
+    model, folder = encoder
+    features = TextFeatures(folder)
+    features.fill_cache(tmp_path, TEXTS[1:], mode, write=True)
+    assert bool(list(tmp_path.glob("text_*.f16"))) == (mode != "off")
+    reopened = TextFeatures(folder)
+    reopened.fill_cache(tmp_path, TEXTS[1:], mode, write=False)
+    if mode != "off":  # the cache is there: no encoder is needed any more
+        monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", None)
+    for source in (features, reopened):
+        states, length = source(TEXTS, multiple=16)
+        assert states.dtype == torch.float32 and states.shape == (5, 96, 32)
+        for text, row, n in zip(TEXTS, states, length.tolist()):
+            with torch.inference_mode():
+                alone = model(torch.tensor([text_ids(text)])).last_hidden_state[0]
+            torch.testing.assert_close(row[:n], alone, atol=2e-3, rtol=2e-3)
+            assert n == len(text_ids(text)) and not row[n:].any()
+
+
+def test_encoder_states_of_a_text_that_is_not_cached(encoder, tmp_path):
+    features = TextFeatures(encoder[1])
+    features.fill_cache(tmp_path, ["a"], "on", write=True)
+    known, new = features(["a"])[0], features(["a", "new"])[0]
+    torch.testing.assert_close(known[0], new[0, :2], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("damage", ["missing", "config.json", "model.safetensors"])
+def test_no_encoder(encoder, tmp_path, monkeypatch, damage):
+    """What to get, from where, and where to put it."""
+    monkeypatch.chdir(tmp_path)
+    name = "google/byt5-small"
+    if damage != "missing":
+        name = str(shutil.copytree(encoder[1], tmp_path / "byt5"))
+        (tmp_path / "byt5" / damage).write_bytes(b"{")
+    said = refusal(lambda argv: TextFeatures(name)(["hello"]))
+    assert name in said and "config.json" in said and "weights" in said
+
+
+def test_encoder_put_there_by_hand(encoder, tmp_path, monkeypatch):
+    """A folder of that name among the weights, where BigVGAN's are looked for too."""
+    monkeypatch.setenv("TRIVOX_WEIGHTS", str(tmp_path))
+    shutil.copytree(encoder[1], tmp_path / "byt5-small")
+    assert TextFeatures("google/byt5-small")(["hello"])[0].shape == (1, 6, 32)
