@@ -69,7 +69,7 @@ class Config(common.RunConfig, CodecConfig):
     eval_prompt_seconds: float = 3.0  # of the held-out clip that is continued
     eval_temperature: float = 1.0
     eval_top_k: int | list[int] = 0  # most probable codes to choose from, 0 for all; one number, or one for each book
-    eval_top_p: float | list[float] = 1.0  # their share of the probability; one number, or one for each book
+    eval_top_p: float | list[float] = 1.0  # choose among those that together have this probability; likewise
     eval_cfg_scale: float = 1.0  # guidance by the text, 1 for none
     eval_embedding: Literal["auto", "clap", "logmel"] = "auto"  # of the Fréchet distance
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
@@ -94,7 +94,7 @@ def draw_step(c, clips, frames, step, count):
 
     Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
     """
-    pool, place = divmod(step, POOL)
+    pool, turn = divmod(step, POOL)
     start, stop = pool * POOL * count, (pool + 1) * POOL * count
     pairs = []
     for epoch in range(start // len(clips), (stop - 1) // len(clips) + 1):
@@ -102,7 +102,7 @@ def draw_step(c, clips, frames, step, count):
         first = epoch * len(clips)
         pairs += [(epoch, clip) for clip in order[max(0, start - first):stop - first]]
     pairs.sort(key=lambda pair: frames[pair[1]])
-    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[place]
+    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
     return [draw(c, *pair) for pair in pairs[place * count:(place + 1) * count]]
 
 
@@ -168,7 +168,7 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
 
 
 def make_prompts(c, data, val, speaker):
-    """What is made again and again, see trivox/samples.py: some clips from nothing, and as many that go on from the
+    """The prompts of each sampling, see trivox/samples.py: some clips from nothing, and as many that go on from the
     first seconds of held-out ones; with text, sentences."""
     n, prompts, clips = c.eval_samples, [], []
     if c.cross_every:
@@ -195,7 +195,7 @@ def make_prompts(c, data, val, speaker):
 
 def main(argv):
     c = common.load_config(Config, argv)
-    read_options("codec", asdict(c), {})
+    read_options("codec", asdict(c), {})  # refuses a wrong eval_* now, not at the first sample
     stop, rank, world, device, dtype = common.begin(c)
     say = print if rank == 0 else lambda text: None
 
@@ -236,11 +236,11 @@ def main(argv):
     if checkpoint:
         state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
         step, best = state["step"], state["best"]
-        sums += torch.tensor(state["sums"], device=device) * (rank == 0)
+        sums += torch.tensor(state["sums"], device=device) * (rank == 0)  # saved as the total of all processes
         say(f"going on from step {step} of {c.out_dir}")
     elif c.init_from:
-        source = common.find_checkpoint(c.init_from)
-        common.load_weights(model, common.load_checkpoint(source, "codec", "ema")[1], source)
+        start = common.find_checkpoint(c.init_from)
+        common.load_weights(model, common.load_checkpoint(start, "codec", "ema")[1], start)
         ema.load_state_dict(model.state_dict())
     if step >= c.steps:
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
@@ -326,6 +326,7 @@ def main(argv):
                 bar.set_postfix_str(f"loss {loss['loss']:.3f}", refresh=False)
             if step % c.log_every == 0:
                 sums.zero_()
+        # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
 
         # Evaluate and save

@@ -44,8 +44,8 @@ class Config(common.RunConfig, FlowConfig):
     data_dir: str = "data/demo"
     overfit: int = 0  # train on the first N clips alone, and validate on the same
     cache_text: Literal["auto", "on", "off"] = "auto"  # keep a frozen encoder's states on disk; auto: where they fit
-    silence_prob: float = 0.0  # how often silence is added at the end of a clip,
-    max_silence_sec: float = 0.5  # and at most how much, so that the duration predictor learns that there may be some
+    silence_prob: float = 0.0  # how often silence is added at the end of a clip, for the duration predictor to learn
+    max_silence_sec: float = 0.5  # of that silence
     # flow matching
     timestep_logit_mean: float = 0.0  # t = 1 - sigmoid(N(mean, std)), and t = 1 is noise
     timestep_logit_std: float = 1.0
@@ -69,7 +69,7 @@ class Config(common.RunConfig, FlowConfig):
     eval_prompts: str = "heldout"  # heldout, overfit (the first clips trained on), or a file with a sentence a line
     eval_prompts_max: PositiveInt = 8
     eval_steps: PositiveInt = 16  # of the solver
-    eval_cfg_scale: float = 2.0
+    eval_cfg_scale: float = 2.0  # guidance by the text, 1 for none
     eval_solver: Literal["euler", "midpoint", "heun"] = "euler"
     eval_vocoder: Literal["griffinlim", "bigvgan"] = "griffinlim"
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
@@ -97,7 +97,7 @@ def draw_step(c, clips, frames, step, count):
 
     Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
     """
-    pool, place = divmod(step, POOL)
+    pool, turn = divmod(step, POOL)
     start, stop = pool * POOL * count, (pool + 1) * POOL * count
     pairs = []
     for epoch in range(start // len(clips), (stop - 1) // len(clips) + 1):
@@ -105,7 +105,7 @@ def draw_step(c, clips, frames, step, count):
         first = epoch * len(clips)
         pairs += [(epoch, clip) for clip in order[max(0, start - first):stop - first]]
     pairs.sort(key=lambda pair: frames[pair[1]])
-    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[place]
+    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
     return [draw(c, *pair) for pair in pairs[place * count:(place + 1) * count]]
 
 
@@ -133,8 +133,8 @@ def make_batch(c, data, features, draws, device):
 # Loss
 
 def flow_loss(c, model, batch):
-    """The squared errors of the velocity, summed over a micro-batch's frames and averaged over mel bands, and those of
-    log seconds, summed over the clips that have text."""
+    """Squared errors of the velocity, summed over a micro-batch's frames and averaged over mel bands; squared errors of
+    the log of the duration, summed over the clips that have text."""
     inner = common.unwrapped(model)
     x, noise, t = (batch["mel"] - inner.mel_mean) / inner.mel_std, batch["noise"], batch["t"][:, None, None]
     velocity, log_seconds = model((1 - t) * x + t * noise, batch["t"], batch["frames"], batch["text"], batch["length"])
@@ -145,7 +145,7 @@ def flow_loss(c, model, batch):
 
 
 def counts(data, draws):
-    """Over how many frames, and over how many clips with text, those sums go."""
+    """The denominators of those sums: frames, and clips with text."""
     return sum(data.rows[d["clip"]]["frames"] + d["silence"] for d in draws), max(1, sum(not d["drop"] for d in draws))
 
 
@@ -154,7 +154,7 @@ def counts(data, draws):
 
 @torch.no_grad()
 def validate(c, model, data, features, clips, rank, world, device, dtype):
-    """Mean losses over all validation clips with their text, each at a noise and a time that never change."""
+    """Mean losses over all validation clips with their text; noise, time and added silence are the same each time."""
     model.eval()
     draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.rows[clip]["frames"])]
     sums = [0.0, 0.0]
@@ -166,7 +166,7 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
 
 
 def make_prompts(c, data, clips, speaker):
-    """What is spoken again and again, see trivox/samples.py: the first sentences of `clips` beside their recordings, or
+    """The prompts of each sampling, see trivox/samples.py: the first sentences of `clips` beside their recordings, or
     those of a file."""
     texts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts)
     prompts = [{"request": {"text": text, "seed": n}, "label": text, "reference": None}
@@ -184,7 +184,7 @@ def main(argv):
     if c.width % (2 * c.heads) or c.text_width % 64:
         raise UserError(f"width {c.width} should be a multiple of twice its {c.heads} heads, and text_width "
                         f"{c.text_width} of 64")
-    read_options("flow", asdict(c), {})
+    read_options("flow", asdict(c), {})  # refuses a wrong eval_* now, not at the first sample
     stop, rank, world, device, dtype = common.begin(c)
     say = print if rank == 0 else lambda text: None
 
@@ -195,7 +195,7 @@ def main(argv):
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
     frames = [row["frames"] for row in data.rows]
-    for writes in (True, False):  # the first process writes the cache of text states, then the others read it
+    for writes in (True, False):  # two rounds: the first process writes the cache of text states, the others read it
         if writes == (rank == 0):
             features.fill_cache(data.folder, [row["text"] for row in data.rows], c.cache_text, writes)
         barrier()
@@ -227,11 +227,11 @@ def main(argv):
     if checkpoint:
         state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
         step, best = state["step"], state["best"]
-        sums += torch.tensor(state["sums"], device=device) * (rank == 0)
+        sums += torch.tensor(state["sums"], device=device) * (rank == 0)  # saved as the total of all processes
         say(f"going on from step {step} of {c.out_dir}")
     elif c.init_from:
-        source = common.find_checkpoint(c.init_from)
-        common.load_weights(model, common.load_checkpoint(source, "flow", "ema")[1], source)
+        start = common.find_checkpoint(c.init_from)
+        common.load_weights(model, common.load_checkpoint(start, "flow", "ema")[1], start)
         ema.load_state_dict(model.state_dict())
     if step >= c.steps:
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
@@ -312,6 +312,7 @@ def main(argv):
                 bar.set_postfix_str(f"loss {flow:.3f}", refresh=False)
             if step % c.log_every == 0:
                 sums.zero_()
+        # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
 
         # Evaluate and save

@@ -73,7 +73,7 @@ class Config(common.RunConfig, LLMConfig):
     eval_seconds: float = 15.0  # of a sentence, at most
     eval_temperature: float = 0.8
     eval_top_k: NonNegativeInt = 0  # most probable codes to choose from, 0 for all
-    eval_top_p: float = 0.92  # their share of the probability
+    eval_top_p: float = 0.92  # choose among the most probable codes that together have this probability
     eval_repetition_penalty: float = 1.0  # for codes that were spoken before, 1 for none
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
     # run: the rest is common.RunConfig
@@ -220,7 +220,7 @@ def main(argv):
         raise UserError("speaker_width gives a row one voice, so that it should hold one sentence: set packed to false")
     if c.lora_rank and not (c.init_from and c.optimizer == "adamw"):
         raise UserError("lora_rank trains an adapter for a model that is there already, named by --init_from, by adamw")
-    read_options("llm", asdict(c), {})
+    read_options("llm", asdict(c), {})  # refuses a wrong eval_* now, not at the first sample
     stop, rank, world, device, dtype = common.begin(c)
     say = print if rank == 0 else lambda text: None
 
@@ -276,7 +276,7 @@ def main(argv):
     if checkpoint:
         state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler, base)
         step, best, place = state["step"], state["best"], state["place"]
-        sums += torch.tensor(state["sums"], device=device) * (rank == 0)
+        sums += torch.tensor(state["sums"], device=device) * (rank == 0)  # saved as the total of all processes
         say(f"going on from step {step} of {c.out_dir}")
     if step >= c.steps:
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
@@ -369,6 +369,7 @@ def main(argv):
                 bar.set_postfix_str(f"loss {found['loss']:.3f}", refresh=False)
             if step % c.log_every == 0:
                 sums.zero_()
+        # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
 
         # Evaluate and save

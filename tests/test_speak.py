@@ -152,7 +152,7 @@ def test_nothing_said(runs, tmp_path):
     """A model that ends before it begins is told of, not written as an empty file that looks like a result."""
     speaker = speak.load(runs / "llm")
     speaker.run = lambda loop, parts: iter([torch.tensor([-1])])
-    with pytest.raises(UserError, match="ended 'two books.' before it began"):
+    with pytest.raises(UserError, match="no sound for 'two books.'"):
         list(speaker.stream("two books."))
 
 

@@ -1,5 +1,4 @@
-"""The plumbing that the three trainers share: config, process group, checkpoints, log; functions, and the
-settings that all runs have."""
+"""The plumbing that the three trainers share: config, process group, checkpoints, log."""
 
 import argparse
 import ctypes
@@ -56,7 +55,7 @@ yaml.SafeLoader.add_implicit_resolver(  # PyYAML follows YAML 1.1, in which 1e-3
 
 @dataclasses.dataclass
 class RunConfig:
-    """What is no part of an experiment: where a run begins, how often it is saved, on what it runs."""
+    """The settings that all trainers have: saving, logging, device, precision."""
     resume: bool = False  # go on with the run in out_dir, if there is one
     save_every: PositiveInt = 500  # steps
     keep_last: PositiveInt = 2  # checkpoints, besides the best
@@ -125,7 +124,7 @@ def read_yaml(path):
 # Process group, device, precision, signals
 
 def begin(c):
-    """What a run begins with, by its config: signals are caught, processes find each other, first weights are seeded.
+    """What a run begins with, by its config: signals are caught, processes find each other, the seed is set.
     Returns (stop, an Event that SIGINT or SIGTERM sets; rank; number of processes; torch.device; torch.dtype)."""
     stop = catch_signals()
     rank, world, device = init_distributed(c.device)
@@ -181,7 +180,7 @@ def memory_advice(c, what):
 
 
 def gpu_memory(device):
-    """What the log has of it: the most that has been in use, in GB; nothing on a CPU."""
+    """Peak GPU memory in GB, for the log; nothing on a CPU."""
     return {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
 
 
@@ -286,7 +285,7 @@ def save_checkpoint(out_dir, step, weights, state, config, best, keep_last):
                 os.fsync(f)
         shutil.rmtree(folder / name, ignore_errors=True)
         tmp.rename(folder / name)
-        for link in ["best"] * best + ["latest"]:  # killed in between, the run goes on from before `best`
+        for link in ["best"] * best + ["latest"]:  # killed in between, `latest` is still the step before
             (folder / ".link").unlink(missing_ok=True)
             (folder / ".link").symlink_to(name)
             (folder / ".link").replace(folder / link)

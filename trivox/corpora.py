@@ -2,8 +2,8 @@
 
 A corpus is a folder in LJSpeech's layout: `metadata.csv`, a line `id|text|normalized text|speaker` a clip of which the
 last two may be missing, and the recordings `wavs/<id>.wav` (or flac, ogg, mp3; any rate). Where there is a
-`heldout.txt`, an id a line, it names the validation clips; else 2 % are drawn. `grammar.jsgf` says which sentences can
-occur, for evaluate.py.
+`heldout.txt`, an id a line, it names the validation clips; else some are drawn by hash, 2 % for log-mels and 5 % for
+tokens. `grammar.jsgf` says which sentences can occur, for evaluate.py. Other orders of columns: `data.py --columns`.
 """
 
 import csv
@@ -125,6 +125,6 @@ def corpus_sources(root, columns="id|text|normalized|speaker"):
 
 
 def draw_validation(ids, share=0.02):
-    """2 % of the ids, at least one where there are two, chosen by hash: the same whatever the order or the machine."""
+    """A share of the ids, at least one where there are two, chosen by hash: the same in any order, on any machine."""
     ranked = sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())
     return set(ranked[:max(round(share * len(ids)), int(len(ids) > 1))])

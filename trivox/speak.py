@@ -4,9 +4,10 @@
     for wav in speaker.stream("The baker sold nine golden apples.", seed=1):
         ...                                             # (samples,) float32 at speaker.sample_rate
 
-A text is normalised, broken into sentences, refused in words where nothing can be made of it, and spoken sentence by
-sentence with a pause between. sample.py, serve.py, evaluate.py, bench.py and the samples of the trainers all come this
-way, so that one text with one seed is the same sound by every door. What can be asked for stands once, in OPTIONS.
+A text is normalised, broken into sentences, refused with a message where nothing can be made of it, and spoken
+sentence by sentence with a pause between. sample.py, serve.py, evaluate.py, bench.py and the samples of the trainers
+all come this way, so that one text with one seed is the same sound however it is asked for. What can be asked for
+stands once, in OPTIONS.
 """
 
 import math
@@ -58,7 +59,7 @@ SEED = Option("seed", int, "of all that is drawn at random", 0, 2**31 - 1, defau
 GUIDANCE = Option("cfg_scale", float, "guidance by the text, 1 for none", 0, usual=4)
 TEMPERATURE = Option("temperature", float, "0 takes the most probable codes", 0, usual=1.5, each_book=True)
 TOP_K = Option("top_k", int, "most probable codes to choose from, 0 for all", 0, usual=256, each_book=True)
-TOP_P = Option("top_p", float, "their share of the probability", 1e-6, 1, 1, each_book=True)
+TOP_P = Option("top_p", float, "choose among codes of together this probability, 1 for all", 1e-6, 1, 1, each_book=True)
 OPTIONS = {
     "flow": (
         Option("steps", int, "of the solver, at least one", 1, 1000, 64),
@@ -108,7 +109,7 @@ def read_options(system, config, given):
     values, books = {}, config.get("codebooks", 1)
     for name, option in options.items():
         value = given.get(name)
-        if value is None:  # eval_seconds only limits
+        if value is None:  # eval_seconds is a limit, not a length
             value = option.default if name == "seconds" else config.get(f"eval_{name}", option.default)
         several = value if isinstance(value, list) else [value]
         if len(several) not in ((1, books) if option.each_book else (1,)):
@@ -172,8 +173,8 @@ class Speaker:
         return split_text(normalise_text(text, accents=True), self.limit)
 
     def parts(self, text, settings):
-        """The sentences of a text with all that is known of them, dicts: text, seed, seconds, and its share of these by
-        its length."""
+        """The sentences of a text with all that is known of them, dicts: the settings, text, seed, and share, its part
+        of `seconds` by its length."""
         sentences = self.sentences(text)
         whole = sum(len(s or " ") for s in sentences)
         return [settings | {"text": s, "seed": settings["seed"] * 1_000_003 + n,
@@ -190,6 +191,7 @@ class Speaker:
         return self.with_pauses(parts)
 
     def with_pauses(self, parts):
+        """What `stream` yields: the sound of one sentence after the other."""
         for n, (part, wavs) in enumerate(zip(parts, self.play(parts))):
             if n:
                 yield self.pause()
@@ -199,7 +201,7 @@ class Speaker:
                 yield wav
             if silent:
                 what = repr(part["text"][:40]) if part["text"] else "it"
-                raise UserError(f"the model ended {what} before it began: try another seed")
+                raise UserError(f"the model made no sound for {what}: try another seed")
 
     def speak(self, requests, **options):
         """Speak many texts at once. requests: dicts of a text and of the options that are its own, such as seed, also
