@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trivox import common
 from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
 from trivox.checkpoints import cast_matrices, codec_of, read_config
-from trivox.common import UserError, find_checkpoint, init_distributed, pick_dtype, run
+from trivox.common import UserError, find_checkpoint, init_distributed, pick_dtype
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
@@ -45,6 +46,7 @@ def evaluate_flow(speaker, args, out):
     prompts, clips = args.prompts or ("overfit" if config["overfit"] else "heldout"), []
     if prompts in ("heldout", "overfit"):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
+        clips = sayable(speaker, data, clips)
     texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)
     judge, hear = load_recogniser(args.recogniser, texts, data.grammar, speaker.device)
     made = speaker.speak([{"text": text, "seed": options["seed"] + n} for n, text in enumerate(texts)],
@@ -77,6 +79,8 @@ def evaluate_codec(speaker, args, out):
     Writes files to `out`, returns the summary."""
     model, c, config, given = speaker.model, speaker.c, speaker.config, given_flags(args)
     options, kept = speaker.settings(given), codec_of(args.ckpt, config)
+    if given.get("seconds") and not c.cross_every:
+        raise UserError("--seconds is for sample.py: here clips are made as long as the recordings beside them")
     data = open_tokens(TokenDataset, args.data_dir or config["data_dir"], c, kept)
     val, train = data.clips("val"), data.clips("train")
     if config["overfit"]:
@@ -101,8 +105,9 @@ def evaluate_codec(speaker, args, out):
 
     # What it makes: for each of the first held-out clips one as long, or with text, the same sentence
     cast_matrices(model, speaker.dtype)
-    real, start = real[:args.clips], round(options["prompt_seconds"] * c.frame_rate)
-    texts = [data.rows[i]["text"] for i in val[:args.clips]] if c.cross_every else [None] * len(real)
+    spoken = sayable(speaker, data, val)[:args.clips] if c.cross_every else val[:args.clips]
+    real, start = [real[val.index(i)] for i in spoken], round(options["prompt_seconds"] * c.frame_rate)
+    texts = [data.rows[i]["text"] if c.cross_every else None for i in spoken]
     requests = [{"text": text, "seed": options["seed"] + n} | (
         {} if c.cross_every else {"seconds": len(x) / c.frame_rate}) for n, (text, x) in enumerate(zip(texts, real))]
     made = speaker.speak(requests, **given | {"seed": None})
@@ -252,6 +257,16 @@ def said(options):
     return {name: value for name, value in options.items() if isinstance(value, (int, float, str, list))}
 
 
+def sayable(speaker, data, clips):
+    """Those of some clips whose texts can be spoken; says how many cannot."""
+    kept = [i for i in clips if speaker.sayable(data.rows[i]["text"])]
+    if len(kept) < len(clips):
+        print(f"note: {len(clips) - len(kept)} of {len(clips)} clips have no text that can be spoken, and are left out")
+    if not kept:
+        raise UserError(f"none of the {len(clips)} clips of {data.folder} has a text that can be spoken")
+    return kept
+
+
 def through_codec(speaker, codes):
     """Recordings as the codec gives them back: Clips of lists of codes (frames, Q)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -394,7 +409,8 @@ def main(argv):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is for sample.py: here the data set has the recordings")
     for ckpt in args.ckpt:
-        out = args.out / Path(ckpt).name if args.out and len(args.ckpt) > 1 else args.out or Path(ckpt) / "evaluation"
+        run = Path(ckpt) if Path(ckpt).is_dir() else Path(ckpt).parent
+        out = args.out / run.name if args.out and len(args.ckpt) > 1 else args.out or run / "evaluation"
         out.mkdir(parents=True, exist_ok=True)
         evaluate = {"flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
         speaker = load(ckpt, device, cast=False)
@@ -426,4 +442,4 @@ def describe(system, names, summaries):
 
 
 if __name__ == "__main__":
-    run(main, sys.argv[1:])
+    common.run(main, sys.argv[1:])

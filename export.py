@@ -220,7 +220,7 @@ def merge(ckpt, out):
     folder.mkdir(parents=True)
     save_file({key: x.contiguous() for key, x in model.state_dict().items()}, folder / "ema.safetensors")
     (folder / "config.yaml").write_text(json.dumps(config | {"lora_rank": 0, "init_from": ""}))  # JSON is YAML
-    kept = find_checkpoint(ckpt).parents[1] / "codec"
+    kept = find_checkpoint(ckpt).parent.parent / "codec"
     if kept.exists():
         shutil.copytree(kept, out / "codec")
     print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")

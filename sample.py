@@ -9,6 +9,7 @@ The checkpoint decides what can be asked for; what is not given is taken from th
 """
 
 import argparse
+import os
 import sys
 import time
 from itertools import chain
@@ -47,9 +48,14 @@ def write(path, speaker, text, options):
     """Speak into a file, which grows as it is spoken, and say how long it took."""
     import soundfile
 
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"cannot write {path}: it is a folder, or one without the right to write")
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e}") from None
     start, stream = time.perf_counter(), speaker.stream(text, **options)
     wavs, first = [next(stream)], time.perf_counter() - start  # where nothing can be made, no file is
-    path.parent.mkdir(parents=True, exist_ok=True)
     with soundfile.SoundFile(path, "w", speaker.sample_rate, 1, "PCM_16") as file:
         for wav in chain(wavs, stream):
             file.write(np.clip(wav, -1, 1))

@@ -134,6 +134,8 @@ def main(argv):
     if speaker.system == "codec" and not speaker.c.cross_every:
         raise UserError(f"{args.ckpt} was trained without text, so there is nothing to type: sample.py continues "
                         "recordings")
+    if speaker.system == "flow":
+        speaker.settings({})  # a vocoder that cannot be had is told now
     page = build(args.ckpt, speaker)
     try:
         launch(page, server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True)

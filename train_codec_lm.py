@@ -172,7 +172,8 @@ def make_prompts(c, data, val, speaker):
     first seconds of held-out ones; with text, sentences."""
     n, prompts, clips = c.eval_samples, [], []
     if c.cross_every:
-        clips = {"heldout": val, "overfit": data.clips("all")}.get(c.eval_prompts, [])[:n]
+        clips = {"heldout": val, "overfit": data.clips("all")}.get(c.eval_prompts, [])
+        clips = [i for i in clips if speaker.sayable(data.rows[i]["text"])][:n]
         texts = [data.rows[i]["text"] for i in clips] or read_lines(c.eval_prompts)[:n]
         prompts = [{"request": {"text": text, "seed": seed}, "label": text} for seed, text in enumerate(texts)]
     else:

@@ -249,6 +249,7 @@ def main(argv):
         if c.speak_every:
             speaker = FlowSpeaker(ema, asdict(c), features)
             clips = {"heldout": val, "overfit": train}.get(c.eval_prompts, [])
+            clips = [i for i in clips if speaker.sayable(data.rows[i]["text"])]
             prompts = make_prompts(c, data, clips, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             _, hear = load_recogniser(c.eval_recogniser, [p["label"] for p in prompts], data.grammar, device)

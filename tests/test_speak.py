@@ -132,14 +132,14 @@ def test_letters_stay_where_they_are_read(runs):
 
 @pytest.mark.parametrize("system, flags, words", [
     ("flow", ["--temperature", "1"], "--temperature is not an option of 'flow' checkpoints"),
-    ("flow", ["--steps", "0"], "--steps 0 is out of range: at least 1 and at most 1000"),
+    ("flow", ["--steps", "0"], "--steps 0 is out of range: at least 1 and at most 10,000"),
     ("flow", ["--seconds", "nan"], "--seconds nan is out of range"),
     ("flow", ["--seed", "-1"], "--seed -1 is out of range"),
     ("codec", ["--top_k", "1", "2", "3"], "3 numbers for 2 codebooks"),
     ("codec", ["--top_p", "0.5", "1.5"], "--top_p 1.5 is out of range"),
     ("codec", ["--prompt_wav", "a.wav"], "cannot read a.wav"),
     ("llm", ["--top_k", "1", "2"], "2 numbers for 1 codebooks"),
-    ("llm", ["--repetition_penalty", "0"], "--repetition_penalty 0 is out of range"),
+    ("llm", ["--repetition_penalty", "0"], "--repetition_penalty 0.0 is out of range"),
     ("llm", ["--speaker", "a.wav"], "trained without voices"),
 ], ids=str)
 def test_refused_options(runs, system, flags, words, tmp_path):
@@ -148,12 +148,45 @@ def test_refused_options(runs, system, flags, words, tmp_path):
     assert words in said and not list(tmp_path.iterdir())
 
 
-def test_nothing_said(runs, tmp_path):
-    """A model that ends before it begins is told of, not written as an empty file that looks like a result."""
+def test_nothing_said(runs, capsys):
+    """A model that makes no sound at all is told of, not written as a file that looks like a result; where one of two
+    sentences is missing there is a moment of silence and a note."""
     speaker = speak.load(runs / "llm")
-    speaker.run = lambda loop, parts: iter([torch.tensor([-1])])
+    spoken = [[-1] * 41, [*range(20), *range(20), -1]]
+
+    def run(loop, parts):
+        return (torch.tensor(codes) for codes in zip(*spoken[:len(parts)]))
+
+    speaker.run = run
     with pytest.raises(UserError, match="no sound for 'two books.'"):
         list(speaker.stream("two books."))
+    wav = np.concatenate(list(speaker.stream("two books. nine keys.")))
+    assert len(wav) == 441 + int(0.15 * 22050) + 40 * 441 and not wav[:441].any() and wav[-441 * 30:].any()
+    assert "note: the model made no sound for 'two books.'" in capsys.readouterr().err
+
+
+def test_requests_of_their_own(runs):
+    """Options that differ from request to request hold for each, however they are batched."""
+    speaker = speak.load(runs / "llm")
+    one, two = speaker.speak([{"text": "Two books.", "temperature": 0.0}, {"text": "Two books.", "temperature": 1.5}])
+    assert torch.equal(one.codes, speaker.speak([{"text": "Two books."}], temperature=0.0)[0].codes)
+    assert torch.equal(two.codes, speaker.speak([{"text": "Two books."}], temperature=1.5)[0].codes)
+    short, free = speak.load(runs / "flow").speak([{"text": "Two.", "seconds": 0.2}, {"text": "Two."}])
+    assert len(short.mel) == round(0.2 * 22050 / 256) != len(free.mel)
+
+
+def test_what_cannot_be_had_is_told_before_training(data_dir, tmp_path, monkeypatch):
+    """Weights of a vocoder, prompts without a letter: refused before the first step, not at the first sample."""
+    monkeypatch.setattr(common, "catch_signals", Event)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("Two books.\n!?\n")
+    settings = QUICK | SYSTEMS["flow"][1] | dict(data_dir=data_dir, out_dir=tmp_path / "run")
+    for changes, words in ((dict(eval_vocoder="bigvgan", eval_prompts="overfit"), "bigvgan"),
+                           (dict(eval_prompts="p.txt"), "nothing to say in '!?'"),
+                           (dict(eval_steps=0), "--eval_steps")):
+        flags = [f"--{key}={value}" for key, value in (settings | changes).items()]
+        assert words in refusal(train_flow_tts.main, *flags)
+        assert not list(tmp_path.rglob("step_*"))
 
 
 def test_options_are_told_once(runs):

@@ -35,8 +35,8 @@ def load_model(ckpt, device="cpu"):
     folder = find_checkpoint(ckpt)
     system = read_config(ckpt)["system"]
     config, weights = load_checkpoint(folder, system, "ema")
-    code = folder.parents[1] / "code" / "model.py"
-    if code.exists() and code.read_bytes() != Path(inspect.getfile(LLM)).read_bytes():
+    code = folder.parent.parent / "code" / "model.py"
+    if code.exists() and without_imports(code) != without_imports(inspect.getfile(LLM)):
         print(f"note: model.py is not what this run was started with: that is {code}", file=sys.stderr)
     build, settings = MODELS[system]
     model = build(settings(**{f.name: config[f.name] for f in fields(settings) if f.name in config}))
@@ -50,12 +50,17 @@ def load_model(ckpt, device="cpu"):
     return model.merge() if system == "llm" else model, config
 
 
+def without_imports(path):
+    """The lines of a source file but for imports: where files lie does not change a model."""
+    return [line for line in Path(path).read_text().splitlines() if not line.startswith(("import ", "from "))]
+
+
 def codec_of(ckpt, config):
     """The codec that a checkpoint's tokens are of, as `load_codec` takes it: RUN/codec, in which the trainer keeps it,
     the folder of its data set, or, for Echolancer's files, its name."""
     if echolancer.is_one(ckpt):
         return config["codec"]
-    kept = find_checkpoint(ckpt).parents[1] / "codec"
+    kept = find_checkpoint(ckpt).parent.parent / "codec"
     return kept if kept.exists() else config["data_dir"]
 
 

@@ -82,6 +82,7 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
 def _prepare_shard(job):
     """One shard: first the mels, then, as the mark that they are whole, the index. Returns the number of clips."""
     path, root, clips, mel, max_seconds = job
+    clips = [clip | {"text": normalise_text(clip["text"], accents=True)} for clip in clips]  # as it is spoken later
     torch.set_num_threads(1)
     lines, offset = [], 0
     part = path.with_suffix(f".{os.getpid()}.part")  # the workers of a killed run may still be at this shard
@@ -264,6 +265,7 @@ def encode_shard(path, root, sources, codec, chunk_frames):
     part = path.with_suffix(f".{os.getpid()}.part")  # the workers of a killed run may still be at this shard
     with part.open("wb") as f:
         for n, source in enumerate(sources):
+            source = source | {"text": normalise_text(source["text"], accents=True)}  # as it is spoken later
             try:
                 waiting += cut_source(root, source, codec, chunk_frames)
             except UserError as e:

@@ -57,7 +57,9 @@ def read_recipe(path, c, parse):
         recipe = Recipe.model_validate(settings["data_recipe"])
     except pydantic.ValidationError as e:
         error = e.errors()[0]
-        key = ".".join(map(str, error["loc"])) or "data_recipe"
+        key = ".".join(map(str, error["loc"]))
+        if not key:
+            raise UserError(f"{where} should be a dictionary of {', '.join(Recipe.model_fields)}, not {error['input']!r}") from None
         if error["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Recipe.model_fields, 1, cutoff=0)[0]
             raise UserError(f"unknown key {key!r} in {where}; the nearest known key is {near!r}") from None
@@ -88,7 +90,7 @@ def make_data(path, parse, data_dir=None, system=None):
     """
     c = load_settings(path, system)
     recipe, commands = read_recipe(path, c, parse)
-    folder = Path(data_dir or c.data_dir)
+    folder = Path(c.data_dir if data_dir is None else data_dir)
     if not same_path(folder, c.data_dir):
         commands = []
     of_folder = [mark(c, folder), *(result for *_, result in commands if same_path(result.parent, folder))]

@@ -6,11 +6,12 @@ import tempfile
 import numpy as np
 
 from trivox.common import UserError
+from trivox.text import normalise_text
 
 
 def spoken_words(text):
-    """The words of a text as recognisers write them: lower case, no punctuation."""
-    return " ".join(re.findall(r"[\w']+", text.lower()))
+    """The words of a text as recognisers write them: lower case, no punctuation, numbers in words."""
+    return " ".join(re.findall(r"[\w']+", normalise_text(text, accents=True).lower()))
 
 
 def load_recogniser(name, sentences=(), grammar=None, device="cpu"):

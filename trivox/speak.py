@@ -12,6 +12,7 @@ stands once, in OPTIONS.
 
 import math
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -54,15 +55,15 @@ class Option:
     default: Any = None
 
 
-SECONDS = Option("seconds", float, "of audio, instead of what is predicted", 0.01, 600, 30)
-SEED = Option("seed", int, "of all that is drawn at random", 0, 2**31 - 1, default=0)
-GUIDANCE = Option("cfg_scale", float, "guidance by the text, 1 for none", 0, usual=4)
-TEMPERATURE = Option("temperature", float, "0 takes the most probable codes", 0, usual=1.5, each_book=True)
-TOP_K = Option("top_k", int, "most probable codes to choose from, 0 for all", 0, usual=256, each_book=True)
+SECONDS = Option("seconds", float, "of audio, instead of what is predicted", 0.01, 3600, 30)
+SEED = Option("seed", int, "of all that is drawn at random", 0, 10**12, default=0)
+GUIDANCE = Option("cfg_scale", float, "guidance by the text, 1 for none", 0, 100, 4)
+TEMPERATURE = Option("temperature", float, "0 takes the most probable codes", 0, 100, 1.5, each_book=True)
+TOP_K = Option("top_k", int, "most probable codes to choose from, 0 for all", 0, 10**6, 256, each_book=True)
 TOP_P = Option("top_p", float, "choose among codes of together this probability, 1 for all", 1e-6, 1, 1, each_book=True)
 OPTIONS = {
     "flow": (
-        Option("steps", int, "of the solver, at least one", 1, 1000, 64),
+        Option("steps", int, "of the solver, at least one", 1, 10_000, 64),
         Option("solver", str, "of the flow's equation", choices=("euler", "midpoint", "heun")),
         GUIDANCE,
         Option("vocoder", str, "from log-mels to sound", choices=("griffinlim", "bigvgan")),
@@ -71,10 +72,10 @@ OPTIONS = {
         TEMPERATURE, TOP_K, TOP_P, GUIDANCE,
         replace(SECONDS, help="of audio to make; with text, instead of what is predicted"),
         Option("prompt_wav", Path, "a recording to go on from"),
-        Option("prompt_seconds", float, "of that recording, from its start; 0 for all", 0, usual=10), SEED),
+        Option("prompt_seconds", float, "of that recording, from its start; 0 for all", 0, 3600, 10), SEED),
     "llm": (
         *(replace(option, each_book=False) for option in (TEMPERATURE, TOP_K, TOP_P)),
-        Option("repetition_penalty", float, "for codes that were spoken before, 1 for none", 1e-6, usual=2),
+        Option("repetition_penalty", float, "for codes that were spoken before, 1 for none", 1e-6, 100, 2),
         replace(SECONDS, help="of a sentence, at most"),
         Option("speaker", Path, "a recording of the voice to speak with, of a person who agrees; or a voice as .npy"),
         SEED),
@@ -108,20 +109,19 @@ def read_options(system, config, given):
         raise UserError(f"--{strange[0]} is not an option of {system!r} checkpoints")
     values, books = {}, config.get("codebooks", 1)
     for name, option in options.items():
-        value = given.get(name)
+        value, flag = given.get(name), f"--{name}"
         if value is None:  # eval_seconds is a limit, not a length
             value = option.default if name == "seconds" else config.get(f"eval_{name}", option.default)
+            flag = f"--eval_{name}"
         several = value if isinstance(value, list) else [value]
         if len(several) not in ((1, books) if option.each_book else (1,)):
-            raise UserError(f"--{name} has {len(several)} numbers for {books} codebooks: give one, or one for each")
+            raise UserError(f"{flag} has {len(several)} numbers for {books} codebooks: give one, or one for each")
         if option.choices and value not in option.choices:
-            raise UserError(f"--{name} {value} is none of {', '.join(option.choices)}")
-        low, high = (default if limit is None else limit
-                     for limit, default in ((option.low, -float("inf")), (option.high, float("inf"))))
+            raise UserError(f"{flag} {value} is none of {', '.join(option.choices)}")
+        low, high = option.low, option.high
         for x in several:
             if isinstance(x, (int, float)) and not low <= x <= high:
-                most = "" if option.high is None else f" and at most {high:g}"
-                raise UserError(f"--{name} {x:g} is out of range: at least {low:g}{most}")
+                raise UserError(f"{flag} {x} is out of range: at least {low:g} and at most {high:,g}")
         values[name] = several[0] if len(several) == 1 else several
     return values
 
@@ -143,7 +143,7 @@ class Speaker:
 
     model: on its device. config: the dict that it was trained with. mel: the MelConfig of its clips' log-mels.
     """
-    system, limit = "", MAX_TEXT_BYTES - 1  # bytes of a sentence
+    system, limit, loop_options = "", MAX_TEXT_BYTES - 1, ()  # bytes of a sentence; options of its sampling loop
 
     def __init__(self, model, config, mel):
         self.model, self.c, self.config, self.mel = model, model.c, config, mel
@@ -166,6 +166,13 @@ class Speaker:
         options = read_options(self.system, self.config, given)
         return {name: value for name, value in options.items() if name not in lacks}
 
+    def sayable(self, text):
+        """Whether something can be made of a text."""
+        try:
+            return bool(self.sentences(text))
+        except UserError:
+            return False
+
     def sentences(self, text):
         """What is spoken one by one of a text. Raises UserError for a text that nothing can be made of."""
         if text is None:
@@ -184,7 +191,8 @@ class Speaker:
     def stream(self, text=None, **options):
         """Speak a text, and yield waveform, (samples,) float32, as it comes. options: as in `self.options`.
 
-        Raises UserError as `sentences` and `settings` do, and where the model says nothing of a sentence.
+        Raises UserError as `sentences` and `settings` do, and where the model makes no sound at all. One of several
+        sentences that it says nothing of is a moment of silence, and a note on stderr.
         """
         self.model.eval()
         parts = self.parts(text, self.settings(options))
@@ -192,16 +200,19 @@ class Speaker:
 
     def with_pauses(self, parts):
         """What `stream` yields: the sound of one sentence after the other."""
+        silent = []
         for n, (part, wavs) in enumerate(zip(parts, self.play(parts))):
             if n:
                 yield self.pause()
-            silent = True
-            for wav in wavs:
-                silent = False
-                yield wav
-            if silent:
-                what = repr(part["text"][:40]) if part["text"] else "it"
-                raise UserError(f"the model made no sound for {what}: try another seed")
+            first = next(wavs, None)
+            if first is None:
+                silent.append(part["text"] or "what was asked for")
+                if len(silent) == len(parts):
+                    raise UserError(f"the model made no sound for {silent[0][:40]!r}: try another seed")
+                print(f"note: the model made no sound for {silent[-1][:40]!r}: try another seed", file=sys.stderr)
+                first = decode(self.codec, torch.zeros(0, 1))
+            yield first
+            yield from wavs
 
     def speak(self, requests, **options):
         """Speak many texts at once. requests: dicts of a text and of the options that are its own, such as seed, also
@@ -215,14 +226,20 @@ class Speaker:
             own = {key: x for key, x in request.items() if key != "text"}
             parts.append(self.parts(request.get("text"), self.settings(options | own)))
         flat = [part for some in parts for part in some]
-        made, order = [None] * len(flat), sorted(range(len(flat)), key=lambda i: self.size(flat[i]))
-        for some in (order[i:i + BATCH] for i in range(0, len(order), BATCH)):
+        made, alike = [None] * len(flat), {}
+        for i in sorted(range(len(flat)), key=lambda i: self.size(flat[i])):
+            alike.setdefault(repr(self.shared(flat[i])), []).append(i)
+        for some in (order[i:i + BATCH] for order in alike.values() for i in range(0, len(order), BATCH)):
             with autocast(self.device, self.dtype):
                 for i, x in zip(some, self.make([flat[i] for i in some])):
                     made[i] = x
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
             clips = iter(list(pool.map(self.clip, made, flat)))
         return [self.join([next(clips) for _ in some]) for some in parts]
+
+    def shared(self, part):
+        """What the sentences of a batch have in common: options of the sampling loop, and whether `share` counts."""
+        return {name: part[name] for name in self.loop_options if name in part}, bool(part["share"])
 
     def size(self, part):
         """What sentences of a batch should have in common, so that little is padded."""
@@ -271,12 +288,23 @@ def load(ckpt, device="cpu", cast=True):
 
 class FlowSpeaker(Speaker):
     """features: the TextFeatures that the model reads, where they are at hand."""
-    system = "flow"
+    system, loop_options = "flow", ("steps", "cfg_scale", "solver")
 
     def __init__(self, model, config, features=None):
         super().__init__(model, config, mel_config(model.c))
         self.features = features or TextFeatures(config["text_encoder"], self.device)
         self.vocoder = cache(lambda name: load_vocoder(name, self.mel, self.device))
+
+    def settings(self, given):
+        settings = super().settings(given)
+        self.vocoder(settings["vocoder"])  # here, and not by several threads at once, nor after hours of training
+        return settings
+
+    def parts(self, text, settings):
+        parts = super().parts(text, settings)
+        if self.features.encoder != "bytes":
+            self.features([part["text"] for part in parts])  # likewise the encoder, for a text that is not kept
+        return parts
 
     def play(self, parts):
         for at in [0, *range(1, len(parts), BATCH)]:  # the first by itself: so it is heard soon
@@ -284,7 +312,7 @@ class FlowSpeaker(Speaker):
             with autocast(self.device, self.dtype):
                 mels = self.make(some)
             for mel, part in zip(mels, some):
-                yield [self.clip(mel, part).wav]
+                yield iter([self.clip(mel, part).wav])
 
     def make(self, parts):
         """Log-mels, a list of (frames, n_mels) float32 on the CPU."""
@@ -292,7 +320,7 @@ class FlowSpeaker(Speaker):
         shares, frames = [part["share"] for part in parts], None
         if shares[0]:
             frames = torch.tensor([max(1, round(s * self.mel.frame_rate)) for s in shares], device=self.device)
-        how = {key: parts[0][key] for key in ("steps", "cfg_scale", "solver")}
+        how, _ = self.shared(parts[0])
         return solve_flow(self.model, text, length, self.features([""])[0].to(self.device),
                           [part["seed"] for part in parts], frames, **how)
 
@@ -305,7 +333,7 @@ class FlowSpeaker(Speaker):
 
 class CodecSpeaker(Speaker):
     """codec: the one that the model's codes are of."""
-    system = "codec"
+    system, loop_options = "codec", ("temperature", "top_k", "top_p", "cfg_scale")
 
     def __init__(self, model, config, codec):
         super().__init__(model, config, MelConfig(sample_rate=model.c.sample_rate))
@@ -359,7 +387,7 @@ class CodecSpeaker(Speaker):
     def run(self, loop, parts):
         """stream_frames or generate_frames over some sentences."""
         nothing = torch.zeros(0, self.c.codebooks, dtype=torch.long)
-        how = {key: parts[0][key] for key in ("temperature", "top_k", "top_p", "cfg_scale") if key in parts[0]}
+        how, _ = self.shared(parts[0])
         if self.c.cross_every:
             text, length = (x.to(self.device) for x in self.features([part["text"] or "" for part in parts]))
             how |= {"text": text, "length": length}
@@ -390,7 +418,7 @@ def decode(codec, codes):
 
 class LLMSpeaker(Speaker):
     """codec: the one that the model's codes are of."""
-    system = "llm"
+    system, loop_options = "llm", SAMPLING
 
     def __init__(self, model, config, codec):
         super().__init__(model, config, MelConfig(sample_rate=model.c.sample_rate))
@@ -422,6 +450,9 @@ class LLMSpeaker(Speaker):
             for codes in follow(self.under_autocast(self.run(stream_speech, some)), len(some)):
                 yield decode_stream(self.codec, codes)
 
+    def shared(self, part):
+        return super().shared(part)[0], part["seconds"]
+
     def make(self, parts):
         """Codes, a list of (n, 1) int64."""
         return [codes[:, None] for codes in self.run(generate_speech, parts)]
@@ -429,7 +460,7 @@ class LLMSpeaker(Speaker):
     def run(self, loop, parts):
         """stream_speech or generate_speech over some sentences."""
         seconds = parts[0]["seconds"] or self.config["eval_seconds"]
-        how = {key: parts[0][key] for key in SAMPLING}
+        how, _ = self.shared(parts[0])
         if self.c.speaker_width:
             how["speaker"] = torch.stack([part["speaker"] for part in parts]).to(self.device)
         return loop(self.model, [read_prompt(self.c, part["text"]) for part in parts], [part["seed"] for part in parts],
@@ -453,9 +484,9 @@ def speech_limit(c):
 
 
 def speakable(c, data, clips):
-    """Those of some clips of a SentenceDataset that the road takes: neither too long nor without a letter."""
+    """Those of some clips of a SentenceDataset that are spoken whole: neither too long nor without a letter."""
     characters = data.lengths(clips)[1]
-    return [i for i in clips[3 * characters + 3 <= c.context].tolist() if has_letters(data.characters(i))]
+    return [i for i in clips[characters <= speech_limit(c)].tolist() if has_letters(data.characters(i))]
 
 
 def has_letters(characters):

@@ -138,7 +138,7 @@ def split_text(text, limit):
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise UserError(f"{text.encode(errors='replace').decode()[:40]!r} is not UTF-8 text")
     if not says(text):
-        raise UserError("there is nothing to say: the text has no letter and no digit")
+        raise UserError(f"there is nothing to say in {text[:40]!r}: it has no letter and no digit")
     sentences, pieces = [], []
     for sentence in filter(None, (" ".join(part.split()) for part in sentencex.segment("en", text))):
         if sentences and not (says(sentence) and says(sentences[-1])):

@@ -109,7 +109,7 @@ def read_voice(path, config, device="cpu"):
     if Path(path).suffix == ".npy":
         try:
             embedding = np.load(path, allow_pickle=False).astype(np.float32)
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, EOFError) as e:
             raise UserError(f"cannot read the embedding {path}: {e}") from None
     else:
         embedder, wav = load_embedder(config["speaker_embedder"], device), read_wav(path, config["sample_rate"])
