@@ -220,8 +220,8 @@ def test_playing_as_it_comes(frames):
     (dict(heads=3), ["3 heads", "width 32"]),
     (dict(cross_every=1), ["context of 64", "raise --context"]),
     (dict(data_dir="nowhere"), ["no token data set at nowhere"]),
-    (dict(eval_top_k=[1, 2, 3]), ["--top_k", "3 numbers for 2"]),
-    (dict(eval_top_p=1.5), ["--top_p 1.5"]),
+    (dict(eval_top_k=[1, 2, 3]), ["--eval_top_k", "3 numbers for 2"]),
+    (dict(eval_top_p=1.5), ["--eval_top_p 1.5"]),
 ], ids=str)
 def test_refused_settings(flags, in_process, tmp_path, settings, words):
     """In one sentence that names both what was found and what was expected, before anything is trained."""
@@ -250,7 +250,7 @@ def test_refused_samples(flags, in_process, run, tmp_path, corpus):
         (["--prompt_wav", prompt, "--prompt_seconds", 9], ["prompt", "context"]),
         (["--solver", "heun"], ["--solver", "'codec'"]),
         (["--text", "hello"], ["without text"]),
-        (["--top_k", 1, 2, 3], ["--top_k", "3 numbers for 2"]),
+        (["--top_k", 1, 2, 3], ["--eval_top_k", "3 numbers for 2"]),
     ):
         said = refusal(sample.main, *ckpt, *argv)
         assert all(word in said for word in words), said

@@ -59,7 +59,8 @@ def read_recipe(path, c, parse):
         error = e.errors()[0]
         key = ".".join(map(str, error["loc"]))
         if not key:
-            raise UserError(f"{where} should be a dictionary of {', '.join(Recipe.model_fields)}, not {error['input']!r}") from None
+            keys = ", ".join(Recipe.model_fields)
+            raise UserError(f"{where} should be a dictionary of {keys}, not {error['input']!r}") from None
         if error["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Recipe.model_fields, 1, cutoff=0)[0]
             raise UserError(f"unknown key {key!r} in {where}; the nearest known key is {near!r}") from None
