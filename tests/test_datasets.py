@@ -67,7 +67,7 @@ def test_sentences_survive(tmp_path):
              ([1, 2], "Last.", "", "val")]
     open_files = len(os.listdir("/proc/self/fd"))
     dataset = SentenceDataset(sentence_folder(tmp_path, [], clips[:1], [], clips[1:], [], speakers=["a", "b"]))
-    assert len(os.listdir("/proc/self/fd")) == open_files  # a data set may have thousands of shards
+    assert len(os.listdir("/proc/self/fd")) <= open_files  # a data set may have thousands of shards
     assert len(dataset) == 4 and dataset.speakers == ["a", "b"] and dataset.speaker([3, 0, 2]).tolist() == [-1, 1, 0]
     assert dataset.codes(0).tolist() == [0, 65535, 40000] and dataset.codes(0).dtype == np.uint16
     assert dataset.characters(0).tolist() == character_ids("unknown ☃ two").tolist() and 1 in dataset.characters(0)

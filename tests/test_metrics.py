@@ -58,6 +58,7 @@ def test_frechet_distance():
     x, y = gaussian(rng, np.ones(5), A, 30), gaussian(rng, np.zeros(5), B, 40)
     wanted = 5 + np.trace(A + B - 2 * scipy.linalg.sqrtm(A @ B).real)
     assert frechet_distance(x, y) == pytest.approx(wanted) == frechet_distance(y, x)
+    assert frechet_distance(x[:1], y) is None
     few = rng.standard_normal((4, 9))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 

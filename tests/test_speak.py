@@ -54,7 +54,8 @@ def pcm(path):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_door(runs, system, tmp_path, monkeypatch):
     """One text, with numbers, an abbreviation and two sentences: `stream`, sample.py, serve.py, `speak` among other
-    texts, the trainer's own sample and evaluate.py's make the same samples, to the last but one bit of 16."""
+    texts, the trainer's own sample and evaluate.py's make the same samples, but for the rounding of float32 sums over
+    batches of other shapes."""
     monkeypatch.chdir(runs)
     speaker, text = speak.load(system), TEXT
     if system == "llm":  # the sentence that the trainer has spoken
@@ -77,7 +78,7 @@ def test_every_door(runs, system, tmp_path, monkeypatch):
         answer = next(f.fn for f in page.fns.values() if f.api_name == "speak")
         doors.append(answer(text, *(option.default for option in speaker.options))[0][1].astype(int))
     for door in doors:
-        assert len(door) == len(wanted) and np.abs(door - wanted).max() <= 2
+        assert len(door) == len(wanted) and np.abs(door - wanted).max() <= 8  # of 32,767
 
 
 def test_sentences_are_numbered(runs):

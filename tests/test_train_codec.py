@@ -250,7 +250,7 @@ def test_refused_samples(flags, in_process, run, tmp_path, corpus):
         (["--prompt_wav", prompt, "--prompt_seconds", 9], ["prompt", "context"]),
         (["--solver", "heun"], ["--solver", "'codec'"]),
         (["--text", "hello"], ["without text"]),
-        (["--top_k", 1, 2, 3], ["--eval_top_k", "3 numbers for 2"]),
+        (["--top_k", 1, 2, 3], ["--top_k", "3 numbers for 2"]),
     ):
         said = refusal(sample.main, *ckpt, *argv)
         assert all(word in said for word in words), said

@@ -69,8 +69,11 @@ def mel_distances(mel, reference):
 def frechet_distance(a, b):
     """|mean difference|² + tr(A + B − 2 (A B)^½) of the Gaussians fitted to two sets of vectors (N, D) (Fréchet, 1957;
     as a measure of audio: Kilgour et al., 2019). The trace of the root comes from A^½ B A^½, which stays symmetric and
-    so can be had where there are fewer vectors than dimensions."""
+    so can be had where there are fewer vectors than dimensions. None where one of the sets has less than two."""
     from scipy.linalg import eigh
+
+    if min(len(a), len(b)) < 2:
+        return None
 
     (mean_a, A), (mean_b, B) = ((x.mean(0), np.cov(x, rowvar=False)) for x in map(np.float64, (a, b)))
     values, vectors = eigh(A)
