@@ -12,7 +12,6 @@
     python bench.py delta_rule check         errors alone, at small sizes: for compute-sanitizer
 """
 
-import importlib
 import inspect
 import itertools
 import json
@@ -30,18 +29,11 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from trivox.common import UserError, autocast, keep_freed_memory, load_config, pick_dtype, read_yaml, run
+from trivox.common import UserError, autocast, keep_freed_memory, pick_dtype, run
+from trivox.recipes import load_settings
 
 SECONDS, TEXT_BYTES = 6.57, 100  # of LJSpeech's mean clip
 DEVICE, ERRORS = "cuda", ("o", "dq", "dk", "dv", "dg", "dbeta")
-
-
-def read_config(path):
-    """The Config of the trainer of whose system a config is. Raises UserError where it is of none."""
-    trainers = {"flow": "train_flow_tts", "codec": "train_codec_lm", "llm": "train_llm_tts"}
-    if (system := read_yaml(path).get("system")) not in trainers:
-        raise UserError(f"{path} says 'system: {system}', where one of {', '.join(trainers)} should stand")
-    return load_config(importlib.import_module(trainers[system]).Config, ["--config", str(path)])
 
 
 def step_of(c):
@@ -68,7 +60,7 @@ def step_of(c):
 
 def params_row(path):
     """Parameters by part and FLOPs of one step of a config."""
-    c = read_config(path)
+    c = load_settings(path)
     model, flops = step_of(c)
 
     def count(*modules, trained=False):
@@ -113,7 +105,7 @@ def decode(path):
     from trivox.speak import CodecSpeaker
 
     keep_freed_memory()
-    c = read_config(path)
+    c = load_settings(path)
     if c.system == "llm":
         return decode_llm(c)
     if c.system != "codec":
@@ -175,7 +167,7 @@ def bench_llm(path):
     from trivox.generate import generate_speech
     from trivox.speak import cast_matrices
 
-    c, device, rng = read_config(path), torch.device("cuda"), np.random.default_rng(0)
+    c, device, rng = load_settings(path), torch.device("cuda"), np.random.default_rng(0)
     rows, gpu = c.batch_size, torch.cuda.get_device_name()
     some = [sentence(c, rng.integers(5, 43, rng.integers(40, 160)).astype(np.uint8),
                      rng.integers(0, c.codebook_size, rng.integers(100, 700)).astype(np.uint16))
@@ -252,11 +244,10 @@ def bench_onnx(path):
         return onnx_rates([path])
     from export import export_onnx
     from model import LLM
-    from train_llm_tts import Config
     from trivox.audio import MelConfig
     from trivox.codecs import MelRVQ
 
-    c = load_config(Config, ["--config", str(path)])
+    c = load_settings(path)
     codec = MelRVQ(MelConfig(hop_length=441), torch.zeros(80), [torch.zeros(c.codebook_size, 80)])
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder, name) for name in ("float32", "int8")]

@@ -52,11 +52,11 @@ def evaluate_flow(speaker, args, out):
     made = speaker.speak([{"text": text, "seed": options["seed"] + n} for n, text in enumerate(texts)],
                          **given | {"seed": None})
 
-    seeds = range(3 if options["vocoder"] == "griffinlim" else 1)  # Griffin-Lim starts from random phases
-    references, ceilings = [data.mel(i) for i in clips], []
+    vocoders, references = [speaker.vocoder(options["vocoder"])], [data.mel(i) for i in clips]
+    if options["vocoder"] == "griffinlim":  # which starts from random phases
+        vocoders += [load_vocoder("griffinlim", mel, speaker.device, seed) for seed in (1, 2)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for seed in seeds if clips else ():
-            ceilings.append(list(pool.map(load_vocoder(options["vocoder"], mel, speaker.device, seed), references)))
+        ceilings = [list(pool.map(vocoder, references)) for vocoder in vocoders if clips]
     heard, rows = judge_speech(hear, mel.sample_rate, texts, [clip.wav for clip in made], ceilings)
     summary = {"judge": judge, "prompts": len(texts), **said(options), **heard}
     if clips:

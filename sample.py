@@ -57,9 +57,13 @@ def write(path, speaker, text, options):
     start, stream = time.perf_counter(), speaker.stream(text, **options)
     wavs, first = [next(stream)], time.perf_counter() - start  # where nothing can be made, no file is
     with soundfile.SoundFile(path, "w", speaker.sample_rate, 1, "PCM_16") as file:
-        for wav in chain(wavs, stream):
-            file.write(np.clip(wav, -1, 1))
-            file.flush()
+        try:
+            for wav in chain(wavs, stream):
+                file.write(np.clip(wav, -1, 1))
+                file.flush()
+        except UserError:  # no sound at all: what there is looks like a result
+            path.unlink()
+            raise
         seconds = file.tell() / speaker.sample_rate
     took = time.perf_counter() - start
     print(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, the first of it after {first:.2f} s, real-time factor "

@@ -205,3 +205,10 @@ def test_options_are_told_once(runs):
         assert all(settings[option.name] == option.default for option in speaker.options)
         assert speaker.settings(settings) == settings
     assert "eval_cfg_scale" in asdict(train_codec_lm.Config()) and speaker.system == "llm"
+
+
+def test_no_file_of_silence(runs, tmp_path, monkeypatch):
+    """Where no sentence of several made a sound, nothing is left that looks like a result."""
+    monkeypatch.setattr(speak.LLMSpeaker, "run", lambda self, loop, parts: iter([torch.full((len(parts),), -1)]))
+    argv = ["--ckpt", runs / "llm", "--text", "Two books. Nine keys.", "--out", tmp_path / "a.wav", "--device", "cpu"]
+    assert "no sound for 'Two books.'" in refusal(sample.main, *argv) and not list(tmp_path.iterdir())

@@ -83,7 +83,7 @@ OPTIONS = {
 
 
 def add_flags(parser):
-    """Add the options of all systems to an argparse parser; what is not given is not in the result."""
+    """Add the options of all systems to an argparse parser; those that are not given become None."""
     for name in dict.fromkeys(option.name for options in OPTIONS.values() for option in options):
         found = {system: o for system, options in OPTIONS.items() for o in options if o.name == name}
         first, helps = next(iter(found.values())), dict.fromkeys(o.help for o in found.values())
@@ -302,8 +302,8 @@ class FlowSpeaker(Speaker):
 
     def parts(self, text, settings):
         parts = super().parts(text, settings)
-        if self.features.encoder != "bytes":
-            self.features([part["text"] for part in parts])  # likewise the encoder, for a text that is not kept
+        if self.features.encoder != "bytes" and not {part["text"] for part in parts} <= set(self.features.spans):
+            _ = self.features.byt5  # likewise the encoder, for a text whose states are not kept
         return parts
 
     def play(self, parts):
