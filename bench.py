@@ -158,7 +158,7 @@ def decode_llm(c, seen=1000):
 def bench_llm(path):
     """On a GPU: FlexAttention beside scaled_dot_product_attention, and the CUDA graph of decoding beside steps one by
     one; training steps as the config has them, on packed rows of random sentences; decoding of 1 and of 32 sentences.
-    Prints, and writes benchmarks/llm_<config>_<gpu>.json."""
+    Prints, and writes benchmarks/gpu/<config>_<gpu>.json."""
     import numpy as np
 
     import model as model_module
@@ -204,7 +204,8 @@ def bench_llm(path):
     taught = int((targets >= 0).sum())  # of the rows' steps those that are no padding, and the head is for
     flops = step_of(c)[1] * c.batch_size / 1e12
     flops -= 6e-12 * (tokens.numel() - taught) * trained.embedding.weight.numel()
-    found = {"gpu": gpu, "torch": torch.__version__, "config": Path(path).name, "flex_error": off, "rows": rows,
+    found = {"gpu": gpu, "torch": torch.__version__, "command": f"python bench.py llm {path}",
+             "config": Path(path).name, "flex_error": off, "rows": rows,
              "tokens_per_second": taught / seconds, "filled": taught / tokens.numel(),
              "TFLOP_per_second": flops / seconds, "mfu_of_989": flops / seconds / 989,
              "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
@@ -231,8 +232,14 @@ def bench_llm(path):
             found[f"decode_{batch}"] = made / took
             print(f"decoding {batch}: {made / took:,.0f} tokens/s, prefill and capture included; real-time factor "
                   f"{took / (made / batch / c.frame_rate):.4f}")
-    name = re.sub("[^A-Za-z0-9]+", "_", gpu)
-    Path("benchmarks", f"llm_{Path(path).stem}_{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    keep(Path(path).stem, found)
+
+
+def keep(name, found):
+    """Write what was found on a GPU to benchmarks/gpu/<name>_<gpu>.json; benchmarks/results.py makes a table of it."""
+    path = Path("benchmarks/gpu") / f"{name}_{re.sub('[^A-Za-z0-9]+', '_', found['gpu'])}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found | {"date": time.strftime("%Y-%m-%d")}, indent=1, ensure_ascii=False) + "\n")
 
 
 def bench_onnx(path):
@@ -280,33 +287,37 @@ def onnx_rates(folders, codes=200):
 
 
 def bench_delta_rule_cpu(repeats=15):
-    """Print milliseconds of one forward + backward in float32 of transformers' function and ours, by turns, medians: on
-    a shared machine only the ratios mean something."""
+    """Print milliseconds of one forward + backward in float32 of transformers' function and ours, by turns, medians, at
+    mild gates and at such as trained models have: on a shared machine only the ratios mean something."""
     from transformers.models.olmo_hybrid import modeling_olmo_hybrid
 
-    from trivox.delta_rule import chunk_gated_delta_rule
+    from trivox.delta_rule import chunk_gated_delta_rule as ours
 
     # unwrapped: where fla-core is installed, the name itself is a GPU kernel
     peer = inspect.unwrap(modeling_olmo_hybrid.torch_chunk_gated_delta_rule)
     torch.manual_seed(0)
-    print(f"{torch.get_num_threads()} threads, median of {repeats}\n"
-          f"{'(B, T, H, K, V)':24s}{'transformers':>14s}{'ours':>11s}{'ratio':>8s}{'its forward':>14s}{'ours':>11s}")
+    print(f"{torch.get_num_threads()} threads, median of {repeats}; gates are logsigmoid(N(mean, 1))\n"
+          f"{'(B, T, H, K, V)':24s}{'gates':>8s}{'transformers':>15s}{'ours':>11s}{'ratio':>8s}{'its forward':>14s}"
+          f"{'ours':>11s}{'ours beside mild':>19s}")
     for B, T, H, K, V in (2, 1024, 6, 48, 96), (1, 2048, 16, 64, 64):
         q, k = torch.randn(B, T, H, K), F.normalize(torch.randn(B, T, H, K), dim=-1)
-        g, beta = F.logsigmoid(torch.randn(B, T, H) + 2), 2 * torch.rand(B, T, H)
-        inputs = [x.requires_grad_() for x in (q, k, torch.randn(B, T, H, V), g, beta)]
-        do, took = torch.randn(B, T, H, V), {peer: [], chunk_gated_delta_rule: []}
+        v, do, beta, noise = *torch.randn(2, B, T, H, V), 2 * torch.rand(B, T, H), torch.randn(B, T, H)
+        inputs = {mean: [x.detach().requires_grad_() for x in (q, k, v, F.logsigmoid(noise + mean), beta)]
+                  for mean in (2, -3)}
+        took = {(f, mean): [] for mean in inputs for f in (peer, ours)}
         for i in range(repeats + 2):
-            for f, times in took.items():
+            for (f, mean), times in took.items():
                 start = time.perf_counter()
-                o = f(*inputs)[0]
+                o = f(*inputs[mean])[0]
                 forward = time.perf_counter()
-                torch.autograd.grad(o, inputs, do)
+                torch.autograd.grad(o, inputs[mean], do)
                 if i > 1:  # the first two warm up
                     times.append((1e3 * (time.perf_counter() - start), 1e3 * (forward - start)))
-        (theirs, forward), (ours, our_forward) = (map(statistics.median, zip(*times)) for times in took.values())
-        print(f"{str((B, T, H, K, V)):24s}{theirs:11.1f} ms{ours:8.1f} ms{theirs / ours:7.2f}x{forward:11.1f} ms"
-              f"{our_forward:8.1f} ms")
+        ms = {key: [statistics.median(x) for x in zip(*times)] for key, times in took.items()}
+        for mean in inputs:
+            (theirs, forward), (mine, my_forward) = ms[peer, mean], ms[ours, mean]
+            print(f"{str((B, T, H, K, V)):24s}{mean:8d}{theirs:12.1f} ms{mine:8.1f} ms{theirs / mine:7.2f}x"
+                  f"{forward:11.1f} ms{my_forward:8.1f} ms{mine / ms[ours, 2][0]:18.2f}x")
 
 
 def delta_rule_inputs(B, T, H, K, V, dtype, normalise, gate=None, beta=None):
@@ -369,17 +380,21 @@ def delta_rule_is_correct(peer, shapes):
 def bench_delta_rule_gpu(only_check=False):
     """On a GPU: whether the kernels are right, then medians of `do_bench` in µs beside flash-linear-attention (where
     fla-core is installed), our plain PyTorch and the floor; where it pays to cut time into segments; and the step of
-    decoding. Prints, and writes benchmarks/delta_rule_<gpu>.json after each part. `check` ends after the first part, at
-    small sizes: for compute-sanitizer."""
+    decoding. Prints, and writes benchmarks/gpu/delta_rule_<gpu>.json after each part. `check` ends after the first
+    part, at small sizes: for compute-sanitizer."""
     import triton
     from triton.testing import do_bench
 
-    from trivox import delta_rule, delta_rule_triton
+    from trivox import delta_rule
+    from trivox import delta_rule_operators as operators
 
     try:
+        from fla.ops.common import chunk_o
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule as peer
+        # fla-core refuses Hopper with Triton below 3.7.1, which compiles it wrongly: good for times, not for errors
+        refused, chunk_o.TRITON_ABOVE_3_7_1 = not chunk_o.TRITON_ABOVE_3_7_1, True
     except ImportError:
-        peer = None
+        peer, refused = None, False
     ours = delta_rule.chunk_gated_delta_rule
     torch.manual_seed(int(time.time()))
     if only_check:
@@ -387,26 +402,36 @@ def bench_delta_rule_gpu(only_check=False):
             raise UserError("the kernels are wrong here: see above")
         return
     shapes = (24, 1024, 6, 48, 96, True), (4, 2048, 16, 64, 64, False), (1, 16384, 16, 64, 64, False)
-    right = delta_rule_is_correct(peer, shapes)
+    right = delta_rule_is_correct(None if refused else peer, shapes)
 
     gpu = torch.cuda.get_device_name()
-    found = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__, "right": right, "times_us": [],
-             "segments_us": [], "command": "python bench.py delta_rule"}
-    path = Path("benchmarks") / f"delta_rule_{re.sub('[^A-Za-z0-9]+', '_', gpu)}.json"
-    path.parent.mkdir(exist_ok=True)
+    found = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__, "right": right,
+             "fla_refuses_this_triton": refused, "times_us": [], "segments_us": [],
+             "command": "python bench.py delta_rule"}
 
     def microseconds(f, rep=300):
         return 1e3 * do_bench(f, warmup=50, rep=rep, return_mode="median")
 
+    def captured(step, rep=300):
+        step()                                                                # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return microseconds(graph.replay, rep)
+
     def both(rule, x, do, **options):
-        return microseconds(lambda: rule(*x, **options)), microseconds(
-            lambda: torch.autograd.grad(rule(*x, **options)[0], x, do))
+        def step():
+            return torch.autograd.grad(rule(*x, **options)[0], x, do)
+
+        eager = microseconds(lambda: rule(*x, **options)), microseconds(step)
+        return eager if delta_rule.PATH == "torch" else (*eager, captured(step))
 
     much = torch.empty(2**29, dtype=torch.uint8, device=DEVICE)
     bytes_per_us = 2 * much.numel() / microseconds(lambda: much.clone())
     found["copy_TB_per_s"] = bytes_per_us / 1e6
-    print(f"\n{gpu}, {bytes_per_us / 1e6:.2f} TB/s in a copy; bfloat16, µs, forward / forward + backward\n"
-          f"{'':24s}{'trivox':>16s}{'fla-core':>16s}{'PyTorch':>18s}{'floor':>14s}{'fla-core / trivox':>20s}")
+    print(f"\n{gpu}, {bytes_per_us / 1e6:.2f} TB/s in a copy; bfloat16, µs, forward / forward + backward / the same in "
+          f"a CUDA graph\n{'':24s}" + "".join(f"{name:>20s}" for name in (
+              "trivox", "fla-core", "PyTorch", "floor", "fla-core / trivox")))
     for *shape, normalise in shapes:
         (B, T, H, K, V), (x, do) = shape, delta_rule_inputs(*shape, torch.bfloat16, normalise)
         options, row = dict(use_qk_l2norm_in_kernel=normalise), {"shape": shape}
@@ -420,23 +445,33 @@ def bench_delta_rule_gpu(only_check=False):
             torch.cuda.synchronize()
         row["kernels"] = {e.key: e.device_time_total for e in profile.key_averages() if e.key.endswith("_kernel")}
         found["times_us"].append(row)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        cells = ["{:.0f} / {:.0f}".format(*row[name]) if row[name] else "-"
+        keep("delta_rule", found)
+        cells = [" / ".join(f"{us:.0f}" for us in row[name]) if row[name] else "-"
                  for name in ("trivox", "fla", "torch", "floor")]
-        ratio = "{:.2f} / {:.2f}".format(*(a / b for a, b in zip(row["fla"], row["trivox"]))) if peer else "-"
-        print(f"{str(tuple(shape)):24s}{cells[0]:>16s}{cells[1]:>16s}{cells[2]:>18s}{cells[3]:>14s}{ratio:>20s}")
-        print("    " + ", ".join(f"{name[1:-7]} {us:.0f}" for name, us in row["kernels"].items()))
+        ratio = " / ".join(f"{a / b:.2f}" for a, b in zip(row["fla"], row["trivox"])) if peer else "-"
+        print(f"{str(tuple(shape)):24s}" + "".join(f"{cell:>20s}" for cell in (*cells, ratio)))
+        print("    " + ", ".join(f"{name[:-7]} {us:.0f}" for name, us in row["kernels"].items()))
 
-    print("\none scan or segments, 16 heads of 64, forward + backward, µs (* is what `_segments` chooses)\n"
+    B, T, H, K, V, normalise = shapes[0]
+    x, do = delta_rule_inputs(*shapes[0][:5], torch.bfloat16, normalise)
+    projection = torch.cat([y.detach().flatten(2) for y in x[:3]], -1).requires_grad_()
+    views = [y.unflatten(-1, (H, -1)) for y in projection.split((H * K, H * K, H * V), -1)] + x[3:]
+    found["views_us"] = {name: captured(lambda rule=rule: torch.autograd.grad(
+        rule(*views, use_qk_l2norm_in_kernel=normalise)[0], views, do)) for name, rule in (
+            ("trivox", ours), ("fla", peer)) if rule}
+    print(f"{shapes[0][:5]} with q, k and v as slices of one projection, in a CUDA graph: " + ", ".join(
+        f"{name} {us:.0f} µs" for name, us in found["views_us"].items()))
+
+    print("\none scan or segments, 16 heads of 64, forward + backward in a CUDA graph, µs (* is what is chosen)\n"
           f"{'':24s}" + "".join(f"{n:>10d}" for n in (1, 2, 4, 8, 16)))
-    choose = delta_rule_triton._segments
+    choose = operators._segments
     for B, T in (1, 2048), (1, 4096), (1, 16384), (1, 65536), (2, 16384), (4, 16384):
         (x, do), times = delta_rule_inputs(B, T, 16, 64, 64, torch.bfloat16, False), {}
         chosen = choose(T // 32, B * 16 * 4, x[0].device)
         for n in sorted({1, 2, 4, 8, 16, chosen}):
-            delta_rule_triton._segments = lambda chunks, programs, device: n
-            times[n] = microseconds(lambda: torch.autograd.grad(ours(*x)[0], x, do), 100)
-        delta_rule_triton._segments = choose
+            operators._segments = lambda chunks, programs, device: n
+            times[n] = captured(lambda: torch.autograd.grad(ours(*x)[0], x, do), 100)
+        operators._segments = choose
         found["segments_us"].append({"batch": B, "steps": T, "chosen": chosen, "times": times})
         print(f"B {B}, T {T:<17d}" + "".join(f"{us:10.0f}{'*' if n == chosen else ''}" for n, us in times.items()))
 
@@ -453,13 +488,13 @@ def bench_delta_rule_gpu(only_check=False):
     x, do = delta_rule_inputs(4, 2048, 16, 64, 64, torch.bfloat16, False)
     graph, expected = torch.cuda.CUDAGraph(), [*torch.autograd.grad(ours(*x)[0], x, do)]
     with torch.cuda.graph(graph):
-        captured = torch.autograd.grad(ours(*x)[0], x, do)
+        results = torch.autograd.grad(ours(*x)[0], x, do)
     graph.replay()
-    found["captured_equals_eager"] = all(torch.equal(a, b) for a, b in zip(captured, expected))
+    found["captured_equals_eager"] = all(torch.equal(a, b) for a, b in zip(results, expected))
     found["captured_us"] = microseconds(graph.replay)
     print(f"forward + backward of (4, 2048, 16, 64, 64) in a CUDA graph: {found['captured_us']:.0f} µs, results "
           f"{'equal' if found['captured_equals_eager'] else 'DIFFER'}")
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    keep("delta_rule", found)
     if not right or not found["captured_equals_eager"]:
         raise UserError("the kernels are wrong here: see above")
 

@@ -1,4 +1,5 @@
-"""Writes the tables of docs/results.md from benchmarks/results/*.json: a file a run, what evaluate.py found of it.
+"""Writes the tables of docs/results.md from benchmarks/results/*.json, a file a run, what evaluate.py found of it, and
+from benchmarks/gpu/*.json, what bench.py found on a GPU.
 
     python benchmarks/results.py --add RUN --command "./run.sh" --machine "two cores of …" --took "5 min, 2 GB"
 
@@ -42,6 +43,40 @@ def table(found):
                       *("| {} | {} | {} |".format(*row) for row in rows if row[1])])
 
 
+def on_gpus():
+    """What bench.py and the trainers found on GPUs, as Markdown."""
+    lines = []
+    for found in [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "gpu").glob("*.json"))]:
+        if "command" not in found:
+            continue
+        lines += [f"`{found['command']}`; {found['gpu']}, torch {found['torch']}, {found['date']}:\n"]
+        if "times_us" in found:
+            lines += ["bfloat16, µs, forward / forward + backward / the same in a CUDA graph\n",
+                      "| (B, T, H, K, V) | trivox | fla-core 0.6.0 | fla-core / trivox | plain PyTorch | floor |",
+                      "|---|---|---|---|---|---|"]
+            for row in found["times_us"]:
+                ours, theirs, torchs, floor = (" / ".join(f"{us:.0f}" for us in row[name] or [])
+                                               for name in ("trivox", "fla", "torch", "floor"))
+                ratio = " / ".join(f"{a / b:.2f}" for a, b in zip(row["fla"] or [], row["trivox"]))
+                lines += [f"| {tuple(row['shape'])} | {ours} | {theirs} | {ratio} | {torchs} | {floor} |"]
+            lines += [f"\nTriton {found['triton']}; {found['copy_TB_per_s']:.2f} TB/s in a copy. A step of decoding: "
+                      f"{found['step_us_a_layer']:.1f} µs a layer of 16 heads of 64. Errors are "
+                      f"{'within bounds' if found['right'] else 'OUT OF BOUNDS'}; a captured graph "
+                      f"{'equals' if found['captured_equals_eager'] else 'DIFFERS FROM'} eager calls to the bit."
+                      + " fla-core refuses this Triton on this chip, whose results for it are wrong: its times only." *
+                      found["fla_refuses_this_triton"] + f" {found.get('note', '')}\n"]
+        elif "tokens_per_second" in found:
+            lines += [f"{found['tokens_per_second']:,.0f} tokens a second in training with {found['rows']} rows "
+                      f"({found['mfu_of_989']:.0%} of 989 TFLOP/s, {found['gpu_gb']:.0f} GB); decoding "
+                      f"{found['decode_1']:,.0f} tokens a second alone, {found['decode_32']:,.0f} in a batch of 32.\n"]
+        else:
+            lines += [f"{found['what']}\n", "| system | options | steps | loss of the last ten | validation |",
+                      "|---|---|---|---|---|"]
+            lines += ["| {system} | `{options}` | {step} | {loss:.4f} | {val_loss:.4f} |".format(**run)
+                      for run in found["runs"]] + [""]
+    return "\n".join(lines)
+
+
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in "add", "command", "machine", "took":
@@ -53,7 +88,8 @@ def main(argv):
         tables = [table(one) for one in found if one["system"] == system] or ["No run has been taken up yet."]
         block = "\n\n".join([f"<!-- {system}, by benchmarks/results.py -->", *tables, f"<!-- end of {system} -->"])
         page = re.sub(f"<!-- {system},.*?<!-- end of {system} -->", lambda _, block=block: block, page, flags=re.DOTALL)
-    PAGE.write_text(page)
+    block = f"<!-- gpu, by benchmarks/results.py -->\n\n{on_gpus()}\n<!-- end of gpu -->"
+    PAGE.write_text(re.sub("<!-- gpu,.*?<!-- end of gpu -->", lambda _: block, page, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="compile the Triton kernels though nothing has changed")
 
 
-LONG = "train_flow", "runs", "train_llm", "delta_rule_triton", "export", "train_codec", "speak"  # the longest first
+LONG = "train_flow", "runs", "train_llm", "delta_rule_kernels", "export", "train_codec", "speak"  # the longest first
 
 
 def pytest_collection_modifyitems(items):

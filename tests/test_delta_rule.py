@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trivox import delta_rule
 from trivox.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule
@@ -15,6 +16,7 @@ GATES = {
     "none": lambda *s: torch.zeros(s), "soft": lambda *s: -0.1 * torch.rand(s), "-5": lambda *s: torch.full(s, -5.0),
     "-20": lambda *s: torch.full(s, -20.0), "mixed": lambda *s: -20 * torch.rand(s) * (torch.rand(s) < 0.5),
     "resets": lambda *s: torch.where(torch.rand(s) < 0.1, -1e4, -torch.rand(s)),
+    "trained": lambda *s: F.logsigmoid(torch.randn(s) - 3),
 }
 
 
@@ -69,7 +71,8 @@ def test_the_gpu_setting_equals_the_float64_loop():
     q, k, v, g, beta, state = x = make(2, 150, 2, 4, 16, 24, "mixed", 2.0)
 
     def chunks_of_64(q, k, v, g, beta, initial_state, output_final_state):
-        return delta_rule._Chunks.apply(q, k, v, g[..., None], beta[..., None], initial_state, 0.25, False, 64, [2] * 3)
+        return delta_rule._Chunks.apply(q, k, v, g[..., None], beta[..., None], initial_state, 0.25, False, 64,
+                                        [[2] * 3])
 
     reference, weights = everything(recurrent_gated_delta_rule, *x, dtype=torch.float64)
     assert_close(everything(chunks_of_64, *x, weights)[0], reference, weights[0])
@@ -97,7 +100,7 @@ def test_equals_transformers(T, normalise):
 
 
 @pytest.mark.parametrize("rule, rows", [(chunk_gated_delta_rule, 200), (chunk_gated_delta_rule, 1000),
-                                        (recurrent_gated_delta_rule, None)])
+                                        (recurrent_gated_delta_rule, 1)])
 def test_packed_equals_each_alone(rule, rows, monkeypatch):
     monkeypatch.setattr(delta_rule, "CPU_ROWS", rows)
     torch.manual_seed(0)
@@ -126,6 +129,42 @@ def test_extreme_gates_stay_finite(depth, share):
     x = make(1, 100, 1, 2, 16, 16)
     x[3] = torch.where(torch.rand(x[3].shape) < share, depth, x[3])
     assert all(y.isfinite().all() for y in everything(chunk_gated_delta_rule, *x)[0])
+
+
+@pytest.mark.parametrize("dtype, T, tolerance", [(torch.float32, 90, 3e-6), (torch.float64, 600, 1e-12)])
+def test_decays_are_kept_down_to_the_least(dtype, T, tolerance):
+    """A state of 1 that is only forgotten, and read each time: o_t = exp(g_1 + … + g_t), to 1e-20, in float64 1e-154;
+    its gradient is the sum of all o, and that of g_t the sum of those from t on."""
+    torch.manual_seed(0)
+    one, g = torch.ones(1, T, 1, 1, dtype=dtype), (-torch.rand(1, T, 1, dtype=dtype)).requires_grad_()
+    S = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+    o = chunk_gated_delta_rule(one, one, one, g, torch.zeros_like(g), 1.0, S)[0]
+    dg, dS = torch.autograd.grad(o.sum(), (g, S))
+    exact = g.detach().double().cumsum(1).exp().flatten()
+    assert exact.min() < (1e-19 if dtype == torch.float32 else 1e-120)
+    for result, expected in (o, exact), (dS, exact.sum()), (dg, exact.flip(0).cumsum(0).flip(0)):
+        torch.testing.assert_close(result.double().flatten(), expected.flatten(), rtol=tolerance,
+                                   atol=1e-20 if dtype == torch.float32 else 1e-154)
+
+
+def test_trained_gates_make_no_denormals():
+    """For each of which a CPU takes a hundred times as long: none in any result of any operator, there and back."""
+    found = {}
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if not function.is_view and "empty" not in str(function):         # those are yet to be written
+                for x in result if isinstance(result, tuple) else [result]:
+                    if isinstance(x, torch.Tensor) and x.is_floating_point():
+                        few = (x != 0) & (x.abs() < torch.finfo(x.dtype).tiny)
+                        found[str(function)] = found.get(str(function), 0) + few.sum().item()
+            return result
+
+    torch.manual_seed(0)
+    with Look():
+        everything(chunk_gated_delta_rule, *make(2, 150, 1, 2, 16, 24, "trained"))
+    assert "aten.baddbmm_.default" in found and {function: n for function, n in found.items() if n} == {}
 
 
 def test_dtypes_and_autocast():
@@ -162,6 +201,20 @@ def test_saves_for_backward_what_the_docstring_says():
     *(("cu_seqlens", dict(cu_seqlens=torch.tensor(ends), batch=1))
       for ends in ([1, 6], [0, 5], [0, 4, 2, 6], [0], [0, 7])),
     ("initial_state", dict(cu_seqlens=torch.tensor([0, 2, 6]), initial_state=torch.zeros(1, 4, 4, 3), batch=1)),
+    *((name, {name: x}) for name in ("q", "k", "v") for x in (
+        torch.zeros(2, 6, 2, 4).long(), torch.zeros(2, 6, 2, 4).numpy(), torch.zeros(2, 6, 2, 4).tolist(), None)),
+    *((name, {name: x}) for name in ("g", "beta") for x in (
+        torch.zeros(2, 6, 4).int(), torch.zeros(2, 6, 4) > 0, torch.zeros(2, 6, 4).cfloat(), torch.tensor(0.0), 0.0,
+        torch.zeros(2, 6, 4, device="meta"))),
+    ("k", dict(k=torch.zeros(2, 6, 2, 4, device="meta"))), ("q", dict(q=torch.tensor(0.0))),
+    ("v", dict(v=torch.tensor(0.0))), ("initial_state", dict(initial_state=torch.zeros(2, 4, 4, 3).long())),
+    ("initial_state", dict(initial_state=torch.zeros(2, 4, 4, 3, device="meta"))),
+    ("initial_state", dict(initial_state=[0.0])),
+    *(("cu_seqlens", dict(cu_seqlens=ends, batch=1)) for ends in (
+        torch.tensor([0.0, 6.0]), [0, 6], torch.tensor([[0, 6]]), torch.tensor([]).long(), torch.tensor(6),
+        torch.tensor([0, 6], device="meta"))),
+    *(("scale", dict(scale=x)) for x in ("1", float("nan"), float("inf"), torch.tensor(1.0), 1j)),
+    ("use_qk_l2norm_in_kernel", dict(use_qk_l2norm_in_kernel=torch.tensor([0, 6]))),
 ])
 @pytest.mark.parametrize("rule", [chunk_gated_delta_rule, recurrent_gated_delta_rule])
 def test_bad_input_is_named(rule, name, change):
@@ -172,23 +225,68 @@ def test_bad_input_is_named(rule, name, change):
         rule(**good | {key: x for key, x in change.items() if key != "batch"})
 
 
-def test_unknown_arguments_are_named():
-    *x, _ = make(1, 4, 1, 1, 4, 4)
+def test_decay_of_each_channel_is_refused_in_words():
+    q, k, v, _, beta, _ = make(1, 4, 1, 1, 4, 3)
+    with pytest.raises(ValueError, match=r"^g is .*, a decay for each channel .* must be of shape \(1, 4, 1\)$"):
+        chunk_gated_delta_rule(q, k, v, -torch.rand(1, 4, 1, 4), beta)
+
+
+def test_arguments_of_the_library():
+    """In the order of flash-linear-attention 0.6.0; what only it can do is refused by name."""
+    names = ("q k v g beta scale initial_state output_final_state use_qk_l2norm_in_kernel use_beta_sigmoid_in_kernel "
+             "allow_neg_eigval state_v_first cu_seqlens cu_seqlens_cpu chunk_indices cp_context").split()
+    assert list(inspect.signature(chunk_gated_delta_rule).parameters)[:len(names)] == names
+    *x, _ = make(1, 6, 1, 1, 4, 4)
+    for name in (*names[9:12], "cp_context", "use_gate_in_kernel", "A_log", "dt_bias"):
+        for value in (True,) if name not in ("A_log", "dt_bias", "cp_context") else (torch.zeros(1), object()):
+            with pytest.raises(ValueError, match=f"^{name} is .*, but must be "):
+                chunk_gated_delta_rule(*x, **{name: value})
     with pytest.raises(TypeError, match="head_first"):
         chunk_gated_delta_rule(*x, head_first=True)
+    for ends in torch.tensor([0.0, 6.0]), torch.tensor([0, 2, 6]), [0, 6], torch.tensor([0, 6], device="meta"):
+        with pytest.raises(ValueError, match="^cu_seqlens_cpu is .*, but must be "):
+            chunk_gated_delta_rule(*x, cu_seqlens=torch.tensor([0, 6]), cu_seqlens_cpu=ends)
+    with pytest.raises(ValueError, match="^cu_seqlens_cpu is given alone"):
+        chunk_gated_delta_rule(*x, cu_seqlens_cpu=torch.tensor([0, 6]))
+
+
+def test_cu_seqlens_cpu_is_read_instead(monkeypatch):
+    *x, _ = make(1, 6, 1, 1, 4, 4)
+    ends, other = torch.tensor([0, 2, 6]), torch.tensor([0, 5, 6])
+    expected = chunk_gated_delta_rule(*x, cu_seqlens=ends)[0]
+    assert torch.equal(chunk_gated_delta_rule(*x, 0.5, None, *[False] * 5, other, ends)[0], expected)
+    # and where the kernels are on the way they need not look
+    monkeypatch.setattr(delta_rule, "PATH", "triton")
+    monkeypatch.setattr(delta_rule.operators, "delta_rule", lambda q, k, v, *_: (v, None))
+    chunk_gated_delta_rule(*x, cu_seqlens=other, cu_seqlens_cpu=ends)
+    assert delta_rule.operators.CHECKED[other] == (other._version, 6)
+    with pytest.raises(ValueError, match="^cu_seqlens is "):
+        chunk_gated_delta_rule(*x, cu_seqlens=ends, cu_seqlens_cpu=torch.tensor([0, 2, 5]))
 
 
 @pytest.mark.parametrize("rule", [chunk_gated_delta_rule, recurrent_gated_delta_rule])
-def test_no_steps_leave_the_state_alone(rule):
-    *x, state = make(2, 0, 1, 2, 4, 3)
-    o, last = rule(*x, initial_state=state, output_final_state=True)
-    assert o.shape == (2, 0, 2, 3) and torch.equal(last, state)
+@pytest.mark.parametrize("B, T, ends", [(2, 0, None), (0, 0, None), (0, 40, None), (1, 0, [0, 0, 0])])
+def test_no_steps_leave_the_state_alone(rule, B, T, ends):
+    """What comes out is never the caller's own, and the gradients are zeros, the state's that of the final state."""
+    x = [y.requires_grad_() for y in make(B, T, 1, 2, 4, 3, N=2 if ends else None)]
+    ends = ends and torch.tensor(ends)
+    o, last = rule(*x[:5], initial_state=x[5], output_final_state=True, cu_seqlens=ends)
+    assert o.shape == (B, T, 2, 3) and torch.equal(last, x[5]) and o is not x[2] and last is not x[5]
+    dlast = torch.randn_like(last)
+    *gradients, dstate = torch.autograd.grad((o, last), x, (o.detach(), dlast))
+    assert [y.shape for y in gradients] == [y.shape for y in x[:5]] and torch.equal(dstate, dlast)
+    assert last.data_ptr() != x[5].data_ptr() or not last.numel()
+    assert rule(*x[:5], cu_seqlens=ends)[1] is None
+    o, last = rule(*(y.bfloat16() for y in x[:5]), output_final_state=True, cu_seqlens=ends)
+    assert (o.dtype, last.dtype) == (torch.bfloat16, torch.float32) and not last.any()
 
 
 @pytest.mark.parametrize("name, change", [
     ("state", dict(state=torch.zeros(2, 4, 3, 4))), ("state", dict(state=torch.zeros(2, 4, 4, 3).double())),
     ("state", dict(state=torch.zeros(2, 4, 3, 4).mT)), ("g", dict(g=torch.zeros(2, 2))),
-    ("k", dict(k=torch.zeros(2, 4, 4))),
+    ("k", dict(k=torch.zeros(2, 4, 4))), ("state", dict(state=None)), ("state", dict(state=[0.0])),
+    ("q", dict(q=torch.zeros(2, 1, 2, 4))), ("v", dict(v=torch.zeros(2, 4, 3).long())), ("v", dict(v=None)),
+    ("beta", dict(beta=torch.zeros(2, 4, device="meta"))), ("scale", dict(scale=torch.tensor(1.0))),
 ])
 def test_bad_input_of_a_step_is_named(name, change):
     good = dict(q=torch.zeros(2, 2, 4), k=torch.zeros(2, 2, 4), v=torch.zeros(2, 4, 3), g=torch.zeros(2, 4),

@@ -194,10 +194,11 @@ def keep_freed_memory():
 
 
 def all_sum(values, device):
-    """Sum a list of numbers over all processes. Returns a list of floats."""
+    """Sum a list of numbers over all processes. Returns a list of floats. A process alone waits for no GPU here."""
+    if not dist.is_initialized():
+        return [float(value) for value in values]
     total = torch.tensor(values, dtype=torch.float64, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(total)
+    dist.all_reduce(total)
     return total.tolist()
 
 
