@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trivox import delta_rule
-from trivox.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule
+from trivox.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule, recurrent_step
 
 NAMES = "o", "state", "dq", "dk", "dv", "dg", "dbeta", "dstate"
 GATES = {
@@ -294,3 +294,21 @@ def test_bad_input_of_a_step_is_named(name, change):
     delta_rule.recurrent_step(**good)
     with pytest.raises(ValueError, match=rf"^{name} is .*, but must be "):
         delta_rule.recurrent_step(**good | change)
+
+
+def test_gradients_of_gradients_are_refused():
+    """In words, and also where they are a part of a loss, as in a gradient penalty: dropped, nobody would know."""
+    *x, _ = [y.requires_grad_() for y in make(1, 40, 1, 1, 4, 4)]
+    loss = chunk_gated_delta_rule(*x)[0].square().sum()
+    dq, = torch.autograd.grad(loss, x[:1], create_graph=True)
+    for wanted in (dq.sum(), x[:1]), (loss + dq.square().sum(), x):
+        with pytest.raises(RuntimeError, match="gradients of gradients of the delta rule are refused"):
+            torch.autograd.grad(*wanted, retain_graph=True)
+
+
+def test_a_step_ignores_autocast():
+    *x, state = make(2, 1, 1, 2, 16, 16)
+    x, expected = [y[:, 0] for y in x], state.clone()
+    o = recurrent_step(*x, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(recurrent_step(*x, state), o) and torch.equal(state, expected)

@@ -7,10 +7,10 @@ With W = βE, E needs no division by β later, and what is solved does not depen
 
 C is 32: the inverse is then two blocks of 16 and a product, and a warp does it. Four launches, forward and backward:
 
-    _prepare    every chunk      q k g β → (I − A')⁻¹, Pβ (C numbers a step each) and factors (ROWS float32 a step)
-    _forward    heads × V / BV   q k v (I − A')⁻¹ Pβ factors → o, and to train E (V a step) and S (K·V/C a step)
-    _backward   heads × V / BV   q k do (I − A')⁻¹ Pβ factors → dv, dS_C (K·V/C a step)
-    _gradients  every chunk      q k do dv E S dS_C factors → dq dk dg dβ
+    prepare     every chunk      q k g β → (I − A')⁻¹, Pβ (C numbers a step each) and factors (ROWS float32 a step)
+    forward     heads × V / BV   q k v (I − A')⁻¹ Pβ factors → o, and to train E (V a step) and S (K·V/C a step)
+    backward    heads × V / BV   q k do (I − A')⁻¹ Pβ factors → dv, dS_C (K·V/C a step)
+    gradients   every chunk      q k do dv E S dS_C factors → dq dk dg dβ
 
 Only the middle two go through time, with nothing in them but (2) and (3). Where their programs would leave a GPU idle
 (few heads, a long sequence) time is cut into segments too: a first launch finds the affine map S_end = M S_start + B

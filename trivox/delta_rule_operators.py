@@ -4,7 +4,6 @@ gradients. delta_rule.py checks the arguments; delta_rule_kernels.py says what e
 from functools import cache
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trivox import delta_rule_kernels as kernels
@@ -95,7 +94,8 @@ def _on_device(cu_seqlens, q):
     """cu_seqlens where q is; its values are checked, but only once, and not where a CUDA graph is being captured."""
     if cu_seqlens is None or q.is_cuda and torch.cuda.is_current_stream_capturing():
         return cu_seqlens
-    version = None if cu_seqlens.is_inference() else (cu_seqlens._version, q.shape[1])
+    known = cu_seqlens.is_cuda and not cu_seqlens.is_inference()  # a CPU's memory is also written from outside
+    version = (cu_seqlens._version, q.shape[1]) if known else None
     if version is None or CHECKED.get(cu_seqlens) != version:
         sequence_lengths(cu_seqlens, q.shape[1])
         CHECKED[cu_seqlens] = version
@@ -168,6 +168,8 @@ def _backward(q, k, do, dfinal, cu_seqlens, inverse, P, factors, errors, states,
 def _save_for_backward(ctx, inputs, output):
     q, k, v, g, beta, initial, cu_seqlens, ctx.scale, ctx.normalise, _ = inputs
     ctx.set_materialize_grads(False)
+    if cu_seqlens is not None and cu_seqlens.is_inference():
+        cu_seqlens = cu_seqlens.clone()
     ctx.save_for_backward(q, k, cu_seqlens, *output[2:])
     ctx.shape, ctx.dtypes = v.shape, (g.dtype, beta.dtype, initial is not None)
 
@@ -213,6 +215,25 @@ delta_rule_forward, delta_rule_backward, delta_rule_step = (
     getattr(torch.ops.trivox, name).default for name in ("delta_rule", "delta_rule_backward", "delta_rule_step"))
 
 
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *of):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("gradients of gradients of the delta rule are refused; recurrent_gated_delta_rule has them")
+
+
+def without_gradients(ctx, gradients, *of):
+    """Gradients as they are; where their own may be asked for (`create_graph`), they hang on what they were made of,
+    the incoming ones and ctx's inputs, so that asking is refused."""
+    if not torch.is_grad_enabled():
+        return gradients  # and what was saved is not read twice, which activation checkpointing forbids
+    of = [x for x in (*of, *ctx.saved_tensors) if x is not None and x.requires_grad]
+    return tuple(x if x is None else _Refusal.apply(x, *of) for x in gradients)
+
+
 class _Eager(torch.autograd.Function):
     """The operator and its gradient; by the way that torch.library takes they would cost the host 70 µs more."""
 
@@ -222,7 +243,11 @@ class _Eager(torch.autograd.Function):
         _save_for_backward(ctx, inputs, output)
         return output[:2]
 
-    backward = staticmethod(once_differentiable(_gradients))
+    @staticmethod
+    def backward(ctx, *grads):
+        with torch.no_grad():
+            gradients = _gradients(ctx, *grads)
+        return without_gradients(ctx, gradients, *grads)
 
 
 def delta_rule(*inputs):
