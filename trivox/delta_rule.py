@@ -148,10 +148,11 @@ def recurrent_step(q, k, v, g, beta, state, scale=None, *, use_qk_l2norm_in_kern
     """
     _check(q, k, v, g, beta, scale, state, use_qk_l2norm_in_kernel, step=True)
     scale = q.shape[2]**-0.5 if scale is None else scale
-    with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
-        if _takes_kernels(v):
+    if _takes_kernels(v):
+        with torch.no_grad():
             return operators.delta_rule_step(q.to(v.dtype), k.to(v.dtype), v, g, beta, state, scale,
                                              use_qk_l2norm_in_kernel)
+    with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
         dtype, (q, k, v, g, beta) = v.dtype, (x.float() for x in (q, k, v, g, beta))
         if use_qk_l2norm_in_kernel:
             q, k = q * _inverse_norm(q), k * _inverse_norm(k)
