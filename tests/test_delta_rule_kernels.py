@@ -149,18 +149,54 @@ def mend_interpreter():
     interpreter._patch_lang_tensor = patched
 
 
+def guard_interpreter():
+    """A kernel may read and write what its launch was given, and nothing beside it, which the interpreter ignores."""
+    import numpy as np
+    from triton.runtime import interpreter
+
+    builder, launch, given = interpreter.InterpreterBuilder, interpreter.GridExecutor.__call__, []
+
+    def launched(self, *args, **kwargs):
+        storages = [x.untyped_storage() for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        given[:] = [(x.data_ptr(), x.data_ptr() + x.nbytes()) for x in storages]
+        return launch(self, *args, **kwargs)
+
+    def guarded(access):
+        def checked(self, ptrs, *rest):
+            mask = rest[1] if access.__name__ == "create_masked_store" else rest[0]
+            at = np.asarray(ptrs.data)[np.broadcast_to(mask.data, np.shape(ptrs.data))].astype(np.int64)
+            assert sum(((first <= at) & (at < end)).sum() for first, end in set(given)) == at.size, "out of bounds"
+            return access(self, ptrs, *rest)
+        return checked
+
+    interpreter.GridExecutor.__call__ = launched
+    for name in "create_masked_load", "create_masked_store":
+        setattr(builder, name, guarded(getattr(builder, name)))
+
+
+def no_scale():
+    """With a scale of 0, which leaves no output: the largest difference of any gradient to the loop's."""
+    x = [y.requires_grad_() for y in (*torch.randn(3, 1, 40, 1, 16), -torch.rand(1, 40, 1), torch.rand(1, 40, 1))]
+    results = []
+    for rule in delta_rule.chunk_gated_delta_rule, delta_rule.recurrent_gated_delta_rule:
+        o, last = rule(*x, 0.0, None, True, use_qk_l2norm_in_kernel=True)
+        results.append(torch.autograd.grad([o.sum() + last.square().sum()], x))
+    return max((a - b).abs().max().item() for a, b in zip(*results))
+
+
 def interpret():
     """A JSON line for each case, then one for the other things to be seen here."""
     from trivox.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule, recurrent_step
 
     mend_interpreter()
+    guard_interpreter()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)                                 # fills what is new with NaN
     assert torch.ones(1).new_empty(3).isnan().all() and torch.empty_like(torch.ones(3)).isnan().all()
     for n, case in enumerate(pairwise_cases()):
         print(json.dumps(run_case(n, **case)), flush=True)
     operators._segments, operators._processors = (lambda *_: 1), lambda device: 0
-    found = {part.__name__: part() for part in (one_key, hard_gates, views)}
+    found = {part.__name__: part() for part in (one_key, hard_gates, views, no_scale)}
 
     def inputs(B=2, T=40, H=1, HV=2, K=16, V=24):
         x = torch.randn(B, T, H, K), F.normalize(torch.randn(B, T, H, K), dim=-1), \
@@ -312,6 +348,10 @@ def test_one_key_for_a_thousand_steps(interpreted):
 def test_gates_that_let_nothing_through(interpreted):
     errors = interpreted[-1]["hard_gates"]
     assert all(error <= 1e-5 for error in errors.values()), errors
+
+
+def test_a_scale_of_nothing(interpreted):
+    assert interpreted[-1]["no_scale"] <= 1e-5
 
 
 def test_views_are_not_copied(interpreted):

@@ -125,8 +125,7 @@ def chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, out
     S, scale = initial_state if initial_state is None else initial_state.to(dtype), K**-0.5 if scale is None else scale
     if cu_seqlens_cpu is not None and not torch.compiler.is_compiling():
         lengths = sequence_lengths(cu_seqlens_cpu, T)
-        if not cu_seqlens.is_inference():  # those have no version
-            operators.CHECKED[cu_seqlens] = cu_seqlens._version, T
+        operators.remember(cu_seqlens, T)
     if _takes_kernels(v) and v.numel():
         q, k = q.to(v.dtype), k.to(v.dtype)
         save = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, g, beta, S) if x is not None)

@@ -140,9 +140,9 @@ def _compose(S, M, B, count, M_step, B_step, M_mask, B_mask, PRECISION: tl.const
 
 @jit
 def prepare_kernel(q, k, g, beta, inverse, P, factors, cu_seqlens, T, N, scale, q_row: tl.constexpr,
-                    k_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
-                    ROWS: tl.constexpr, BK: tl.constexpr, NORMALISE: tl.constexpr, SPLIT: tl.constexpr,
-                    PRECISION: tl.constexpr):
+                   k_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
+                   ROWS: tl.constexpr, BK: tl.constexpr, NORMALISE: tl.constexpr, SPLIT: tl.constexpr,
+                   PRECISION: tl.constexpr):
     """(I − A')⁻¹, Pβ and the factors of each step."""
     slot, h = tl.program_id(0), tl.program_id(1)
     token, steps = _chunk(cu_seqlens, slot, T, N, C)
@@ -205,10 +205,10 @@ def prepare_kernel(q, k, g, beta, inverse, P, factors, cu_seqlens, T, N, scale, 
 
 @jit
 def forward_kernel(q, k, v, inverse, P, factors, initial, maps, o, errors, states, final, cu_seqlens, T,
-                    q_row: tl.constexpr, k_row: tl.constexpr, v_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr,
-                    MAP: tl.constexpr, SAVE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-                    ROWS: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SPLIT: tl.constexpr,
-                    PRECISION: tl.constexpr):
+                   q_row: tl.constexpr, k_row: tl.constexpr, v_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr,
+                   MAP: tl.constexpr, SAVE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+                   ROWS: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SPLIT: tl.constexpr,
+                   PRECISION: tl.constexpr):
     """The scan, for BV values of a head and one segment of time: o, E, the S at the start of each chunk and at the end.
     MAP: as if the segment started from nothing, for V rows, and for K more from the identity with v = 0: B and M."""
     BLOCKS: tl.constexpr = (V + K + BV - 1) // BV if MAP else (V + BV - 1) // BV
@@ -257,11 +257,10 @@ def forward_kernel(q, k, v, inverse, P, factors, initial, maps, o, errors, state
         gamma_k, beta_to_end = tl.load(factors + i), tl.load(factors + 2 * C + i)
         s = S.to(dtype)
         e = v_i - gamma_k[None, :] * tl.dot(s, tl.trans(k_i), input_precision=PRECISION)
+        lower = tl.zeros([BV, C], tl.float32)
         if SPLIT:
-            lower = tl.dot(e.to(dtype), tl.trans(tl.load(inverse + C * C + at_step)))
-            e = _split_dot(e, tl.trans(tl.load(inverse + at_step)), lower, dtype, SPLIT, PRECISION)
-        else:
-            e = tl.dot(e.to(dtype), tl.trans(tl.load(inverse + at_step)), input_precision=PRECISION)
+            lower = tl.dot(e.to(dtype), tl.trans(tl.load(inverse + C * C + at_step)), lower)
+        e = _split_dot(e, tl.trans(tl.load(inverse + at_step)), lower, dtype, SPLIT, PRECISION)
         S = _split_dot(beta_to_end[None, :] * e, k_i, gamma_C * S, dtype, SPLIT, PRECISION)
         if not MAP:
             q_i = tl.load(q + at_q, mask=valid[:, None] & keys, other=0.0)
@@ -284,9 +283,9 @@ def forward_kernel(q, k, v, inverse, P, factors, initial, maps, o, errors, state
 
 @jit
 def backward_kernel(q, k, do, inverse, P, factors, dfinal, maps, map_grads, dv, state_grads, dinitial, cu_seqlens, T,
-                     q_row: tl.constexpr, k_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, MAP: tl.constexpr,
-                     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, BK: tl.constexpr,
-                     BV: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+                    q_row: tl.constexpr, k_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, MAP: tl.constexpr,
+                    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, BK: tl.constexpr,
+                    BV: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
     """The scan in reverse: dv, the dS at the end of each chunk and at the start. MAP: from nothing; M is known."""
     BLOCKS: tl.constexpr = (V + BV - 1) // BV
     CC: tl.constexpr = 2 * C * C if SPLIT else C * C
@@ -322,7 +321,9 @@ def backward_kernel(q, k, do, inverse, P, factors, dfinal, maps, map_grads, dv, 
     at_q, at_k, at_step = (i[:, None] * q_row + key[None, :], i[:, None] * k_row + key[None, :],
                            i[:, None] * C + i[None, :])
     at_value = i[None, :] * (HV * V) + value[:, None]
-    next_end, next_tail = tl.load(factors + 3 * C), tl.load(factors + 2 * C + i)
+    # an empty sequence has no last chunk, and the first sequence then none before it
+    next_end = tl.load(factors + 3 * C, mask=ahead >= 0, other=0.0)
+    next_tail = tl.load(factors + 2 * C + i, mask=i < chunks * C, other=0.0)
     for _ in range(chunks):
         valid, gamma_C, beta_to_end = i < remaining, next_end, next_tail
         next_end = tl.load(factors - HV * ROWS * C + 3 * C, mask=ahead > 0, other=0.0)
@@ -335,11 +336,10 @@ def backward_kernel(q, k, do, inverse, P, factors, dfinal, maps, map_grads, dv, 
         ds = dS.to(dtype)
         de = beta_to_end[None, :] * tl.dot(ds, tl.trans(k_i), input_precision=PRECISION)
         de += tl.dot(do_i, P_i, input_precision=PRECISION)
+        lower = tl.zeros([BV, C], tl.float32)
         if SPLIT:
-            lower = tl.dot(de.to(dtype), tl.load(inverse + C * C + at_step))
-            dz = _split_dot(de, inverse_i, lower, dtype, SPLIT, PRECISION)
-        else:
-            dz = tl.dot(de.to(dtype), inverse_i, input_precision=PRECISION)
+            lower = tl.dot(de.to(dtype), tl.load(inverse + C * C + at_step), lower)
+        dz = _split_dot(de, inverse_i, lower, dtype, SPLIT, PRECISION)
         if not MAP:
             tl.store(dv + at_value, dz.to(dtype), mask=valid[None, :] & values)
             tl.store(state_grads + at_state, ds, mask=keys & values)
@@ -358,9 +358,9 @@ def backward_kernel(q, k, do, inverse, P, factors, dfinal, maps, map_grads, dv, 
 
 @jit
 def gradients_kernel(q, k, do, factors, errors, states, dv, state_grads, dq, dk, dg, dbeta, cu_seqlens, T, N, scale,
-                      q_row: tl.constexpr, k_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr,
-                      NORMALISE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-                      ROWS: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr):
+                     q_row: tl.constexpr, k_row: tl.constexpr, H: tl.constexpr, HV: tl.constexpr,
+                     NORMALISE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+                     ROWS: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr):
     """dq, dk, dg and dβ of a chunk, all else being known: no step of it waits for another chunk."""
     dtype: tl.constexpr = k.dtype.element_ty
     EARLY: tl.constexpr = not NORMALISE and BK <= 64
@@ -387,7 +387,8 @@ def gradients_kernel(q, k, do, factors, errors, states, dv, state_grads, dq, dk,
         e_i = tl.load(errors + i[:, None] * V + value[None, :], mask=values, other=0.0)
         S_i = tl.load(states + at_state, mask=keys & (value < V)[:, None], other=0.0)
         dS_i = tl.load(state_grads + at_state, mask=keys & (value < V)[:, None], other=0.0)
-        through = tl.dot(S_i, tl.trans(dS_i), through, input_precision=PRECISION)    # its diagonal is wanted
+        # its diagonal is wanted; as the last of these products it would force its layout on all, at twice the work
+        through = tl.dot(S_i, tl.trans(dS_i), through, input_precision=PRECISION)
         dP = tl.dot(do_i, tl.trans(e_i), dP, input_precision=PRECISION)
         dA = tl.dot(dz_i, tl.trans(e_i), dA, input_precision=PRECISION)
         dq_i = tl.dot(do_i, S_i, dq_i, input_precision=PRECISION)
@@ -449,7 +450,7 @@ def gradients_kernel(q, k, do, factors, errors, states, dv, state_grads, dq, dk,
 
 @jit
 def step_kernel(q, k, v, g, beta, state, o, scale, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
-                 V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, NORMALISE: tl.constexpr):
+                V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, NORMALISE: tl.constexpr):
     """Equation (1) once, for BV values of a head."""
     value, head = tl.program_id(1) * BV + tl.arange(0, BV), tl.program_id(0).to(tl.int64)
     key, h = tl.arange(0, BK), head // HV * H + head % HV // (HV // H)

@@ -94,12 +94,22 @@ def _on_device(cu_seqlens, q):
     """cu_seqlens where q is; its values are checked, but only once, and not where a CUDA graph is being captured."""
     if cu_seqlens is None or q.is_cuda and torch.cuda.is_current_stream_capturing():
         return cu_seqlens
-    known = cu_seqlens.is_cuda and not cu_seqlens.is_inference()  # a CPU's memory is also written from outside
-    version = (cu_seqlens._version, q.shape[1]) if known else None
-    if version is None or CHECKED.get(cu_seqlens) != version:
+    if not _known(cu_seqlens, q.shape[1]):
         sequence_lengths(cu_seqlens, q.shape[1])
-        CHECKED[cu_seqlens] = version
+        remember(cu_seqlens, q.shape[1])
     return cu_seqlens.to(q.device).contiguous()
+
+
+def remember(cu_seqlens, T):
+    """That its values are right for T steps, so that no GPU has to stop for them again."""
+    if not cu_seqlens.is_inference():  # those have no version
+        CHECKED[cu_seqlens] = cu_seqlens._version, T
+
+
+def _known(cu_seqlens, T):
+    """A CPU's memory is also written from outside, and costs nothing to look at."""
+    return (cu_seqlens.is_cuda and not cu_seqlens.is_inference()
+            and CHECKED.get(cu_seqlens) == (cu_seqlens._version, T))
 
 
 def _allocate(q, k, v, g, beta, initial, cu_seqlens, scale, normalise, save):
@@ -154,6 +164,8 @@ def _backward(q, k, do, dfinal, cu_seqlens, inverse, P, factors, errors, states,
     (_, T, H, K), (N, HV, _, V), segments = q.shape, dinitial.shape, maps.shape[1]
     tile = _scan_settings(K, V, q.dtype, N * HV * max(segments, 1), q.device, 16, 1)
     state_grads, map_grads = torch.empty_like(states), maps.new_empty(N * HV, segments, V, K)
+    if normalise and abs(scale) < 1e-37:
+        scale = 1.0  # the kernel divides scale/|q| by it, which is 0 in float32 then
     with torch.cuda.device_of(q):
         for find_maps in (True, False) if segments else (False,):
             kernels.backward_kernel[-(-V // tile["BV"]) * N * HV, max(segments, 1)](
