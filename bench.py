@@ -50,7 +50,8 @@ def step_of(c):
             results = model(torch.zeros(1, frames, c.n_mels), torch.zeros(1), ids + frames, text, ids + TEXT_BYTES)
         elif c.system == "codec":
             read = (text, ids + TEXT_BYTES) if c.cross_every else ()
-            results = model(torch.zeros(1, c.context, c.codebooks, dtype=torch.long), *read)
+            x, log_seconds = model(torch.zeros(1, c.context, c.codebooks, dtype=torch.long), *read)
+            results = model.logits(x), log_seconds
         else:
             voice = torch.zeros(1, c.speaker_width) if c.speaker_width else None
             results = [model(torch.zeros(1, c.context, dtype=torch.long), None, voice) @ model.embedding.weight.T]
@@ -194,7 +195,7 @@ def bench_llm(path):
     for _ in range(25):
         with torch.autocast("cuda", torch.bfloat16):
             x = trained(tokens, document).flatten(0, 1)
-            loss = sum(linear_cross_entropy(x[i], trained.embedding.weight, targets.flatten()[i]) for i in at)
+            loss = sum(linear_cross_entropy(x[i], trained.embedding.weight, targets.flatten()[i, None])[0] for i in at)
         (loss / len(x)).backward()
         optimizer.step()
         optimizer.zero_grad()

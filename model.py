@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch.utils.checkpoint import checkpoint
 
+from trivox import convolution
 from trivox.common import UserError
 from trivox.delta_rule import chunk_gated_delta_rule, recurrent_step
 
@@ -139,6 +140,9 @@ class LocalMix(nn.Module):
     def forward(self, x, mask):
         """x (B, T, width), mask (B, 1, 1, T) -> (B, T, width). What is masked is as if it were not there."""
         x = x * mask[:, 0, 0, :, None]
+        if convolution.takes_kernel(x):
+            same = (torch.arange(7, device=x.device) == 3)[:, None]
+            return convolution.convolution(x, self.conv.weight[:, 0].T + same, self.conv.bias, left=3)
         return x + self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
@@ -443,24 +447,27 @@ class CausalAttention(nn.Module):
         return ((scores + bias).softmax(-1).flatten(2, 3) @ v).unflatten(2, q.shape[2:4]).flatten(1, 2)
 
 
-def causal_conv(x, weight, past=None, starts=None):
-    """Depthwise convolution of x (B, T, C) over this step and the 3 before, weight (4, C), oldest first.
+def causal_conv(x, weight, past=None, starts=None, bias=None):
+    """SiLU of the depthwise convolution of x (B, T, C) over this step and the 3 before, weight (4, C), oldest first.
 
     past: the 3 steps before x, (B, 3, C), zeros unless given; it is replaced by x's last. starts (B, T): where a step
     is the first of a sentence of a packed row, which does not see the steps before it.
     """
     T = x.shape[1]
+    if past is None and starts is None and convolution.takes_kernel(x):
+        return convolution.convolution(x, weight, bias, left=3, silu=True)
+    bias = 0 if bias is None else bias.to(x.dtype)
     x = F.pad(x, (0, 0, 3, 0)) if past is None else torch.cat((past.to(x.dtype), x), 1)
     if past is not None:
         past.copy_(x[:, T:])
     if T == 1:
-        return (x * weight.to(x.dtype)).sum(1, keepdim=True)
+        return F.silu((x * weight.to(x.dtype)).sum(1, keepdim=True) + bias)
     a, b, c, d = (x[:, i:i + T] * w for i, w in enumerate(weight.to(x.dtype)))  # a CPU's own convolution is slower
     if starts is not None:
         step = torch.arange(T, device=x.device)
         age = (step - (step * starts).cummax(1).values)[..., None]  # steps since the sentence began
         a, b, c = (y * (age >= lag) for y, lag in ((a, 3), (b, 2), (c, 1)))
-    return a + b + c + d
+    return F.silu(a + b + c + d + bias)
 
 
 def delta_rule(q, k, v, g, beta, S, normalise):
@@ -476,6 +483,16 @@ def delta_rule(q, k, v, g, beta, S, normalise):
     return o
 
 
+class SplitLinear(nn.Linear):
+    """A matrix that makes parts of given widths. A GPU trains it part by part, each padded to a multiple of 8: another
+    width takes it three times as long, and so the parts' gradients need not be put together."""
+
+    def forward(self, x, widths):
+        if not x.is_cuda or x.shape[1] == 1:
+            return super().forward(x).split(widths, -1)
+        return [F.linear(x, F.pad(w, (0, 0, 0, -len(w) % 8)))[..., :len(w)] for w in self.weight.split(widths)]
+
+
 class GatedDeltaNet(nn.Module):
     """Gated DeltaNet (Yang et al., 2024) as OLMo Hybrid has it: keys 3/4 and values 3/2 as wide as attention's."""
 
@@ -484,7 +501,7 @@ class GatedDeltaNet(nn.Module):
         self.heads, self.keys, self.values = c.heads, c.width * 3 // 4, c.width * 3 // 2
         self.correction = 2 if c.negative_eigenvalues else 1
         # queries, keys, values; output gate; step size and correction of each head
-        self.input = nn.Linear(c.width, 2 * self.keys + 2 * self.values + 2 * c.heads, bias=False)
+        self.input = SplitLinear(c.width, 2 * self.keys + 2 * self.values + 2 * c.heads, bias=False)
         self.conv = nn.Parameter(torch.empty(4, 2 * self.keys + self.values).uniform_(-0.5, 0.5))
         self.A_log, self.dt_bias = decay_parameters(c.heads)
         self.norm = RMSNorm(self.values // c.heads, eps=1e-5)  # the state begins at 0, so outputs may be small
@@ -496,8 +513,9 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x, position, rope, state=None, starts=None):
         past, S = state or (None, None)
-        qkv, gate, dt, beta = self.input(x).split((self.conv.shape[1], self.values, self.heads, self.heads), -1)
-        qkv = F.silu(causal_conv(qkv, self.conv, past, starts))
+        qkv, gate, steps = self.input(x, (self.conv.shape[1], self.values, 2 * self.heads))
+        dt, beta = steps.chunk(2, -1)
+        qkv = causal_conv(qkv, self.conv, past, starts)
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in qkv.split((self.keys, self.keys, self.values), -1))
         g = -self.A_log.float().exp() * F.softplus(dt.float() + self.dt_bias)
         if starts is not None:
@@ -573,7 +591,7 @@ class Mamba2(nn.Module):
         super().__init__()
         self.inner, self.heads = 2 * c.width, c.width // 32
         # gate; values, keys, queries; step size of each head
-        self.input = nn.Linear(c.width, 2 * self.inner + 2 * self.K + self.heads, bias=False)
+        self.input = SplitLinear(c.width, 2 * self.inner + 2 * self.K + self.heads, bias=False)
         self.conv = nn.Parameter(torch.empty(4, self.inner + 2 * self.K).uniform_(-0.5, 0.5))
         self.conv_bias = nn.Parameter(torch.zeros(self.inner + 2 * self.K))
         self.A_log, self.dt_bias = decay_parameters(self.heads)
@@ -587,8 +605,8 @@ class Mamba2(nn.Module):
 
     def forward(self, x, position, rope, state=None):
         past, S = state or (None, None)
-        gate, vkq, dt = self.input(x).split((self.inner, self.conv.shape[1], self.heads), -1)
-        vkq = F.silu(causal_conv(vkq, self.conv, past) + self.conv_bias.to(vkq.dtype))
+        gate, vkq, dt = self.input(x, (self.inner, self.conv.shape[1], self.heads))
+        vkq = causal_conv(vkq, self.conv, past, bias=self.conv_bias)
         v, k, q = vkq.split((self.inner, self.K, self.K), -1)
         v, dt = v.unflatten(-1, (self.heads, 64)), F.softplus(dt.float() + self.dt_bias)  # (B, T, H, 64), (B, T, H)
         o = decayed_attention(q, k, v * dt[..., None], -self.A_log.float().exp() * dt, S)
@@ -670,7 +688,7 @@ class CodecLM(nn.Module):
         return zero, [block.mixer.empty_state(batch, steps) for block in self.blocks]
 
     def hidden(self, tokens, text=None, cache=None):
-        """Delayed steps (B, S, Q) -> states (B, S, D), of which `heads` makes logits.
+        """Delayed steps (B, S, Q) -> states (B, S, D), of which `logits` makes the logits of the steps after them.
 
         text: from `read_text`. cache: from `empty_cache`, moved on by S steps. A ring that is full takes one step at a
         time.
@@ -693,14 +711,14 @@ class CodecLM(nn.Module):
         return self.norm(x)
 
     def forward(self, tokens, text=None, length=None, seconds=None):
-        """Delayed steps (B, S, Q), and what `read_text` takes where the model has text.
-
-        Returns (logits (B, S, Q, symbols), of which position s predicts the step s + 1; log_seconds (B,) or None).
-        """
+        """What training takes, of delayed steps (B, S, Q), and of what `read_text` takes where the model has text:
+        (states (B, S, D), of which `heads` makes the logits of the next step; log_seconds (B,) or None)."""
         read, log_seconds = (None, None) if text is None else self.read_text(text, length, seconds)
-        logits = self.heads(self.hidden(tokens, read)).unflatten(-1, (self.c.codebooks, self.symbols))
-        return logits, log_seconds
+        return self.hidden(tokens, read), log_seconds
 
+    def logits(self, x):
+        """States (…, D) -> logits (…, Q, symbols)."""
+        return self.heads(x).unflatten(-1, (self.c.codebooks, self.symbols))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -820,12 +838,19 @@ class ALiBiAttention(nn.Module):
             bias = (self.slopes[:, None, None] * look).to(q.dtype)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
         else:
-            y = flex_attention()(q, k, v, partial(alibi_score, self.slopes), look, enable_gqa=True)
+            options = FLEX if q.dtype.itemsize == 2 and self.head_width <= 64 else {}
+            y = flex_attention()(q, k, v, partial(alibi_score, self.slopes), look, enable_gqa=True,
+                                 kernel_options=options)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
 def alibi_score(slopes, score, b, h, query, key):
     return score + slopes[h] * (key - query)
+
+
+# FlexAttention's tiles, as torch.compile's own search finds them best on an H100. Its default takes twice as long.
+FLEX = dict(ROWS_GUARANTEED_SAFE=True, fwd_BLOCK_M=128, fwd_BLOCK_N=64, fwd_num_warps=4, fwd_num_stages=3,
+            bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=64, bwd_num_warps=4, bwd_num_stages=3)
 
 
 def takes_flex(tokens):
@@ -861,7 +886,8 @@ class AdaLayerNorm(nn.LayerNorm):
         return (1.5 * self.to_gamma_beta(speaker)[:, None]).chunk(2, -1)
 
     def forward(self, x, voice=None):
-        x = super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # it would hand on float32, to be cast for each matrix
+            x = F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         return x if voice is None else x * (1 + voice[0]) + voice[1]
 
 
@@ -874,8 +900,8 @@ class FeedForward(nn.Module):
         self.relu2, self.dropout = c.activation == "relu2", nn.Dropout(c.dropout)
 
     def forward(self, x):
-        x = self.up(x)
-        return self.down(self.dropout(F.relu(x).square() if self.relu2 else F.gelu(x)))
+        x = F.relu(self.up(x)) if self.relu2 else F.gelu(self.up(x))
+        return self.down(self.dropout(x * x if self.relu2 else x))  # autocast takes squares to float32
 
 
 class LLMBlock(nn.Module):
@@ -912,9 +938,11 @@ class LoRALinear(nn.Linear):
         self.lora_A = nn.Parameter(torch.empty(c.lora_rank, linear.in_features).uniform_(-bound, bound))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, c.lora_rank))
         self.dropout, self.scale = nn.Dropout(c.lora_dropout), c.lora_alpha / c.lora_rank
+        self.kind = type(linear)
 
-    def forward(self, x):
-        return super().forward(x) + self.scale * (self.dropout(x) @ self.lora_A.T @ self.lora_B.T)
+    def forward(self, x, widths=None):
+        x = super().forward(x) + self.scale * (self.dropout(x) @ self.lora_A.T @ self.lora_B.T)
+        return x if widths is None else x.split(widths, -1)
 
 
 class LLM(nn.Module):
@@ -956,7 +984,7 @@ class LLM(nn.Module):
         for module in list(self.blocks.modules()):
             for name, child in module.named_children():
                 if isinstance(child, LoRALinear):
-                    merged = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+                    merged = child.kind(child.in_features, child.out_features, bias=False, device="meta")
                     merged.weight = nn.Parameter(child.weight + child.scale * child.lora_B @ child.lora_A)
                     setattr(module, name, merged)
         self.c = replace(self.c, lora_rank=0)
@@ -1010,5 +1038,7 @@ class LLM(nn.Module):
 
     def audio_logits(self, x):
         """States (B, D) -> logits (B, codebook_size + 1) of the codes and, last, of the end of the audio."""
-        logits = F.linear(x, self.embedding.weight[CHARACTERS:self.c.audio_eos + 1]).float()
-        return torch.cat((logits[:, :self.c.codebook_size], logits[:, -1:]), 1)
+        end = self.c.audio_eos - CHARACTERS
+        rows = -(-(end + 1) // 8) * 8  # a GPU takes three times as long for a number that is no multiple of 8
+        logits = F.linear(x, self.embedding.weight[CHARACTERS:CHARACTERS + rows]).float()
+        return torch.cat((logits[:, :self.c.codebook_size], logits[:, end:end + 1]), 1)

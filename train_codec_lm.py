@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from trivox import common
 from trivox.audio import log_mel
 from trivox.codecs import load_codec
 from trivox.common import UserError, all_sum, autocast
+from trivox.cross_entropy import linear_cross_entropy
 from trivox.datasets import TokenDataset, keep_codec, open_tokens
 from trivox.metrics import score_clips
 from trivox.muon import Muon
@@ -118,9 +118,7 @@ def make_batch(c, data, features, draws, device):
     if c.cross_every:
         text, length = features(["" if d["drop"] else data.rows[d["clip"]]["text"] for d in draws], multiple=16)
         batch |= {"text": text, "length": length, "drop": torch.tensor([d["drop"] for d in draws])}
-    if device.type == "cuda":
-        batch = {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
-    return batch
+    return common.send(batch, device)
 
 
 def counts(c, data, draws):
@@ -133,19 +131,19 @@ def counts(c, data, draws):
 # Loss
 
 def codec_loss(c, model, batch):
-    """Of a micro-batch, each a sum: the cross-entropies of the real codes of each book, (Q,), to which the first counts
-    EOS; how many of them had the highest logit, (Q,); the squared errors of log seconds of the clips with text."""
+    """Of a micro-batch, each a sum: the cross-entropies of its real codes, to which the first book counts EOS, which
+    alone has gradients; those of each book, (Q,); how many had the highest logit, (Q,); the squared errors of log
+    seconds of the clips with text."""
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     target_is_real = (targets < c.codebook_size) | (targets == c.codebook_size + 2)
     seconds = batch["frames"] / c.frame_rate
-    logits, log_seconds = model(inputs, batch.get("text"), batch.get("length"), seconds)  # (B, S, Q, symbols)
-    targets = targets.masked_fill(~target_is_real, -100)
-    entropies = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none").view(targets.shape)
-    hits = (logits.detach().argmax(-1) == targets).sum((0, 1))
-    duration = entropies.new_zeros(())
+    x, log_seconds = model(inputs, batch.get("text"), batch.get("length"), seconds)  # (B, S, D)
+    targets = targets.masked_fill(~target_is_real, -100).flatten(0, 1)
+    entropy, of_books, hits = linear_cross_entropy(x.flatten(0, 1), common.unwrapped(model).heads.weight, targets)
+    duration = entropy.new_zeros(())
     if log_seconds is not None:
         duration = ((log_seconds - seconds.log()).square() * ~batch["drop"]).sum()
-    return entropies.sum((0, 1)), hits, duration
+    return entropy, of_books, hits, duration
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -269,12 +267,24 @@ def main(argv):
         micro = c.batch_size * world
         while True:
             draws = draw_step(c, train, frames, step, micro * c.grad_accum_steps)
+            n = dict(zip(("n_frames", "n_texts"), torch.tensor(counts(c, data, draws), dtype=torch.float32)))
             for i in range(0, len(draws), micro):
-                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device), counts(c, data, draws)
+                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device) | common.send(n, device)
             step += 1
 
+    def learn(batch):
+        """Adds a micro-batch's gradients. Returns its part of the step's losses and hits of each book and, last, of the
+        duration's loss, (2 Q + 1,)."""
+        with autocast(device, dtype):
+            entropy, of_books, hits, duration = codec_loss(c, trained, batch)
+        duration = duration / batch["n_texts"]
+        loss = entropy / (batch["n_frames"] * c.codebooks) + c.duration_loss_weight * duration
+        scaler.scale(loss * world).backward()  # DDP takes the mean over processes
+        return torch.cat((torch.cat((of_books, hits)) / batch["n_frames"], duration.detach()[None]))
+
+    learn = common.replayed(learn, device, world)
     source = batches(step)
-    batch, (n_frames, n_texts) = next(source)
+    batch = next(source)
     since = time.perf_counter()
     bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
     while step < c.steps:
@@ -292,14 +302,8 @@ def main(argv):
         for i in range(c.grad_accum_steps):
             last = i == c.grad_accum_steps - 1
             with common.memory_advice(c, "clips"), nullcontext() if last or world == 1 else trained.no_sync():
-                with autocast(device, dtype):
-                    entropies, hits, duration = codec_loss(c, trained, batch)
-                entropies, hits, duration = entropies / n_frames, hits / n_frames, duration / n_texts
-                loss = (entropies.mean() + c.duration_loss_weight * duration) * world  # DDP takes the mean of them
-                scaler.scale(loss).backward()
-            sums[:-1] += torch.cat((entropies, hits, duration[None])).detach()
-            batch, upcoming = next(source)  # made while a GPU is still busy with the one before
-        n_frames, n_texts = upcoming
+                sums[:-1] += learn(batch)
+            batch = next(source)  # made while a GPU is still busy with the one before
 
         # Step
         for optimizer in optimizers:
@@ -307,7 +311,7 @@ def main(argv):
         sums[-1] += torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
         for optimizer in optimizers:
             scaler.step(optimizer)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)
         scaler.update()
         decay = min(c.ema_decay, (1 + step) / (10 + step))  # a shorter memory while it is young
         with torch.no_grad():

@@ -120,8 +120,7 @@ def make_batch(c, data, features, draws, device):
         "t": torch.tensor([d["t"] for d in draws], dtype=torch.float32),
         "drop": torch.tensor([d["drop"] for d in draws]),
     }
-    if device.type == "cuda":
-        batch = {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
+    batch = common.send(batch, device)
     batch["noise"] = torch.zeros_like(batch["mel"])
     for row, m, d in zip(batch["noise"], mels, draws):
         generator = torch.Generator(device).manual_seed(d["noise"])

@@ -144,9 +144,7 @@ def make_batch(c, data, shown, rows, step, device):
         batch["document"] = document
     if c.speaker_width:
         batch["speaker"] = torch.stack([draw_voice(c, data, shown, i, 3, step, i) for i, in rows])
-    if device.type == "cuda":
-        batch = {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
-    return batch
+    return common.send(batch, device)
 
 
 def counts(c, data, rows):
@@ -163,7 +161,7 @@ def llm_loss(model, batch):
     """The cross-entropies of a micro-batch, summed over its characters and over its codes."""
     inner = common.unwrapped(model)
     x = model(batch["tokens"], batch.get("document"), batch.get("speaker")).flatten(0, 1)
-    return [linear_cross_entropy(x[at], inner.embedding.weight, batch["targets"][at])
+    return [linear_cross_entropy(x[at], inner.embedding.weight, batch["targets"][at][:, None])[0]
             for at in (batch["text_at"], batch["audio_at"])]
 
 

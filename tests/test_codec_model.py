@@ -144,7 +144,7 @@ def test_cached_decoding_is_the_full_forward(mixer):
     model = tiny_codec_lm(mixer=mixer, attn_every=0, cross_every=2)
     tokens, text, length = tokens_like(model, 2, 300), torch.randint(0, 259, (2, 30)), torch.tensor([30, 11])
     with torch.no_grad():
-        logits, _ = model(tokens, text, length)
+        logits = model.logits(model(tokens, text, length)[0])
         read, _ = model.read_text(text, length)
         cache = model.empty_cache(2, 300)
         steps = [model.hidden(tokens[:, :70], read, cache)]
@@ -162,7 +162,7 @@ def test_no_step_sees_the_next_ones():
     with torch.no_grad():
         a, b = model(tokens)[0], model(changed)[0]
     torch.testing.assert_close(a[:, :90], b[:, :90], atol=1e-5, rtol=0)
-    assert (a[:, 90:] - b[:, 90:]).abs().amin((0, 2, 3)).max() > 0 and (a[:, 90] - b[:, 90]).abs().max() > 0.1
+    assert (a[:, 90:] - b[:, 90:]).abs().amin((0, 2)).max() > 0 and (a[:, 90] - b[:, 90]).abs().max() > 0.1
 
 
 def test_beyond_the_context_the_ring_forgets():
@@ -184,8 +184,8 @@ def test_every_weight_learns_and_checkpointing_changes_nothing(options):
         text = torch.randint(0, 259, (2, 9)), torch.tensor([9, 4]), torch.tensor([2.0, 1.0])
     for model.checkpointing in (False, True):
         model.zero_grad()
-        logits, log_seconds = model(tokens, *text)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 2), tokens[:, 1:].flatten())
+        x, log_seconds = model(tokens, *text)
+        loss = F.cross_entropy(model.logits(x)[:, :-1].flatten(0, 2), tokens[:, 1:].flatten())
         (loss + (log_seconds.square().sum() if text else 0)).backward()
         assert all(p.grad.any() for p in model.parameters())
         gradients.append([p.grad.clone() for p in model.parameters()])

@@ -121,7 +121,7 @@ def continuation(model, prompt, frames, **text):
         delayed = delay(codes[None], model.bos, model.pad)
         row = int((delayed[0] == -1).any(1).nonzero()[0])
         with torch.no_grad():
-            logits = model(delayed[:, :row], **text)[0][0, -1, :, :model.c.codebook_size]
+            logits = model.logits(model(delayed[:, :row], **text)[0])[0, -1, :, :model.c.codebook_size]
         for q in (delayed[0, row] == -1).nonzero()[:, 0].tolist():
             codes[row - 1 - q, q] = logits[q].argmax()
     return codes
@@ -141,7 +141,7 @@ def test_guidance_of_the_logits_extrapolates_from_the_empty_text():
     text, length = torch.randint(3, 259, (1, 12)), torch.tensor([12])
     start = torch.full((1, 1, 3), model.bos)
     with torch.no_grad():
-        given, free = (model(start, t, n)[0][0, 0, 0, allowed]
+        given, free = (model.logits(model(start, t, n)[0])[0, 0, 0, allowed]
                        for t, n in ((text, length), (torch.tensor([[1]]), torch.tensor([1]))))
     picked = set()
     for scale in (0.0, 1.0, 3.0, 30.0):

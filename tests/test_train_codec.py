@@ -84,7 +84,7 @@ def test_loss_against_brute_force(codec_tokens, cross_every):
     data, features = TokenDataset(codec_tokens), TextFeatures("bytes")
     clips = [0, 3, 5]
     with torch.no_grad():
-        entropies, hits, duration = codec_loss(c, model, make_batch(
+        entropy, entropies, hits, duration = codec_loss(c, model, make_batch(
             c, data, features, [dict(clip=i, cut=0.5, drop=False) for i in clips], CPU))
     scores = figures.score_clips(model, data, features, clips, CPU, torch.float32)
 
@@ -96,7 +96,8 @@ def test_loss_against_brute_force(codec_tokens, cross_every):
         rows = [[BOS, BOS]] + [[codes[t][0] if t < T else PAD, codes[t - 1][1] if t else BOS] for t in range(T + 1)]
         text = features([data.rows[i]["text"]]) if cross_every else ()
         with torch.no_grad():
-            logits, log_seconds = model(torch.tensor([rows]), *text, seconds=torch.tensor([T / 50]))
+            x, log_seconds = model(torch.tensor([rows]), *text, seconds=torch.tensor([T / 50]))
+            logits = model.logits(x)
         p = logits[0].softmax(-1).numpy()
         for t in range(T):
             for k in range(2):
@@ -108,6 +109,7 @@ def test_loss_against_brute_force(codec_tokens, cross_every):
     np.testing.assert_allclose(scores[:2], wanted, rtol=1e-5)
     np.testing.assert_array_equal(scores[2:4], right)
     np.testing.assert_allclose(entropies, wanted + [eos, 0], rtol=1e-5)
+    assert entropy.item() == pytest.approx(sum(wanted) + eos, rel=1e-5)
     assert abs(hits.numpy() - right).max() <= (3 if cross_every else 0)  # EOS may have been foreseen
     np.testing.assert_allclose([duration, scores[-1]], [errors, errors], rtol=1e-4, atol=1e-6)
 

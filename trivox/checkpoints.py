@@ -92,8 +92,9 @@ def digest(weights):
 
 
 def cast_matrices(model, dtype):
-    """The same model with its matrices in a dtype, in place: a decoding step mostly waits for them to be read."""
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+    """The same model with its matrices, and the norms of its blocks, in a dtype, in place: a decoding step mostly waits
+    for them to be read, and for casts."""
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) or name.startswith("blocks.") and "norm" in name:
             module.to(dtype)
     return model

@@ -102,7 +102,7 @@ def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, 
     end, seen, whole = torch.full((B, 1), known.shape[1] - Q, device=device), 0, 0  # frames; rows; frames yielded
     for row in range(shortest + 1, last + 1):  # the delayed step to be sampled
         x = model.hidden(rows[:, seen:row].repeat(1 + guided, 1, 1), read, cache)[:, -1]
-        logits, seen = model.heads(x).float().unflatten(-1, (Q, model.symbols)), row
+        logits, seen = model.logits(x).float(), row
         if guided:
             given, free = logits.chunk(2)
             logits = torch.lerp(free, given, cfg_scale)
@@ -121,7 +121,8 @@ def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, 
 def pick(logits, uniform, temperature, top_k, top_p, most):
     """One symbol for each row of logits (B, Q, symbols): the one that uniform (B, Q) in [0, 1) falls on where the
     probabilities stand side by side, the largest first. temperature, top_k, top_p (Q, 1); most: the largest top_k."""
-    p, symbol = (logits / temperature.clamp(min=1e-6)).softmax(-1).topk(most, -1)  # in order; quick where most is small
+    p = (logits / temperature.clamp(min=1e-6)).softmax(-1)
+    p, symbol = p.topk(most, -1) if most < p.shape[-1] else p.sort(-1, descending=True)
     upto = p.cumsum(-1)
     kept = (upto - p < top_p) & (torch.arange(most, device=p.device) < top_k)
     kept[..., 0] = True
@@ -230,8 +231,7 @@ def capture(step, state):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
+        step()  # finds algorithms and memory, which may not be while it is captured
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

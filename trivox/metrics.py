@@ -190,17 +190,14 @@ def score_clips(model, data, features, clips, device, dtype):
     text = features([data.rows[i]["text"] for i in clips], multiple=16) if c.cross_every else ()
     model.eval()
     with torch.no_grad(), autocast(device, dtype):
-        tokens = delayed_batch(c, codes, multiple=16)[:, :-1].to(device)
-        logits, log_seconds = model(tokens, *(x.to(device) for x in text), seconds=seconds)
-    sums = np.zeros(2 * Q + 1)
-    for row, x in zip(logits, codes):
-        x = x.to(device)
-        row = torch.stack([row[q:q + len(x), q] for q in range(Q)], -1).float()  # (frames, symbols, Q)
-        sums[:Q] += F.cross_entropy(row, x, reduction="none").sum(0).cpu().numpy()
-        sums[Q:-1] += (row.argmax(1) == x).sum(0).cpu().numpy()
+        tokens = delayed_batch(c, codes, multiple=16).to(device)
+        x, log_seconds = model(tokens[:, :-1], *(x.to(device) for x in text), seconds=seconds)
+        targets = tokens[:, 1:].masked_fill(tokens[:, 1:] >= c.codebook_size, -100)
+        _, *found = linear_cross_entropy(x.flatten(0, 1), model.heads.weight, targets.flatten(0, 1))
+    sums = [*torch.cat(found).tolist(), 0.0]
     if log_seconds is not None:
         sums[-1] = (log_seconds - seconds.log()).square().sum().item()
-    return sums
+    return np.array(sums)
 
 
 @torch.no_grad()
@@ -221,7 +218,8 @@ def score_sentences(model, data, clips, voices, device, dtype, batch_size=16):
             x = model(tokens.to(device), None, speaker)
             audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
             for k, chosen in enumerate(((targets >= 0) & ~audio, audio)):
-                loss = linear_cross_entropy(x[chosen.to(device)], model.embedding.weight, targets[chosen].to(device))
+                loss, *_ = linear_cross_entropy(x[chosen.to(device)], model.embedding.weight,
+                                                targets[chosen].to(device)[:, None])
                 sums[[k, 2 + k]] += loss.item(), int(chosen.sum())
     return sums
 

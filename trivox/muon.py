@@ -16,7 +16,7 @@ def orthogonalise(G, steps=5):
     The quintic's coefficients are Jordan's, chosen so that small singular values grow fastest.
     """
     X = G.to(pick_dtype("auto", G.device))
-    X = X.mT if G.shape[-2] > G.shape[-1] else X
+    X = X.mT.contiguous() if G.shape[-2] > G.shape[-1] else X  # products add to copies, which views make slow
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     X = X.flatten(0, -3) if X.ndim > 2 else X[None]
     for _ in range(steps):
