@@ -3,8 +3,8 @@
     python bench.py params configs/*.yaml    parameters and FLOPs of a training step, a row a config
     python bench.py decode CONFIG            milliseconds a step of a codec LM's sampling, one clip at a time; of an LLM
                                              TTS's after 1,000 tokens, beside computing all of them anew
-    python bench.py llm CONFIG               on a GPU: whether its paths agree, then tokens a second and model-FLOPs
-                                             utilisation of training steps, and tokens a second of decoding
+    python bench.py train CONFIG …           clips or tokens a second of training on random data, and memory
+    python bench.py llm CONFIG               on a GPU: whether its paths agree, then tokens a second of decoding
     python bench.py onnx FOLDER | CONFIG     tokens a second of what export.py wrote, one sentence at a time; for a
                                              config with random weights, of 32 and of 8 bits
     python bench.py delta_rule               the delta rule: on a GPU the kernels' errors, then times beside fla-core;
@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -156,28 +156,118 @@ def decode_llm(c, seen=1000):
           f"{c.frame_rate / cached:.2f}")
 
 
+def random_batch(c, device):
+    """What a micro-batch of a config holds, of random data: clips as long as LJSpeech's mean, whole contexts, rows of
+    sentences. Returns (a dict of tensors; how many clips or, for an LLM TTS, tokens are learned from)."""
+    import numpy as np
+
+    from model import CHARACTERS, delayed_batch, packed_batch, sentence
+    from trivox.datasets import best_fit
+
+    rng, B = np.random.default_rng(0), c.batch_size
+    if c.system == "flow":
+        frames = int(SECONDS * c.sample_rate / c.hop_length)
+        mel = torch.randn(B, -(-frames // (16 * c.patch)) * 16 * c.patch, c.n_mels)
+        text = torch.randn(B, 112, c.byt5_width) if c.text_encoder != "bytes" else torch.randint(3, 259, (B, 112))
+        batch = {"mel": mel, "noise": torch.randn_like(mel), "frames": torch.full((B,), frames), "text": text,
+                 "length": torch.full((B,), TEXT_BYTES), "t": torch.rand(B), "drop": torch.zeros(B, dtype=torch.bool)}
+        return {name: x.to(device) for name, x in batch.items()}, B
+    if c.system == "codec":
+        frames = c.context - c.codebooks - (c.cross_every > 0)
+        clips = [torch.from_numpy(rng.integers(0, c.codebook_size, (frames, c.codebooks))) for _ in range(B)]
+        batch = {"tokens": delayed_batch(c, clips, multiple=16), "frames": torch.full((B,), frames)}
+        if c.cross_every:
+            batch |= {"text": torch.randint(3, 259, (B, 112)), "length": torch.full((B,), TEXT_BYTES),
+                      "drop": torch.zeros(B, dtype=torch.bool)}
+        return {name: x.to(device) for name, x in batch.items()}, B
+    some = [sentence(c, rng.integers(5, 43, rng.integers(40, 160)).astype(np.uint8),
+                     rng.integers(0, c.codebook_size, rng.integers(100, 700)).astype(np.uint16)) for _ in range(4 * B)]
+    rows = best_fit(np.array([min(len(one), c.context) for one in some]), c.context)[:B]
+    tokens, targets, document = packed_batch([[some[i] for i in row] for row in rows], c.context)
+    audio = ((targets >= CHARACTERS) & (targets != c.audio_bos)).flatten()
+    taught = (targets >= 0).flatten()
+    batch = {"tokens": tokens, "document": document, "targets": targets.flatten(),
+             "text_at": (taught & ~audio).nonzero()[:, 0], "audio_at": (taught & audio).nonzero()[:, 0]}
+    if c.speaker_width:
+        batch["speaker"] = torch.randn(B, c.speaker_width)
+    return {name: x.to(device) for name, x in batch.items()}, int(taught.sum())
+
+
+def bench_train(path, repeats=20):
+    """Print how fast a config trains on random data: all of a step but for making its batch, as its trainer does it,
+    activations recomputed where the config says so. On a GPU also writes benchmarks/gpu/train_<config>_<gpu>.json."""
+    from model import LLM, CodecLM, FlowTTS
+    from train_codec_lm import codec_loss
+    from train_flow_tts import flow_loss
+    from train_llm_tts import llm_loss
+    from trivox.gpu import replayed
+    from trivox.muon import Muon
+
+    c = load_settings(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, gpu = pick_dtype(c.dtype, device), device.type == "cuda"
+    torch.manual_seed(0)
+    model = {"flow": FlowTTS, "codec": CodecLM, "llm": LLM}[c.system](c).to(device).train()
+    model.checkpointing = c.activation_checkpointing
+    (batch, n), parameters = random_batch(c, device), [p for p in model.parameters() if p.requires_grad]
+    averages = [p.detach().clone() for p in parameters]
+    if c.compile and gpu:
+        for block in model.blocks:
+            block.compile(dynamic=c.system != "llm")
+    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, torch.nn.Linear) and m.weight.requires_grad]
+    others = [p for p in parameters if all(p is not m for m in matrices)]
+    optimizers = [Muon(matrices, 1e-4)] * (c.optimizer == "muon")
+    optimizers += [torch.optim.AdamW(others if optimizers else parameters, lr=1e-4, fused=True)]
+
+    def learn(batch):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if c.system == "codec":
+                loss = codec_loss(c, model, batch)[0]
+            else:
+                loss = sum(flow_loss(c, model, batch) if c.system == "flow" else llm_loss(model, batch))
+        (loss / n).backward()
+        return loss.detach()
+
+    learn, marks = replayed(learn, device, 1) if c.system == "codec" else learn, []
+    for _ in range(repeats + 6 if gpu else 3):
+        for _ in range(c.grad_accum_steps):
+            learn(batch)
+        torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=c.system != "codec")
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1e-3)
+        if gpu:
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+    seconds = statistics.median([b - a for a, b in zip(marks, marks[1:])][5 * gpu:])
+    n, flops = n * c.grad_accum_steps, step_of(c)[1] * c.batch_size * c.grad_accum_steps / 1e12
+    found = {"gpu": torch.cuda.get_device_name() if gpu else "", "torch": torch.__version__, "dtype": str(dtype)[6:],
+             "command": f"python bench.py train {path}", "config": Path(path).name, "ms_a_step": 1e3 * seconds,
+             "unit": "tokens" if c.system == "llm" else "clips", "per_second": n / seconds, "batch_size": c.batch_size,
+             "grad_accum_steps": c.grad_accum_steps, "TFLOP_per_second": flops / seconds,
+             "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None}
+    print(f"{path}: {1e3 * seconds:.1f} ms a step of {c.batch_size} x {c.grad_accum_steps}, {n / seconds:,.0f} "
+          f"{found['unit']} a second, {flops / seconds:.0f} TFLOP/s" + (f", {found['gpu_gb']:.1f} GB" if gpu else ""))
+    if gpu:
+        keep(f"train_{Path(path).stem}", found)
+
+
 def bench_llm(path):
     """On a GPU: FlexAttention beside scaled_dot_product_attention, and the CUDA graph of decoding beside steps one by
-    one; training steps as the config has them, on packed rows of random sentences; decoding of 1 and of 32 sentences.
-    Prints, and writes benchmarks/gpu/<config>_<gpu>.json."""
+    one; decoding of 1 and of 32 sentences. Prints, and writes benchmarks/gpu/<config>_<gpu>.json."""
     import numpy as np
 
     import model as model_module
-    from model import LLM, packed_batch, sentence
-    from trivox.cross_entropy import linear_cross_entropy
+    from model import LLM, sentence
     from trivox.generate import generate_speech
     from trivox.speak import cast_matrices
 
-    c, device, rng = load_settings(path), torch.device("cuda"), np.random.default_rng(0)
-    rows, gpu = c.batch_size, torch.cuda.get_device_name()
-    some = [sentence(c, rng.integers(5, 43, rng.integers(40, 160)).astype(np.uint8),
-                     rng.integers(0, c.codebook_size, rng.integers(100, 700)).astype(np.uint16))
-            for _ in range(2 * rows)]
-    tokens, targets, document = (x.to(device) for x in packed_batch([some[i::rows] for i in range(rows)], c.context))
+    c, device, gpu = load_settings(path), torch.device("cuda"), torch.cuda.get_device_name()
     torch.manual_seed(0)
-    model = LLM(c).to(device)
-
-    few, where = (tokens[:2], document[:2]), document[:2] >= 0
+    model, batch = LLM(c).to(device).eval(), random_batch(replace(c, batch_size=2), device)[0]
+    few, where = (batch["tokens"], batch["document"]), batch["document"] >= 0
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         flex = model(*few)[where].float()
         model_module.takes_flex = lambda tokens: False
@@ -186,53 +276,24 @@ def bench_llm(path):
     off = ((flex - dense).norm() / dense.norm()).item()
     print(f"{gpu}: FlexAttention is off by {off:.1e} from scaled_dot_product_attention, in bfloat16")
 
-    trained, audio = model.train(), (targets >= model_module.CHARACTERS) & (targets != c.audio_bos)
-    at = [((targets >= 0) & ~audio).flatten().nonzero()[:, 0], audio.flatten().nonzero()[:, 0]]
-    for block in trained.blocks:
-        block.compile(dynamic=False)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-4, betas=(0.9, 0.98), fused=True)
-    marks = []
-    for _ in range(25):
-        with torch.autocast("cuda", torch.bfloat16):
-            x = trained(tokens, document).flatten(0, 1)
-            loss = sum(linear_cross_entropy(x[i], trained.embedding.weight, targets.flatten()[i, None])[0] for i in at)
-        (loss / len(x)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        torch.cuda.synchronize()
-        marks.append(time.perf_counter())
-    seconds = statistics.median(b - a for a, b in zip(marks[5:], marks[6:]))
-    taught = int((targets >= 0).sum())  # of the rows' steps those that are no padding, and the head is for
-    flops = step_of(c)[1] * c.batch_size / 1e12
-    flops -= 6e-12 * (tokens.numel() - taught) * trained.embedding.weight.numel()
+    model, prompt = cast_matrices(model, torch.bfloat16), sentence(c, np.arange(5, 43).astype(np.uint8))
     found = {"gpu": gpu, "torch": torch.__version__, "command": f"python bench.py llm {path}",
-             "config": Path(path).name, "flex_error": off, "rows": rows,
-             "tokens_per_second": taught / seconds, "filled": taught / tokens.numel(),
-             "TFLOP_per_second": flops / seconds, "mfu_of_989": flops / seconds / 989,
-             "gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
-    print(f"training, {rows} rows of {c.context}: {1e3 * seconds:.0f} ms a step, {found['tokens_per_second']:,.0f} "
-          f"tokens/s, {flops / seconds:.0f} TFLOP/s, {found['mfu_of_989']:.1%} of 989, {found['gpu_gb']:.1f} GB; "
-          "attention counted as if nothing were masked")
-    del trained, optimizer, x, loss
-
-    torch.manual_seed(0)
-    model = cast_matrices(LLM(c).eval().to(device), torch.bfloat16)
-    prompt = sentence(c, np.arange(5, 43).astype(np.uint8))
+             "config": Path(path).name, "flex_error": off}
     with torch.autocast("cuda", torch.bfloat16):
-        graph = generate_speech(model, [prompt], [0], 200, temperature=1.0)[0]
-        steps = generate_speech(model, [prompt], [0], 8, temperature=1.0)[0]  # too few for a graph to be captured
+        graph = generate_speech(model, [prompt], [0], 200)[0]
+        steps = generate_speech(model, [prompt], [0], 8)[0]  # too few for a graph to be captured
         if not torch.equal(graph[:len(steps)], steps):
             raise UserError("what the CUDA graph speaks is not what the steps speak one by one")
-        for batch in 1, 32:
+        for batch, top_p in itertools.product((1, 32), (1.0, c.eval_top_p)):
             took = []
-            for repeat in range(3):
+            for repeat in range(4):
                 start = time.perf_counter()
-                codes = generate_speech(model, [prompt] * batch, range(batch), 500, temperature=1.0)
+                codes = generate_speech(model, [prompt] * batch, range(batch), 500, top_p=top_p)
                 took.append((time.perf_counter() - start, sum(map(len, codes))))
             took, made = min(took)
-            found[f"decode_{batch}"] = made / took
-            print(f"decoding {batch}: {made / took:,.0f} tokens/s, prefill and capture included; real-time factor "
-                  f"{took / (made / batch / c.frame_rate):.4f}")
+            found[f"decode_{batch}, top_p {top_p:g}"] = made / took
+            print(f"decoding {batch}, top_p {top_p:g}: {made / took:,.0f} tokens/s, prefill and capture included; "
+                  f"real-time factor {took / (made / batch / c.frame_rate):.4f}")
     keep(Path(path).stem, found)
 
 
@@ -505,6 +566,8 @@ def main(argv):
         return params(argv[1:])
     if argv[:1] == ["decode"] and len(argv) == 2:
         return decode(argv[1])
+    if argv[:1] == ["train"] and len(argv) > 1:
+        return [bench_train(path) for path in argv[1:]]
     if argv[:1] == ["llm"] and len(argv) == 2:
         return bench_llm(argv[1])
     if argv[:1] == ["onnx"] and len(argv) == 2:

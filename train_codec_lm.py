@@ -31,6 +31,7 @@ from trivox.codecs import load_codec
 from trivox.common import UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
 from trivox.datasets import TokenDataset, keep_codec, open_tokens
+from trivox.gpu import ahead, replayed, send
 from trivox.metrics import score_clips
 from trivox.muon import Muon
 from trivox.pages import write_page
@@ -118,7 +119,7 @@ def make_batch(c, data, features, draws, device):
     if c.cross_every:
         text, length = features(["" if d["drop"] else data.rows[d["clip"]]["text"] for d in draws], multiple=16)
         batch |= {"text": text, "length": length, "drop": torch.tensor([d["drop"] for d in draws])}
-    return common.send(batch, device)
+    return send(batch, device)
 
 
 def counts(c, data, draws):
@@ -269,7 +270,7 @@ def main(argv):
             draws = draw_step(c, train, frames, step, micro * c.grad_accum_steps)
             n = dict(zip(("n_frames", "n_texts"), torch.tensor(counts(c, data, draws), dtype=torch.float32)))
             for i in range(0, len(draws), micro):
-                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device) | common.send(n, device)
+                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device) | send(n, device),
             step += 1
 
     def learn(batch):
@@ -282,9 +283,9 @@ def main(argv):
         scaler.scale(loss * world).backward()  # DDP takes the mean over processes
         return torch.cat((torch.cat((of_books, hits)) / batch["n_frames"], duration.detach()[None]))
 
-    learn = common.replayed(learn, device, world)
-    source = batches(step)
-    batch = next(source)
+    learn = replayed(learn, device, world)
+    source = ahead(batches(step), device)
+    batch, = next(source)
     since = time.perf_counter()
     bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
     while step < c.steps:
@@ -303,7 +304,7 @@ def main(argv):
             last = i == c.grad_accum_steps - 1
             with common.memory_advice(c, "clips"), nullcontext() if last or world == 1 else trained.no_sync():
                 sums[:-1] += learn(batch)
-            batch = next(source)  # made while a GPU is still busy with the one before
+            batch, = next(source)
 
         # Step
         for optimizer in optimizers:

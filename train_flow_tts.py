@@ -30,6 +30,7 @@ from trivox import common
 from trivox.audio import LOG_FLOOR, mel_config
 from trivox.common import UserError, all_sum, autocast, barrier
 from trivox.datasets import MelDataset
+from trivox.gpu import ahead, send
 from trivox.muon import Muon
 from trivox.pages import write_page
 from trivox.recognisers import load_recogniser
@@ -120,7 +121,7 @@ def make_batch(c, data, features, draws, device):
         "t": torch.tensor([d["t"] for d in draws], dtype=torch.float32),
         "drop": torch.tensor([d["drop"] for d in draws]),
     }
-    batch = common.send(batch, device)
+    batch = send(batch, device)
     batch["noise"] = torch.zeros_like(batch["mel"])
     for row, m, d in zip(batch["noise"], mels, draws):
         generator = torch.Generator(device).manual_seed(d["noise"])
@@ -262,7 +263,7 @@ def main(argv):
                 yield make_batch(c, data, features, draws[i + rank:i + micro:world], device), counts(data, draws)
             step += 1
 
-    source = batches(step)
+    source = ahead(batches(step), device)
     batch, (n_frames, n_texts) = next(source)
     since = time.perf_counter()
     bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
@@ -285,7 +286,7 @@ def main(argv):
                 loss = (flow + c.duration_loss_weight * duration) * world  # DDP takes the mean over processes
                 scaler.scale(loss).backward()
             sums[:2] += torch.stack((flow, duration)).detach()
-            batch, upcoming = next(source)  # made while a GPU is still busy with the one before
+            batch, upcoming = next(source)
         n_frames, n_texts = upcoming
 
         # Step

@@ -32,6 +32,7 @@ from trivox.codecs import load_codec
 from trivox.common import UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
 from trivox.datasets import SentenceDataset, best_fit, keep_codec, open_tokens
+from trivox.gpu import ahead, send
 from trivox.metrics import score_sentences
 from trivox.muon import Muon
 from trivox.pages import write_page
@@ -144,7 +145,7 @@ def make_batch(c, data, shown, rows, step, device):
         batch["document"] = document
     if c.speaker_width:
         batch["speaker"] = torch.stack([draw_voice(c, data, shown, i, 3, step, i) for i, in rows])
-    return common.send(batch, device)
+    return send(batch, device)
 
 
 def counts(c, data, rows):
@@ -313,7 +314,7 @@ def main(argv):
                        (counts(c, data, mine), behind))
             step += 1
 
-    source = batches(step, place)
+    source = ahead(batches(step, place), device)
     batch, ((n_text, n_audio), behind) = next(source)
     since = time.perf_counter()
     bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
@@ -337,7 +338,7 @@ def main(argv):
                 loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio)
                 scaler.scale(loss * world).backward()  # DDP takes the mean over processes
             sums[:2] += torch.stack((text, audio)).detach()
-            batch, upcoming = next(source)  # made while a GPU is still busy with the one before
+            batch, upcoming = next(source)
         if rank == 0:
             sums[2:4] += torch.tensor((n_text, n_audio), device=device)
         place, ((n_text, n_audio), behind) = behind, upcoming

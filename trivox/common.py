@@ -162,40 +162,6 @@ def distribute(model, world, device):
     return DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
 
 
-def send(batch, device):
-    """A dict of tensors, on the device; a GPU goes on with what it does."""
-    if device.type != "cuda":
-        return batch
-    return {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
-
-
-def replayed(step, device, world):
-    """On one GPU: `step`, a function of a dict of tensors that adds to gradients and returns a tensor, as CUDA graphs,
-    one for each set of shapes from its second time on. To launch a small model's kernels one by one takes longer than
-    they do. Gradients must stay where they are (set_to_none=False). Elsewhere: `step` as it is."""
-    if device.type != "cuda" or world > 1:
-        return step
-    graphs, pool = {}, torch.cuda.graph_pool_handle()
-
-    def run(batch):
-        shapes = tuple((name, x.shape) for name, x in batch.items())
-        if shapes not in graphs:  # what is compiled, and gradients that are not there yet, must not be captured
-            graphs[shapes] = None
-            return step(batch)
-        if graphs[shapes] is None:
-            fixed, graph = {name: x.clone() for name, x in batch.items()}, torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                result = step(fixed)
-            graphs[shapes] = fixed, graph, result
-        fixed, graph, result = graphs[shapes]
-        for name, x in batch.items():
-            fixed[name].copy_(x)
-        graph.replay()
-        return result
-
-    return run
-
-
 def unwrapped(model):
     """The model within DDP, or itself."""
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -19,8 +19,8 @@ LOGITS = {"cuda": 2 ** 29, "cpu": 2 ** 26}  # how many are held at once
 
 @jit
 def softmax_kernel(logits, targets, losses, hits, V, row_width, BLOCK: tl.constexpr, WRITE: tl.constexpr):
-    """For a row of V logits: its cross-entropy, whether its target is the first of the largest, and WRITE: the gradient,
-    softmax − one-hot, in the logits' place. A target below 0 is none: all three are 0."""
+    """For a row of V logits: its cross-entropy, whether its target is the first of the largest, and WRITE: softmax −
+    one-hot, the gradient, in the logits' place. A target below 0 is none: all three are 0."""
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     logits, target = logits + row * row_width, tl.load(targets + row)
     top, total, where = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32), i

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from model import CHARACTERS, PAD, delay
 from trivox.common import UserError
+from trivox.gpu import capture
 
 # ------------------------------------------------------------------------------------------------------------
 # Flow TTS
@@ -222,20 +223,3 @@ def follow(stream, sentences):
                     heard[k].append(code[None])
 
     return [codes(i) for i in range(sentences)]
-
-
-def capture(step, state):
-    """Capture a function that works in place on tensors in a CUDA graph, and return its replay. state: all the tensors
-    that it changes; afterwards they are as they were. It is not compiled: that takes longer than speaking a page."""
-    before = [x.clone() for x in state]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # finds algorithms and memory, which may not be while it is captured
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    for x, old in zip(state, before):
-        x.copy_(old)
-    return graph.replay

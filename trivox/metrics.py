@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from model import CHARACTERS, delayed_batch, packed_batch, sentence
 from trivox.common import UserError, autocast
