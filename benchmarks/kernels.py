@@ -39,9 +39,10 @@ KINDS = {"HMMA": "HMMA", "LDSM": "LDSM", "LDS/STS": "LDS STS", "LDG/STG": "LDG S
 
 
 @contextmanager
-def recorded():
-    """Meanwhile no kernel is launched: how it would have been goes into the list that this yields."""
-    calls, types = [], {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+def recorded(kernels=kernels):
+    """Meanwhile no kernel of a module is launched: how it would have been goes into the list that this yields."""
+    calls, types = [], {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    types |= {torch.int32: "*i32", torch.int64: "*i64"}
 
     class Recorder:
         def __init__(self, kernel):
@@ -50,7 +51,7 @@ def recorded():
         def __getitem__(self, grid):
             return lambda *args, **kwargs: self.launch(grid, *args, **kwargs)
 
-        def launch(self, grid, *args, num_warps, num_stages=3, **kwargs):
+        def launch(self, grid, *args, num_warps, num_stages=3, launch_pdl=False, **kwargs):
             arguments = inspect.signature(self.kernel.fn).bind(*args, **kwargs).arguments
             signature, constants, attributes, moved = {}, {}, {}, 0
             for n, (name, x) in enumerate(arguments.items()):

@@ -51,7 +51,6 @@ def same_when_resumed(system, steps):
 
 def compare(system, steps):
     """The runs of a system, a dict each, with how far off their losses are from the first's."""
-    subprocess.run([sys.executable, "data.py", "for", f"configs/{system}_demo.yaml"], check=True, cwd=ROOT)
     runs = []
     for options in OPTIONS if torch.cuda.is_available() else OPTIONS[:1]:
         found = train(system, options, steps, ROOT / "runs" / f"check_{system}")
@@ -69,6 +68,8 @@ def main(argv):
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("systems", nargs="*", default=list(SCRIPTS))
     args = parser.parse_args(argv)
+    for system in args.systems:  # which share a corpus
+        subprocess.run([sys.executable, "data.py", "for", f"configs/{system}_demo.yaml"], check=True, cwd=ROOT)
     with ThreadPoolExecutor() as pool:
         runs = sum(pool.map(lambda system: compare(system, args.steps), args.systems), [])
     if torch.cuda.is_available():

@@ -150,3 +150,36 @@ def killed_anywhere(make, folder, whole, monkeypatch):
             part.unlink()
         assert contents(folder / str(step)) == contents(whole)
     return step
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Triton's interpreter
+
+def mend_interpreter():
+    """It cuts float32 off to bfloat16 instead of rounding, and multiplies bfloat16 matrices as integers.
+    Triton 3.6's, beside numpy 2.4, also fails to make an int of a scalar."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+    patch = interpreter._patch_lang_tensor
+
+    def rounded(x, source, target, mode):
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return np.ascontiguousarray(x).astype(np.uint32) << 16
+        if (source, target) == (tl.float32, tl.bfloat16):
+            bits = np.ascontiguousarray(x).view(np.uint32)
+            return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return convert(x, source, target, mode)
+
+    def widened(self, *matrices):
+        a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in matrices[:2])
+        return dot(self, a, b, *matrices[2:])
+
+    def patched(tensor, *scope):
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._convert_float, interpreter.InterpreterBuilder.create_dot = rounded, widened
+    interpreter._patch_lang_tensor = patched

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.kernels import SHAPES, Shape, build, launches, recorded
+from helpers import mend_interpreter
 from trivox import delta_rule
 from trivox import delta_rule_operators as operators
 
@@ -117,36 +118,6 @@ def views(B=2, T=33, H=2, K=16, V=16):
     assert [operators._rows(x)[1] for x in turned] == [H * K, H * K, H * V]
     copied = [sum(operators._rows(x)[0].data_ptr() != x.data_ptr() for x in xs) for xs in (parts, turned)]
     return [all(map(torch.equal, xs, found[0])) for xs in found[1:]], copied
-
-
-def mend_interpreter():
-    """It cuts float32 off to bfloat16 instead of rounding, and multiplies bfloat16 matrices as integers.
-    Triton 3.6's, beside numpy 2.4, also fails to make an int of a scalar."""
-    import numpy as np
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
-    patch = interpreter._patch_lang_tensor
-
-    def rounded(x, source, target, mode):
-        if (source, target) == (tl.bfloat16, tl.float32):
-            return np.ascontiguousarray(x).astype(np.uint32) << 16
-        if (source, target) == (tl.float32, tl.bfloat16):
-            bits = np.ascontiguousarray(x).view(np.uint32)
-            return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-        return convert(x, source, target, mode)
-
-    def widened(self, *matrices):
-        a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in matrices[:2])
-        return dot(self, a, b, *matrices[2:])
-
-    def patched(tensor, *scope):
-        patch(tensor, *scope)
-        tensor.__index__ = lambda self: self.handle.data.item()
-
-    interpreter._convert_float, interpreter.InterpreterBuilder.create_dot = rounded, widened
-    interpreter._patch_lang_tensor = patched
 
 
 def guard_interpreter():

@@ -7,7 +7,8 @@ from helpers import encode, prompts_of, tiny_codec_lm, tiny_flow, tiny_llm, voic
 
 from model import CHARACTERS, FlowTTS, delay
 from trivox.common import UserError
-from trivox.generate import generate_frames, generate_speech, pick, solve_flow, stream_frames, stream_speech
+from trivox.generate import (cuts, generate_frames, generate_speech, pick, solve_flow, stream_frames,
+                             stream_speech)
 
 TEXTS = ["A ferry.", "The captain painted seven wooden boxes.", "Eleven"]
 
@@ -112,6 +113,33 @@ def test_pick_follows_the_cut_distribution():
     for book, shares in zip(drawn.T, wanted):
         torch.testing.assert_close(book.bincount(minlength=4) / 20_000, shares, atol=0.015, rtol=0)
         assert not (book.bincount(minlength=4) > 0)[shares == 0].any()
+
+
+def test_pick_of_all_symbols():
+    """Where nothing is cut off: the symbol on which the number falls in their own order, worked out in float64 for
+    vocabularies of many sizes; never one that is barred, nor one beyond the last; whatever the other rows are."""
+    random, all_of_them = torch.Generator().manual_seed(0), (torch.ones(1, 1), None, None, None)
+    for symbols in (1, 2, 5, 16, 17, 1027, 65_537):
+        logits = 3 * torch.randn(60, 1, symbols, generator=random)
+        logits[:, :, 1:][torch.rand(60, 1, symbols - 1, generator=random) < 0.4] = -torch.inf
+        uniform = torch.rand(60, 1, generator=random)
+        uniform[:3], uniform[3:6] = 0, 1 - 2 ** -24
+        drawn, p = pick(logits, uniform, *all_of_them), logits.double().softmax(-1)
+        assert (p.gather(-1, drawn[..., None]) > 0).all()
+        upto, share = p.cumsum(-1).gather(-1, drawn[..., None])[..., 0], p.gather(-1, drawn[..., None])[..., 0]
+        assert (uniform < upto + 1e-5).all() and (uniform > upto - share - 1e-5).all()
+        assert torch.equal(drawn[7:8], pick(logits[7:8], uniform[7:8], *all_of_them))
+    coldest = pick(logits, uniform, torch.zeros(1, 1), None, None, None)
+    assert torch.equal(coldest, logits.argmax(-1))
+    logits[:, :, :] = -torch.inf
+    logits[:, :, -1] = 0  # only the last, in a block of its own
+    assert (pick(logits, uniform, *all_of_them) == 65_536).all()
+
+
+def test_what_is_cut():
+    for top_k, top_p, found in ((5, 1, False), (9, 1.0, False), (4, 1, True), (5, 0.9, True), ([5, 4], 1, True),
+                                (torch.tensor([5, 5]), [1, 1.0], False), (5, [1, 0.5], True)):
+        assert cuts(top_k, top_p, 5) is found
 
 
 def continuation(model, prompt, frames, **text):

@@ -12,7 +12,7 @@ try:
 except ImportError:  # there is none for this platform
     triton, jit = None, lambda kernel: kernel
 
-STEPS, CHANNELS, WARPS = 64, 64, 8  # of a program
+STEPS, CHANNELS, WARPS = 64, 64, 4  # of a program
 
 
 @jit

@@ -1,9 +1,13 @@
 """Sampling loops: from a model's predictions to log-mels and codes."""
 
+import math
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from model import CHARACTERS, PAD, delay
+from trivox import decoding
 from trivox.common import UserError
 from trivox.gpu import capture
 
@@ -97,7 +101,7 @@ def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, 
     barred = (torch.arange(model.symbols, device=device) >= c.codebook_size).repeat(Q, 1)  # (Q, symbols)
     barred[0, model.eos] = not c.cross_every
     top_k = torch.where((top_k := torch.tensor(top_k)) > 0, top_k, model.symbols).clamp(max=model.symbols)
-    most = int(top_k.max())
+    most = int(top_k.max()) if cuts(top_k, top_p, model.symbols) else None
     temperature, top_k, top_p = (torch.as_tensor(x, dtype=torch.float32).to(device).expand(Q)[:, None]
                                  for x in (temperature, top_k, top_p))
     end, seen, whole = torch.full((B, 1), known.shape[1] - Q, device=device), 0, 0  # frames; rows; frames yielded
@@ -119,16 +123,39 @@ def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, 
             whole += 1
 
 
+def cuts(top_k, top_p, symbols):
+    """Whether top_k or top_p, a number or one for each book, leave any of the symbols out."""
+    return bool((torch.as_tensor(top_k) < symbols).any() or (torch.as_tensor(top_p) < 1).any())
+
+
 def pick(logits, uniform, temperature, top_k, top_p, most):
     """One symbol for each row of logits (B, Q, symbols): the one that uniform (B, Q) in [0, 1) falls on where the
-    probabilities stand side by side, the largest first. temperature, top_k, top_p (Q, 1); most: the largest top_k."""
+    probabilities stand side by side, the largest first. temperature, top_k, top_p (Q, 1); most: the largest top_k, or
+    None where nothing is cut off: then they need not be sorted and stand as they are."""
     p = (logits / temperature.clamp(min=1e-6)).softmax(-1)
+    if most is None:
+        return falls_on(p, uniform)
     p, symbol = p.topk(most, -1) if most < p.shape[-1] else p.sort(-1, descending=True)
     upto = p.cumsum(-1)
     kept = (upto - p < top_p) & (torch.arange(most, device=p.device) < top_k)
     kept[..., 0] = True
     choice = (upto < uniform[..., None] * (p * kept).sum(-1, keepdim=True)).sum(-1, keepdim=True)
     return symbol.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))[..., 0]
+
+
+def falls_on(p, uniform):
+    """The symbol (B, Q) at which the running sum of p (B, Q, symbols) exceeds uniform (B, Q), first in sums of blocks,
+    then in one: PyTorch is slow to sum along 65,537. Sums are integers, in units of 2^-38: exact in any order, so that
+    none of probability 0 is taken, nor one beyond the last."""
+    width = math.isqrt(p.shape[-1] - 1) + 1
+    p = F.pad((p * 2 ** 38).long(), (0, -p.shape[-1] % width)).unflatten(-1, (-1, width))
+    block = p.sum(-1)
+    upto = block.cumsum(-1)
+    wanted = (uniform * 2 ** 24).long()[..., None] * upto[..., -1:] >> 24  # below the total, as uniform is below 1
+    at = (upto <= wanted).sum(-1, keepdim=True)
+    wanted = wanted - (upto - block).gather(-1, at)
+    within = p.gather(-2, at[..., None].expand(*at.shape, width))[..., 0, :]
+    return (at * width + (within.cumsum(-1) <= wanted).sum(-1, keepdim=True))[..., 0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -149,7 +176,7 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
     neighbours. frames: how many codes at most, and no more than the longest prompt leaves room for. speaker (B,
     speaker_width). top_k: 0 for all codes. temperature 0 takes the most probable code. repetition_penalty: logits of
     codes that have been spoken are divided by it, or multiplied where below 0 (Keskar et al., 2019); 1 for none. A GPU
-    replays a step as one CUDA graph.
+    replays a step as one CUDA graph, of decoding.py's kernels where they support the model.
 
     Raises UserError for a prompt that leaves less than two codes for each of its characters.
     """
@@ -170,6 +197,7 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
     cache = model.empty_cache(torch.tensor([longest - len(p) for p in prompts], device=device), longest + frames)
     most = min(top_k or c.codebook_size + 1, c.codebook_size + 1)
     cut = [torch.tensor([[x]], dtype=torch.float32, device=device) for x in (temperature, most, top_p)]
+    most = most if cuts(most, top_p, c.codebook_size + 1) else None
     token, at = torch.zeros(B, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
     codes = torch.full((B, frames), -1, device=device)
     spoken = torch.zeros(B, c.codebook_size + 1, dtype=torch.bool, device=device)
@@ -187,9 +215,12 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
         at.add_(1)
 
     def step():
-        choose(model.hidden(token, None, voice, cache)[:, -1])
+        choose(hidden(token)[:, -1])
 
     choose(model.hidden(tokens.to(device), None, voice, cache)[:, -1])
+    hidden = partial(model.hidden, voice=voice, cache=cache)
+    if device.type == "cuda" and decoding.supports(model, B):
+        hidden = decoding.make_step(model, cache, voice)
     if device.type == "cuda" and frames > 8:
         step = capture(step, [token, at, codes, spoken, cache[0], *(x for state in cache[-1] for x in state)])
     burst, known = 16 if device.type == "cuda" else 1, 0  # a GPU need not wait for each code to be looked at
