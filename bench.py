@@ -15,6 +15,7 @@
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -226,12 +227,12 @@ def bench_train(path, repeats=20):
             else:
                 loss = sum(flow_loss(c, model, batch) if c.system == "flow" else llm_loss(model, batch))
         (loss / n).backward()
-        return loss.detach()
+        return loss.detach()[None]
 
     learn, marks = replayed(learn, device, 1) if c.system == "codec" else learn, []
     for _ in range(repeats + 6 if gpu else 3):
         for _ in range(c.grad_accum_steps):
-            learn(batch)
+            loss = learn(batch)
         torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -241,12 +242,14 @@ def bench_train(path, repeats=20):
         if gpu:
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
+    if not math.isfinite(loss := loss.item() / n):  # what is not finite is multiplied faster, and no figure
+        raise UserError(f"{path}: the loss is {loss}")
     seconds = statistics.median([b - a for a, b in zip(marks, marks[1:])][5 * gpu:])
     n, flops = n * c.grad_accum_steps, step_of(c)[1] * c.batch_size * c.grad_accum_steps / 1e12
     found = {"gpu": torch.cuda.get_device_name() if gpu else "", "torch": torch.__version__, "dtype": str(dtype)[6:],
              "command": f"python bench.py train {path}", "config": Path(path).name, "ms_a_step": 1e3 * seconds,
              "unit": "tokens" if c.system == "llm" else "clips", "per_second": n / seconds, "batch_size": c.batch_size,
-             "grad_accum_steps": c.grad_accum_steps, "TFLOP_per_second": flops / seconds,
+             "grad_accum_steps": c.grad_accum_steps, "TFLOP_per_second": flops / seconds, "loss": loss,
              "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None}
     print(f"{path}: {1e3 * seconds:.1f} ms a step of {c.batch_size} x {c.grad_accum_steps}, {n / seconds:,.0f} "
           f"{found['unit']} a second, {flops / seconds:.0f} TFLOP/s" + (f", {found['gpu_gb']:.1f} GB" if gpu else ""))
@@ -275,6 +278,8 @@ def bench_llm(path):
         model_module.takes_flex = lambda tokens: tokens.is_cuda
     off = ((flex - dense).norm() / dense.norm()).item()
     print(f"{gpu}: FlexAttention is off by {off:.1e} from scaled_dot_product_attention, in bfloat16")
+    if not off < 0.02:
+        raise UserError("which is too much: see FLEX in model.py")
 
     model, prompt = cast_matrices(model, torch.bfloat16), sentence(c, np.arange(5, 43).astype(np.uint8))
     found = {"gpu": gpu, "torch": torch.__version__, "command": f"python bench.py llm {path}",

@@ -65,10 +65,16 @@ def on_gpus():
                       f"{'equals' if found['captured_equals_eager'] else 'DIFFERS FROM'} eager calls to the bit."
                       + " fla-core refuses this Triton on this chip, whose results for it are wrong: its times only." *
                       found["fla_refuses_this_triton"] + f" {found.get('note', '')}\n"]
-        elif "tokens_per_second" in found:
-            lines += [f"{found['tokens_per_second']:,.0f} tokens a second in training with {found['rows']} rows "
-                      f"({found['mfu_of_989']:.0%} of 989 TFLOP/s, {found['gpu_gb']:.0f} GB); decoding "
-                      f"{found['decode_1']:,.0f} tokens a second alone, {found['decode_32']:,.0f} in a batch of 32.\n"]
+        elif "ms_a_step" in found:
+            lines += [f"{found['ms_a_step']:.1f} ms a step of {found['batch_size']} x {found['grad_accum_steps']} on random "
+                      f"data, {found['per_second']:,.0f} {found['unit']} a second, {found['TFLOP_per_second']:.0f} TFLOP/s, "
+                      f"{found['gpu_gb']:.1f} GB, {found['dtype']}." + f" Note: {found.get('note')}." * ("note" in found),
+                      ""]
+        elif "flex_error" in found:
+            rates = [f"{rate:,.0f} ({key[7:].replace(', ', ' at a time, ')})" for key, rate in found.items()
+                     if key.startswith("decode_")]
+            lines += [f"Tokens a second of decoding, prefill and capture included: {', '.join(rates)}."
+                      + f" Note: {found.get('note')}." * ("note" in found), ""]
         else:
             lines += [f"{found['what']}\n", "| system | options | steps | loss of the last ten | validation |",
                       "|---|---|---|---|---|"]

@@ -19,8 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from bench import keep  # noqa: E402 as it lies above this folder
 SCRIPTS = {"flow": "train_flow_tts.py", "codec": "train_codec_lm.py", "llm": "train_llm_tts.py"}
-OPTIONS = ("--device cpu --dtype float32", "--dtype float32", "--dtype bfloat16", "--dtype bfloat16 --compile true",
-           "--dtype float16")
+OPTIONS = "--dtype float32", "--dtype bfloat16", "--dtype bfloat16 --compile true", "--dtype float16"
 
 
 def train(system, options, steps, out, resume=False):
@@ -49,18 +48,21 @@ def same_when_resumed(system, steps):
     return all(torch.equal(x, ends[1][key]) for key, x in ends[0].items())
 
 
-def compare(system, steps):
-    """The runs of a system, a dict each, with how far off their losses are from the first's."""
-    runs = []
-    for options in OPTIONS if torch.cuda.is_available() else OPTIONS[:1]:
-        found = train(system, options, steps, ROOT / "runs" / f"check_{system}")
-        runs.append({"system": system, "options": options} | {key: found[key] for key in ("step", "loss", "val_loss")})
-        runs[-1]["off"] = max(abs(found[key] / runs[0][key] - 1) for key in ("loss", "val_loss"))
-        print("{system} {options}: loss {loss:.4f}, validation {val_loss:.4f}, off by {off:.2%}".format(**runs[-1]),
-              flush=True)
+def take(system, options, steps, runs):
+    """Adds a run to those of a system, with how far off its losses are from those of the first, on a CPU."""
+    found = train(system, options, steps, ROOT / "runs" / f"check_{system}")
+    runs.append({"system": system, "options": options} | {key: found[key] for key in ("step", "loss", "val_loss")})
+    runs[-1]["off"] = max(abs(found[key] / runs[0][key] - 1) for key in ("loss", "val_loss"))
+    print("{system} {options}: loss {loss:.4f}, validation {val_loss:.4f}, off by {off:.2%}".format(**runs[-1]),
+          flush=True)
+
+
+def take_rest(system, steps, runs):
+    """On a GPU those in each precision; and whether a run can be resumed."""
+    for options in OPTIONS if torch.cuda.is_available() else []:
+        take(system, options, steps, runs)
     runs[0]["same_when_resumed"] = same = same_when_resumed(system, steps)
     print(f"{system}: resumed, the weights are {'the same to the bit' if same else 'NOT the same'}", flush=True)
-    return runs
 
 
 def main(argv):
@@ -68,10 +70,13 @@ def main(argv):
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("systems", nargs="*", default=list(SCRIPTS))
     args = parser.parse_args(argv)
-    for system in args.systems:  # which share a corpus
+    runs = {system: [] for system in args.systems}
+    for system in runs:  # one after the other: they share a corpus, and a CPU's cores
         subprocess.run([sys.executable, "data.py", "for", f"configs/{system}_demo.yaml"], check=True, cwd=ROOT)
-    with ThreadPoolExecutor() as pool:
-        runs = sum(pool.map(lambda system: compare(system, args.steps), args.systems), [])
+        take(system, "--device cpu --dtype float32", args.steps, runs[system])
+    with ThreadPoolExecutor(3 if torch.cuda.is_available() else 1) as pool:
+        list(pool.map(lambda system: take_rest(system, args.steps, runs[system]), runs))
+    runs = sum(runs.values(), [])
     if torch.cuda.is_available():
         keep("trainers", {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "what": (
             "the demos' first steps: losses with each row's options"), "runs": runs,
