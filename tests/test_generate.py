@@ -7,7 +7,7 @@ from helpers import encode, prompts_of, tiny_codec_lm, tiny_flow, tiny_llm, voic
 
 from model import CHARACTERS, FlowTTS, delay
 from trivox.common import UserError
-from trivox.generate import (cuts, generate_frames, generate_speech, pick, solve_flow, stream_frames,
+from trivox.generate import (generate_frames, generate_speech, pick, solve_flow, sorts, stream_frames,
                              stream_speech)
 
 TEXTS = ["A ferry.", "The captain painted seven wooden boxes.", "Eleven"]
@@ -139,7 +139,7 @@ def test_pick_of_all_symbols():
 def test_what_is_cut():
     for top_k, top_p, found in ((5, 1, False), (9, 1.0, False), (4, 1, True), (5, 0.9, True), ([5, 4], 1, True),
                                 (torch.tensor([5, 5]), [1, 1.0], False), (5, [1, 0.5], True)):
-        assert cuts(top_k, top_p, 5) is found
+        assert sorts(top_k, top_p, 5, torch.device("cuda")) is found and sorts(top_k, top_p, 5, torch.device("cpu"))
 
 
 def continuation(model, prompt, frames, **text):

@@ -101,7 +101,7 @@ def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, 
     barred = (torch.arange(model.symbols, device=device) >= c.codebook_size).repeat(Q, 1)  # (Q, symbols)
     barred[0, model.eos] = not c.cross_every
     top_k = torch.where((top_k := torch.tensor(top_k)) > 0, top_k, model.symbols).clamp(max=model.symbols)
-    most = int(top_k.max()) if cuts(top_k, top_p, model.symbols) else None
+    most = int(top_k.max()) if sorts(top_k, top_p, model.symbols, device) else None
     temperature, top_k, top_p = (torch.as_tensor(x, dtype=torch.float32).to(device).expand(Q)[:, None]
                                  for x in (temperature, top_k, top_p))
     end, seen, whole = torch.full((B, 1), known.shape[1] - Q, device=device), 0, 0  # frames; rows; frames yielded
@@ -123,9 +123,11 @@ def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, 
             whole += 1
 
 
-def cuts(top_k, top_p, symbols):
-    """Whether top_k or top_p, a number or one for each book, leave any of the symbols out."""
-    return bool((torch.as_tensor(top_k) < symbols).any() or (torch.as_tensor(top_p) < 1).any())
+def sorts(top_k, top_p, symbols, device):
+    """Whether probabilities must be sorted: where top_k or top_p, a number or one for each book, leave symbols out. A
+    CPU, which takes little longer for it, always does: so a seed goes on to say there what it has said."""
+    cut = (torch.as_tensor(top_k) < symbols).any() or (torch.as_tensor(top_p) < 1).any()
+    return device.type == "cpu" or bool(cut)
 
 
 def pick(logits, uniform, temperature, top_k, top_p, most):
@@ -197,7 +199,7 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
     cache = model.empty_cache(torch.tensor([longest - len(p) for p in prompts], device=device), longest + frames)
     most = min(top_k or c.codebook_size + 1, c.codebook_size + 1)
     cut = [torch.tensor([[x]], dtype=torch.float32, device=device) for x in (temperature, most, top_p)]
-    most = most if cuts(most, top_p, c.codebook_size + 1) else None
+    most = most if sorts(most, top_p, c.codebook_size + 1, device) else None
     token, at = torch.zeros(B, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.long, device=device)
     codes = torch.full((B, frames), -1, device=device)
     spoken = torch.zeros(B, c.codebook_size + 1, dtype=torch.bool, device=device)
