@@ -67,7 +67,8 @@ def on_gpus():
                       found["fla_refuses_this_triton"] + f" {found.get('note', '')}\n"]
         elif "ms_a_step" in found:
             lines += ["{ms_a_step:.1f} ms a step of {batch_size} x {grad_accum_steps} on random data, "
-                      "{per_second:,.0f} {unit} a second, {TFLOP_per_second:.0f} TFLOP/s, {gpu_gb:.1f} GB, {dtype}.".format(**found)
+                      "{per_second:,.0f} {unit} a second, "
+                      "{TFLOP_per_second:.0f} TFLOP/s, {gpu_gb:.1f} GB, {dtype}.".format(**found)
                       + f" Note: {found.get('note')}." * ("note" in found), ""]
         elif "flex_error" in found:
             rates = [f"{rate:,.0f} ({key[7:].replace(', ', ' at a time, ')})" for key, rate in found.items()
