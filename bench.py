@@ -250,7 +250,7 @@ def bench_train(path, repeats=20):
              "command": f"python bench.py train {path}", "config": Path(path).name, "ms_a_step": 1e3 * seconds,
              "unit": "tokens" if c.system == "llm" else "clips", "per_second": n / seconds, "batch_size": c.batch_size,
              "grad_accum_steps": c.grad_accum_steps, "TFLOP_per_second": flops / seconds, "loss": loss,
-             "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None}
+             "gpu_gb": torch.cuda.max_memory_reserved() / 1e9 if gpu else None}
     print(f"{path}: {1e3 * seconds:.1f} ms a step of {c.batch_size} x {c.grad_accum_steps}, {n / seconds:,.0f} "
           f"{found['unit']} a second, {flops / seconds:.0f} TFLOP/s" + (f", {found['gpu_gb']:.1f} GB" if gpu else ""))
     if gpu:

@@ -707,7 +707,8 @@ class CodecLM(nn.Module):
             cross_rope = rotary((position + 0.5) * pace[:, None], c.width // c.heads, 100.0)
         for block, state, pair in zip(self.blocks, states, kv):
             args = (x, position, rope, state, pair, cross_rope, mask)
-            x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)
+            x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=c.dropout > 0) if (
+                self.checkpointing and self.training) else block(*args)
         return self.norm(x)
 
     def forward(self, tokens, text=None, length=None, seconds=None):
@@ -838,9 +839,8 @@ class ALiBiAttention(nn.Module):
             bias = (self.slopes[:, None, None] * look).to(q.dtype)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
         else:
-            options = FLEX if q.dtype.itemsize == 2 and self.head_width <= 64 else {}
             y = flex_attention()(q, k, v, partial(alibi_score, self.slopes), look, enable_gqa=True,
-                                 kernel_options=options)
+                                 kernel_options=flex_options(q))
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -850,8 +850,14 @@ def alibi_score(slopes, score, b, h, query, key):
 
 # FlexAttention's tiles, as torch.compile's own search finds them best on an H100. Its default takes twice as long.
 # Not ROWS_GUARANTEED_SAFE: a tile may hold nothing that a query sees, and then all would be NaN.
-FLEX = dict(fwd_BLOCK_M=128, fwd_BLOCK_N=64, fwd_num_warps=4, fwd_num_stages=3,
+TILES = dict(fwd_BLOCK_M=128, fwd_BLOCK_N=64, fwd_num_warps=4, fwd_num_stages=3,
             bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=64, bwd_num_warps=4, bwd_num_stages=3)
+
+
+def flex_options(q):
+    """Never the kernel for few queries, which would take these tiles for its own and write beside what is its."""
+    fits = q.dtype.itemsize == 2 and q.shape[-1] <= 64 and q.is_cuda and not torch.version.hip
+    return dict(FORCE_USE_FLEX_ATTENTION=True) | (TILES if fits and torch.cuda.get_device_capability()[0] >= 8 else {})
 
 
 def takes_flex(tokens):

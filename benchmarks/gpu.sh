@@ -67,39 +67,43 @@ spoken() {  # the corpus of the next two parts: LJSpeech's sentences, or without
 codec() {
     spoken || return
     [ -e data/gpu_tokens/codec.json ] || python data.py tokenize --codec mel_rvq --root data/gpu_spoken/corpus \
-        --out data/gpu_tokens --sample_rate 24000 --hop_length 320 --codebooks 8 --codebook_size 1024 --chunk_seconds 8
+        --out data/gpu_tokens --sample_rate 24000 --hop_length 320 --codebooks 8 --codebook_size 1024 --chunk_seconds 8 ||
+        return
     local start=$SECONDS few=()
     on_gpu || few=(--steps 2 --batch_size 2 --compile false --width 48 --layers 2)
-    python train_codec_lm.py --config configs/codec_ljspeech.yaml --codec mel_rvq --data_dir data/gpu_tokens \
-        --sample_every 0 --out_dir runs/gpu_codec --wandb_mode disabled "${few[@]}"
-    echo "trained in $((SECONDS - start)) s"
+    python train_codec_lm.py --config configs/codec_ljspeech.yaml --codec mel_rvq --data_dir data/gpu_tokens --resume \
+        --sample_every 0 --out_dir runs/gpu_codec --wandb_mode disabled "${few[@]}" || return
+    echo "trained in $((SECONDS - start)) s, or the rest of it"
     cp runs/gpu_codec/metrics.jsonl "$out/codec.jsonl"
-    for n in 1 2; do python sample.py --ckpt runs/gpu_codec --seconds 8 --out "$out/sample$n.wav"; done
+    for n in 1 2; do try python sample.py --ckpt runs/gpu_codec --seconds 8 --out "$out/sample$n.wav"; done
 }
 
 flow() {
     spoken || return
     local few=()
     on_gpu || few=(--steps 2 --batch_size 2 --speak_every 0)
-    timeout --preserve-status -s TERM 360 python train_flow_tts.py --config configs/flow_spoken.yaml \
-        --data_dir data/gpu_spoken --out_dir runs/gpu_flow --wandb_mode disabled "${few[@]}"
+    timeout --preserve-status -s TERM 360 python train_flow_tts.py --config configs/flow_spoken.yaml --resume \
+        --data_dir data/gpu_spoken --out_dir runs/gpu_flow --wandb_mode disabled "${few[@]}" || return
     cp runs/gpu_flow/metrics.jsonl "$out/flow.jsonl"
-    python evaluate.py --ckpt runs/gpu_flow --recogniser sentences --out runs/gpu_flow/evaluation \
-        $(on_gpu || echo --clips 2)
+    few=()
+    on_gpu || few=(--clips 2)
+    python evaluate.py --ckpt runs/gpu_flow --recogniser sentences --out runs/gpu_flow/evaluation "${few[@]}" || return
     cp runs/gpu_flow/evaluation/{table.txt,summary.json} "$out"
 }
 
 scale() {
-    local gpus n
+    local gpus n codes
     gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-    [ -e data/demo_llm/codec.json ] || python data.py for configs/llm_demo.yaml
+    [ "$gpus" -gt 0 ] || { echo "no GPU here"; return; }
+    python data.py for configs/llm_demo.yaml || return
+    codes=$(python -c 'import json; print(json.load(open("data/demo_llm/codec.json"))["codebook_size"])')
     for n in 1 2 4 8; do
-        [ "$n" -le "$gpus" ] || continue
-        torchrun --standalone --nproc_per_node "$n" train_llm_tts.py --config configs/llm_177m.yaml --codec mel_rvq \
-            --data_dir data/demo_llm --sample_rate 22050 --codebook_size "$(python -c 'import json
-print(json.load(open("data/demo_llm/codec.json"))["codebook_size"])')" --steps 60 --log_every 20 --sample_every 0 \
-            --eval_every 60 --out_dir "runs/gpu_scale_$n" --wandb_mode disabled
-        tail -n 2 "runs/gpu_scale_$n/metrics.jsonl" | tee "$out/scale_$n.jsonl"
+        [ "$n" -le "$gpus" ] || break
+        rm -rf "runs/gpu_scale_$n"
+        try torchrun --standalone --nproc_per_node "$n" train_llm_tts.py --config configs/llm_177m.yaml --codec mel_rvq \
+            --data_dir data/demo_llm --sample_rate 22050 --codebook_size "$codes" --steps 60 --log_every 20 \
+            --sample_every 0 --eval_every 60 --out_dir "runs/gpu_scale_$n" --wandb_mode disabled
+        try tail -n 2 "runs/gpu_scale_$n/metrics.jsonl"
     done
 }
 

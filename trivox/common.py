@@ -181,7 +181,7 @@ def memory_advice(c, what):
 
 def gpu_memory(device):
     """Peak GPU memory in GB, for the log; nothing on a CPU."""
-    return {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {}
+    return {"gpu_gb": torch.cuda.max_memory_reserved() / 1e9} if device.type == "cuda" else {}
 
 
 def keep_freed_memory():

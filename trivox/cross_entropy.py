@@ -78,7 +78,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             matrix = weight.to(dtype)
             if takes_kernel(x):  # tensor cores want rows of logits that begin at multiples of 16 bytes
                 matrix = F.pad(matrix.unflatten(0, (Q, V)), (0, 0, 0, -V % 8)).flatten(0, 1)
-            rows = max(1, LOGITS.get(device, 2 ** 26) // len(matrix))
+            held = LOGITS.get(device, 2 ** 26) if dtype != torch.float16 else 2 ** 26  # or sums of rows may overflow
+            rows = max(1, held // len(matrix))
             rows = rows // 128 * 128 or rows
             sums = x.new_zeros(2, Q, dtype=torch.float32)
             dx = torch.empty_like(x) if learns_x else None

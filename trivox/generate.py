@@ -149,15 +149,16 @@ def falls_on(p, uniform):
     """The symbol (B, Q) at which the running sum of p (B, Q, symbols) exceeds uniform (B, Q), first in sums of blocks,
     then in one: PyTorch is slow to sum along 65,537. Sums are integers, in units of 2^-38: exact in any order, so that
     none of probability 0 is taken, nor one beyond the last."""
-    width = math.isqrt(p.shape[-1] - 1) + 1
+    symbols = p.shape[-1]
+    width = math.isqrt(symbols - 1) + 1
     p = F.pad((p * 2 ** 38).long(), (0, -p.shape[-1] % width)).unflatten(-1, (-1, width))
     block = p.sum(-1)
     upto = block.cumsum(-1)
     wanted = (uniform * 2 ** 24).long()[..., None] * upto[..., -1:] >> 24  # below the total, as uniform is below 1
-    at = (upto <= wanted).sum(-1, keepdim=True)
+    at = (upto <= wanted).sum(-1, keepdim=True).clamp(max=upto.shape[-1] - 1)  # where p is NaN, any symbol will do
     wanted = wanted - (upto - block).gather(-1, at)
     within = p.gather(-2, at[..., None].expand(*at.shape, width))[..., 0, :]
-    return (at * width + (within.cumsum(-1) <= wanted).sum(-1, keepdim=True))[..., 0]
+    return (at * width + (within.cumsum(-1) <= wanted).sum(-1, keepdim=True))[..., 0].clamp(max=symbols - 1)
 
 
 # ------------------------------------------------------------------------------------------------------------

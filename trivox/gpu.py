@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import Counter
 
 import torch
 
@@ -69,22 +70,25 @@ def in_thread(items, count):
         thread.join()
 
 
+GRAPHS = 32  # at most, as each takes some memory
+
+
 def replayed(step, device, world):
     """On one GPU: `step`, a function of a dict of tensors that adds to gradients and returns a tensor, as CUDA graphs,
-    one for each set of shapes from its second time on. To launch a small model's kernels one by one takes longer than
+    one for each set of shapes from its third time on. To launch a small model's kernels one by one takes longer than
     they do. Gradients must stay where they are (set_to_none=False). Elsewhere: `step` as it is."""
     if device.type != "cuda" or world > 1:
         return step
-    graphs, pool = {}, torch.cuda.graph_pool_handle()
+    graphs, seen, pool = {}, Counter(), torch.cuda.graph_pool_handle()
 
     def run(batch):
         shapes = tuple((name, x.shape) for name, x in batch.items())
         if shapes not in graphs:  # what is compiled, and gradients that are not there yet, must not be captured
-            graphs[shapes] = None
-            return step(batch)
-        if graphs[shapes] is None:
+            seen[shapes] += 1
+            if seen[shapes] < 3 or len(graphs) == GRAPHS:
+                return step(batch)
             fixed, graph = {name: x.clone() for name, x in batch.items()}, torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # `ahead` has its own thread
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 result = step(fixed)
             graphs[shapes] = fixed, graph, result
         fixed, graph, result = graphs[shapes]
@@ -106,7 +110,7 @@ def capture(step, state):
         step()  # finds algorithms and memory, which may not be while it is captured
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # `ahead` may be at work in its thread
         step()
     for x, old in zip(state, before):
         x.copy_(old)
