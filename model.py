@@ -222,14 +222,16 @@ class FlowBlock(nn.Module):
         self.cross_attention = Attention(c.width, c.heads, c.text_width, positional=True)
         self.ffn = SwiGLU(c.width, c.ffn_width)
 
-    def forward(self, x, text, modulation, mel_rope, mel_mask, cross_rope, text_rope, text_mask):
+    def forward(self, x, text, pair, modulation, mel_rope, mel_mask, cross_rope, text_rope, text_mask):
+        """text (B, L, E), of which the cross-attention's keys and values are, where they are not given as a pair."""
         scale1, shift1, gate1, scale2, shift2, gate2, scale3, shift3, gate3 = (
             (modulation + self.modulation).to(x.dtype)[:, :, None].unbind(1))  # each (B, 1, D)
         x = self.local(x, mel_mask)
         h = torch.addcmul(shift1, rms_norm(x), 1 + scale1)
         x = torch.addcmul(x, gate1, self.self_attention(h, h, mel_rope, mel_rope, mel_mask))
         h = torch.addcmul(shift2, rms_norm(x), 1 + scale2)
-        x = torch.addcmul(x, gate2, self.cross_attention(h, text, cross_rope, text_rope, text_mask))
+        pair = pair or self.cross_attention.keys_values(text, text_rope)
+        x = torch.addcmul(x, gate2, self.cross_attention.look(h, cross_rope, *pair, text_mask))
         h = torch.addcmul(shift3, rms_norm(x), 1 + scale3)
         return torch.addcmul(x, gate3, self.ffn(h))
 
@@ -265,11 +267,17 @@ class FlowTTS(nn.Module):
             self.modulation.bias.view(9, -1)[2::3] = 0.3  # gates
             self.encode_text.duration[-1].bias.fill_(math.log(0.07))  # seconds a byte
 
-    def velocity(self, x_t, t, frames, encoded):
+    def keys_values(self, encoded):
+        """What the blocks make of a text from `encode_text`, a pair of tensors each: the same at all times."""
+        text, _, clock = encoded
+        rope = rotary(clock, self.c.width // self.c.heads, 100.0)
+        return [block.cross_attention.keys_values(text, rope) for block in self.blocks]
+
+    def velocity(self, x_t, t, frames, encoded, pairs=None):
         """d x_t / dt of x_t = (1 - t) data + t noise.
 
-        x_t (B, T, n_mels) with T a multiple of patch, t (B,) in [0, 1], frames (B,), encoded from `encode_text`.
-        Returns (B, T, n_mels).
+        x_t (B, T, n_mels) with T a multiple of patch, t (B,) in [0, 1], frames (B,), encoded from `encode_text`, pairs
+        from `keys_values` or None. Returns (B, T, n_mels).
         """
         c, (text, text_mask, clock) = self.c, encoded
         steps = (frames + c.patch - 1) // c.patch  # (B,)
@@ -286,8 +294,8 @@ class FlowTTS(nn.Module):
         modulation = self.modulation(time).unflatten(-1, (9, -1))
         x_t = x_t * (torch.arange(x_t.shape[1], device=x_t.device) < frames[:, None])[..., None]
         x = self.mel_input(x_t.unflatten(1, (-1, c.patch)).flatten(2))  # (B, T / patch, D)
-        for block in self.blocks:
-            args = (x, text, modulation, mel_rope, mel_mask, cross_rope, text_rope, text_mask)
+        for block, pair in zip(self.blocks, pairs or [None] * len(self.blocks)):
+            args = (x, text, pair, modulation, mel_rope, mel_mask, cross_rope, text_rope, text_mask)
             x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)
         scale, shift = self.final_modulation(time)[:, None].chunk(2, -1)
         return self.mel_output(torch.addcmul(shift, rms_norm(x), 1 + scale)).unflatten(-1, (c.patch, -1)).flatten(1, 2)
@@ -827,8 +835,8 @@ class ALiBiAttention(nn.Module):
         return [self.out.weight.new_zeros(batch, self.kv_heads, steps, self.head_width) for _ in range(2)]
 
     def forward(self, x, position, look, state=None, starts=None):
-        """look: FlexAttention's block mask, or the distances (B or 1, 1, T, S) from queries to keys, -inf where a query
-        may not look."""
+        """look: FlexAttention's block mask and options, or the distances (B or 1, 1, T, S) from queries to keys, -inf
+        where a query may not look."""
         q, k, v = (matrix(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
                    for matrix in (self.query, self.key, self.value))
         if state is not None:
@@ -839,8 +847,9 @@ class ALiBiAttention(nn.Module):
             bias = (self.slopes[:, None, None] * look).to(q.dtype)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
         else:
-            y = flex_attention()(q, k, v, partial(alibi_score, self.slopes), look, enable_gqa=True,
-                                 kernel_options=flex_options(q))
+            mask, options = look
+            y = flex_attention()(q, k, v, partial(alibi_score, self.slopes), mask, enable_gqa=True,
+                                 kernel_options=options)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -854,9 +863,10 @@ TILES = dict(fwd_BLOCK_M=128, fwd_BLOCK_N=64, fwd_num_warps=4, fwd_num_stages=3,
             bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=64, bwd_num_warps=4, bwd_num_stages=3)
 
 
-def flex_options(q):
+def flex_options(x, head_width):
     """Never the kernel for few queries, which would take these tiles for its own and write beside what is its."""
-    fits = q.dtype.itemsize == 2 and q.shape[-1] <= 64 and q.is_cuda and not torch.version.hip
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    fits = dtype.itemsize == 2 and head_width <= 64 and x.is_cuda and not torch.version.hip
     return dict(FORCE_USE_FLEX_ATTENTION=True) | (TILES if fits and torch.cuda.get_device_capability()[0] >= 8 else {})
 
 
@@ -1028,11 +1038,11 @@ class LLM(nn.Module):
             if document is not None:
                 starts = F.pad(document[:, 1:] != document[:, :-1], (1, 0), value=True)
                 sees = sees & (document[:, :, None] == document[:, None])
+        x = self.embedding(tokens)
         if cache is None and takes_flex(tokens):
-            look = flex_mask(document, B, T, tokens.device)
+            look = flex_mask(document, B, T, tokens.device), flex_options(x, self.c.width // self.c.heads)
         else:
             look = (key - position[:, None]).float().masked_fill(~sees, -torch.inf).view(-1, 1, T, len(key))
-        x = self.embedding(tokens)
         for block, state, says in zip(self.blocks, states, voice or [None] * len(self.blocks)):
             args = (x, position, look, state, starts, says)
             x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)

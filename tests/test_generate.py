@@ -18,7 +18,7 @@ TEXTS = ["A ferry.", "The captain painted seven wooden boxes.", "Eleven"]
 MEAN, STD = 0.7, 0.4  # of data whose every number is drawn from a normal distribution
 
 
-def gaussian_velocity(x, t, frames, encoded):
+def gaussian_velocity(x, t, frames, encoded, pairs):
     """E[noise - data | x] where data ~ N(MEAN, STD²): x_t is N((1 - t) MEAN, s²) with s² = (1 - t)² STD² + t², and so
     the flow takes the noise z to MEAN + STD z."""
     t = t[:, None, None]
@@ -59,7 +59,8 @@ def test_guidance_of_the_velocity_extrapolates_from_the_empty_text(monkeypatch):
     def constant(texts):
         return model.encode_text(*encode(texts))[0][0][:, 0].mean(-1)[:, None, None]
 
-    monkeypatch.setattr(model, "velocity", lambda x, t, frames, text: text[0][:, 0].mean(-1)[:, None, None] + 0 * x)
+    monkeypatch.setattr(model, "velocity", lambda x, t, frames, text, pairs: (
+        text[0][:, 0].mean(-1)[:, None, None] + 0 * x))
     with torch.inference_mode():
         a, b = constant(TEXTS[:1])[0], constant([""])[0]
     assert (a - b).abs() > 1e-3

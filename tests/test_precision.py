@@ -12,7 +12,8 @@ import train_flow_tts
 import train_llm_tts
 
 TRAINERS = {"flow": train_flow_tts, "codec": train_codec_lm, "llm": train_llm_tts}
-TINY = {"flow": TINY_FLOW | dict(layers=1), "codec": TINY_CODEC | dict(pattern="A", layers=1, context=256, cross_every=1),
+TINY = {"flow": TINY_FLOW | dict(layers=1),
+        "codec": TINY_CODEC | dict(pattern="A", layers=1, context=256, cross_every=1),
         "llm": TINY_LLM | dict(packed=False)}
 
 

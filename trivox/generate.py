@@ -31,13 +31,17 @@ def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_sca
     x = torch.zeros(len(text), -(-int(frames.max()) // c.patch) * c.patch, c.n_mels, device=device)
     for i, (seed, n) in enumerate(zip(seeds, frames.tolist())):  # a sample does not depend on its neighbours
         x[i, :n] = torch.randn(n, c.n_mels, generator=torch.Generator().manual_seed(seed))
-    null, _ = model.encode_text(empty, torch.ones(1, dtype=torch.long, device=device))
-    null = [part.expand(len(text), *part.shape[1:]) for part in null]
+    whole, times = frames, 1
+    if cfg_scale != 1:  # samples with their text, then the same without, padded to as many bytes
+        null, _ = model.encode_text(empty, torch.ones(1, dtype=torch.long, device=device))
+        (states, mask, clock), L = (part.expand(len(text), *part.shape[1:]) for part in null), encoded[2].shape[1] - 1
+        null = F.pad(states, (0, 0, 0, L)), F.pad(mask, (0, L)), F.pad(clock, (0, L))
+        encoded, whole, times = [torch.cat(both) for both in zip(encoded, null)], frames.repeat(2), 2
+    pairs = model.keys_values(encoded)
 
     def velocity(x, t):
-        t = torch.full((len(x),), t, device=device)
-        v = model.velocity(x, t, frames, encoded).float()
-        return v if cfg_scale == 1 else torch.lerp(model.velocity(x, t, frames, null).float(), v, cfg_scale)
+        v = model.velocity(x.repeat(times, 1, 1), torch.full((len(whole),), t, device=device), whole, encoded, pairs)
+        return v.float() if times == 1 else torch.lerp(*v.float().chunk(2)[::-1], cfg_scale)
 
     for i in range(steps):
         t, dt = 1 - i / steps, -1 / steps
