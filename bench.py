@@ -195,8 +195,8 @@ def random_batch(c, device):
 
 
 def bench_train(path, repeats=20):
-    """Print how fast a config trains on random data: all of a step but for making its batch, as its trainer does it,
-    activations recomputed where the config says so. On a GPU also writes benchmarks/gpu/train_<config>_<gpu>.json."""
+    """Print how fast a config trains in one process on random data: all of a step but for making its batch, as its
+    trainer does it. On a GPU also writes benchmarks/gpu/train_<config>_<gpu>.json."""
     from model import LLM, CodecLM, FlowTTS
     from train_codec_lm import codec_loss
     from train_flow_tts import flow_loss
@@ -212,10 +212,12 @@ def bench_train(path, repeats=20):
     model.checkpointing = c.activation_checkpointing
     (batch, n), parameters = random_batch(c, device), [p for p in model.parameters() if p.requires_grad]
     averages = [p.detach().clone() for p in parameters]
+    blocks = [*model.blocks, *(model.encode_text.blocks if hasattr(model, "encode_text") else [])]
     if c.compile and gpu:
-        for block in model.blocks:
-            block.compile(dynamic=c.system != "llm")
-    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, torch.nn.Linear) and m.weight.requires_grad]
+        for block in blocks:
+            block.compile(dynamic=c.system != "llm" or not c.packed)
+    matrices = [m.weight for block in blocks for m in block.modules()
+                if isinstance(m, torch.nn.Linear) and m.weight.requires_grad]
     others = [p for p in parameters if all(p is not m for m in matrices)]
     optimizers = [Muon(matrices, 1e-4)] * (c.optimizer == "muon")
     optimizers += [torch.optim.AdamW(others if optimizers else parameters, lr=1e-4, fused=True)]
@@ -279,7 +281,7 @@ def bench_llm(path):
     off = ((flex - dense).norm() / dense.norm()).item()
     print(f"{gpu}: FlexAttention is off by {off:.1e} from scaled_dot_product_attention, in bfloat16")
     if not off < 0.02:
-        raise UserError("which is too much: see FLEX in model.py")
+        raise UserError("which is too much: see TILES in model.py")
 
     model, prompt = cast_matrices(model, torch.bfloat16), sentence(c, np.arange(5, 43).astype(np.uint8))
     found = {"gpu": gpu, "torch": torch.__version__, "command": f"python bench.py llm {path}",

@@ -521,8 +521,8 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x, position, rope, state=None, starts=None):
         past, S = state or (None, None)
-        qkv, gate, steps = self.input(x, (self.conv.shape[1], self.values, 2 * self.heads))
-        dt, beta = steps.chunk(2, -1)
+        qkv, gate, of_heads = self.input(x, (self.conv.shape[1], self.values, 2 * self.heads))
+        dt, beta = of_heads.chunk(2, -1)
         qkv = causal_conv(qkv, self.conv, past, starts)
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in qkv.split((self.keys, self.keys, self.values), -1))
         g = -self.A_log.float().exp() * F.softplus(dt.float() + self.dt_bias)

@@ -1,15 +1,21 @@
 """What tests make by hand: tiny models, codecs, corpora and data sets; and kills, which the making of data survives."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
 from trivox.audio import write_wav
 from trivox.prepare import write_sentences
 from trivox.text import text_ids
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # ------------------------------------------------------------------------------------------------------------
 # Models: untrained, and no weight is zero, so that every part takes part
@@ -153,7 +159,17 @@ def killed_anywhere(make, folder, whole, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Triton's interpreter
+# Triton without a GPU
+
+def spawn(file, what, **environment):
+    """What a test file prints as a script, in a process of its own: JSON, of each line one."""
+    if sys.platform != "linux":
+        pytest.skip("Triton is for Linux")
+    run = subprocess.run([sys.executable, file, what], cwd=ROOT, text=True, capture_output=True,
+                         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
 
 def mend_interpreter():
     """It cuts float32 off to bfloat16 instead of rounding, and multiplies bfloat16 matrices as integers.

@@ -5,17 +5,14 @@ each in a process of its own.
 """
 import itertools
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-import pytest
 import torch
-from helpers import mend_interpreter, tiny_llm, voice
+from helpers import mend_interpreter, spawn, tiny_llm, voice
 
 from benchmarks.kernels import build, recorded
 from model import LLM, LLMConfig
@@ -103,19 +100,9 @@ def compile_all(every=1):
             print(json.dumps(row), flush=True)
 
 
-def spawn(what, **environment):
-    """The lines that a process of its own prints."""
-    if sys.platform != "linux":
-        pytest.skip("Triton is for Linux")
-    run = subprocess.run([sys.executable, __file__, what], cwd=ROOT, text=True, capture_output=True,
-                         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
-    return [json.loads(line) for line in run.stdout.splitlines()]
-
-
 def test_a_step_is_the_plain_one():
     """In float32 to rounding: rows of any number and padding, voices, grouped queries, several splits of keys."""
-    found = dict(spawn("interpret", TRITON_INTERPRET="1"))
+    found = dict(spawn(__file__, "interpret", TRITON_INTERPRET="1"))
     assert found.keys() == CASES.keys()
     assert {name: x for name, x in found.items() if not x < ERRORS[CASES[name][3].get("dtype", "float32")]} == {}
 
@@ -124,7 +111,7 @@ def test_kernels_compile(request):
     """For both chips, at the published sizes: none spills, and all find room on chips with 99 KiB for a program. Every
     seventh of the 80, which meets each of sizes, rows, products and chips, and with --all every one."""
     everything = request.config.getoption("--all")
-    found = spawn("compile" if everything else "compile_some")
+    found = spawn(__file__, "compile" if everything else "compile_some")
     assert len(found) == (80 if everything else 12)
     assert [row for row in found if row[5] > 0 or row[6] > 99 * 1024] == []
 

@@ -8,10 +8,8 @@ They are compiled, which takes minutes, where RECORD does not hold the hashes of
 import hashlib
 import itertools
 import json
-import os
 import random
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.kernels import SHAPES, Shape, build, launches, recorded
-from helpers import mend_interpreter
+from helpers import mend_interpreter, spawn
 from trivox import delta_rule
 from trivox import delta_rule_operators as operators
 
@@ -281,17 +279,7 @@ CASES = pairwise_cases()
 
 @pytest.fixture(scope="module")
 def interpreted():
-    return [json.loads(line) for line in spawn("interpret", TRITON_INTERPRET="1", TRIVOX_DELTA_RULE="triton")]
-
-
-def spawn(what, **environment):
-    """The lines that a process of its own prints."""
-    if sys.platform != "linux":
-        pytest.skip("Triton is for Linux")
-    run = subprocess.run([sys.executable, __file__, what], cwd=ROOT, text=True, capture_output=True,
-                         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
-    return run.stdout.splitlines()
+    return spawn(__file__, "interpret", TRITON_INTERPRET="1", TRIVOX_DELTA_RULE="triton")
 
 
 def test_the_cases_are_few():
@@ -353,7 +341,7 @@ def test_every_variant_fits_every_chip(tmp_path, capsys, request):
     compiled = RECORD.exists() and RECORD.read_text() == hashes()
     if compiled and not request.config.getoption("--all"):
         pytest.skip("the kernels are those that compiled before: ./run.sh test --all compiles them again")
-    rows = [json.loads(line) for line in spawn("compile", TRITON_CACHE_DIR=str(tmp_path))]
+    rows = spawn(__file__, "compile", TRITON_CACHE_DIR=str(tmp_path))
     variants = dict.fromkeys((shape, name) for shape, name, *_ in rows)
     found = {(shape, name, target): numbers for shape, name, target, *numbers in rows}
     with capsys.disabled():

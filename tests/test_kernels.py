@@ -1,26 +1,22 @@
 """The kernels of convolution.py and cross_entropy.py without a GPU: run by Triton's interpreter beside PyTorch in
 float64, in a process of its own, and compiled.
 
-    python tests/test_kernels.py    what that process does
+    python tests/test_kernels.py interpret    what that process does
 """
-import os
-import subprocess
-import sys
-from pathlib import Path
+import json
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import spawn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.kernels import Launch, build
+from benchmarks.kernels import build, recorded
 from trivox import convolution, cross_entropy
 
 
 def test_in_the_interpreter():
-    env = os.environ | {"TRITON_INTERPRET": "1"}
-    ran = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    assert spawn(__file__, "interpret", TRITON_INTERPRET="1") == ["done"]
 
 
 def compare(ours, exact, inputs, tolerance):
@@ -64,24 +60,24 @@ def interpret():
     assert zeros[2].tolist() == [1]  # of equal logits the first is the highest
 
 
-def a_launch(kernel, types, **constants):
-    """Of types by the arguments' names, and how it is compiled: pointers, C and row are multiples of 16."""
-    names = kernel.arg_names
-    types = {name: kind for kind, some in types.items() for name in some.split()}
-    even = [n for n, name in enumerate(names) if types.get(name, "")[:1] == "*" or name in ("C", "row")]
-    warps = convolution.WARPS if "TAPS" in constants else 8
-    return Launch("", kernel, None, {name: types.get(name, "constexpr") for name in names}, constants,
-                  {(n,): [["tt.divisibility", 16]] for n in even}, dict(num_warps=warps), 0)
+def launches():
+    """Those of a training step's parts, by name: nothing is computed."""
+    found = {}
+    for name, taps, silu in ("causal, SiLU", 4, True), ("of seven taps", 7, False):
+        x, weight, bias = torch.zeros(1, 64, 64).bfloat16(), torch.zeros(taps, 64), None if silu else torch.zeros(64)
+        with recorded(convolution) as calls:
+            convolution.convolution(x.requires_grad_(), weight.requires_grad_(), bias, 3, silu).sum().backward()
+        assert len(calls) == 3  # y, gradients, dx
+        found |= {f"{name} {n}": call for n, call in enumerate(calls)}
+    for symbols in 1027, 65_611:
+        with recorded(cross_entropy) as calls, mock.patch.object(cross_entropy, "takes_kernel", lambda x: True):
+            logits = torch.zeros(1, -(-symbols // 8) * 8).bfloat16()
+            cross_entropy.softmax_in_place(logits, torch.zeros(1).long(), symbols, True)
+        found[f"{symbols} symbols"], = calls
+    return found
 
 
-TILES = dict(STEPS=convolution.STEPS, CHANNELS=convolution.CHANNELS)
-LAUNCHES = {
-    "logits of codes": a_launch(cross_entropy.softmax_kernel, {
-        "*bf16": "logits", "*i64": "targets", "*fp32": "losses hits", "i32": "V row_width"}, BLOCK=4096, WRITE=True),
-    "causal with SiLU": a_launch(convolution.gradients_kernel, {
-        "*bf16": "x dy dz", "*fp32": "weight sums", "i32": "T C row"}, bias=None, LEFT=3, TAPS=4, SILU=True, **TILES),
-    "of seven taps": a_launch(convolution.convolution_kernel, {
-        "*bf16": "x y", "*fp32": "weight bias", "i32": "T C row"}, LEFT=3, TAPS=7, SILU=False, **TILES)}
+LAUNCHES = {} if __name__ == "__main__" else launches()
 
 
 @pytest.mark.parametrize("chip", [80, 90])
@@ -93,3 +89,4 @@ def test_compiled_without_spills(name, chip):
 
 if __name__ == "__main__":
     interpret()
+    print(json.dumps("done"))
