@@ -56,7 +56,11 @@ def write(path, speaker, text, options):
         raise UserError(f"cannot write {path}: {e}") from None
     start, stream = time.perf_counter(), speaker.stream(text, **options)
     wavs, first = [next(stream)], time.perf_counter() - start  # where nothing can be made, no file is
-    with soundfile.SoundFile(path, "w", speaker.sample_rate, 1, "PCM_16") as file:
+    try:
+        file = soundfile.SoundFile(path, "w", speaker.sample_rate, 1, "PCM_16")
+    except soundfile.LibsndfileError as e:
+        raise UserError(f"cannot write {path}: {e}") from None
+    with file:
         try:
             for wav in chain(wavs, stream):
                 file.write(np.clip(wav, -1, 1))

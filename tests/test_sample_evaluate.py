@@ -61,6 +61,14 @@ def test_what_cannot_be_sampled(run, tmp_path, monkeypatch, flags, words):
     assert not list(tmp_path.rglob("*.wav"))
 
 
+def test_where_nothing_can_be_written(run, tmp_path):
+    """A folder, and a place that refuses even whoever may write anywhere."""
+    (tmp_path / "folder.wav").mkdir()
+    for out in tmp_path / "folder.wav", "/proc/a.wav":
+        assert f"cannot write {out}: " in refusal(
+            sample.main, "--ckpt", run, "--text", "Two books.", "--seconds", 0.3, "--out", out, "--device", "cpu")
+
+
 def test_no_gpu(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     said = refusal(sample.main, "--ckpt", run, "--text", "Hello.", "--device", "cuda", "--out", tmp_path / "a.wav")
