@@ -301,7 +301,8 @@ def test_operators_compiled_and_not_and_steps(interpreted):
 def test_one_key_for_a_thousand_steps(interpreted):
     """β |k|² = 1.99 multiplies what S holds for the key by −0.99, and each rounding on the way lives on."""
     for name, error in interpreted[-1]["one_key"].items():
-        assert error <= (8e-2 if name in ("dg", "dbeta") else 3e-2), f"{name}: relative error {error:.1e}"
+        limit = {"state": 0.01, "dk": 0.01, "dg": 0.05, "dbeta": 0.05}.get(name, 0.03)
+        assert error <= limit, f"{name}: relative error {error:.1e}"
 
 
 def test_gates_that_let_nothing_through(interpreted):

@@ -109,7 +109,7 @@ def chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, out
     what reads the state to v's dtype, which in float16 must then stay below 65,504. NaN and inf spoil all of their
     sequence, the steps before them too, and no other. They read q, k and v where these lie: slices of a projection are
     not copied. Gradients of gradients are refused. Where β |k|² is near 2 and keys repeat, as in silence, nothing is
-    forgotten, rounding neither: at 1.99, 1,000 steps of one key in bfloat16 leave an error of 2 % of the output.
+    forgotten, rounding neither: at 1.99, 1,000 steps of one key in bfloat16 leave an error of 1.4 % of the output.
 
     Raises ValueError, naming the argument, if it is no tensor, not of floats (cu_seqlens: of integers), on another
     device than q or of a shape that does not fit the others', if K or V is not in 1..256, or cu_seqlens does not cover
