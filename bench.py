@@ -1,6 +1,7 @@
 """Sizes and speeds.
 
-    python bench.py params configs/*.yaml    parameters and FLOPs of a training step, a row a config
+    python bench.py params configs/*.yaml    parameters, FLOPs, operators and memory of a training step, a row a config
+    python bench.py memory CONFIG …          which batches fit on which GPU, counted without one
     python bench.py decode CONFIG            milliseconds a step of a codec LM's sampling, one clip at a time; of an LLM
                                              TTS's after 1,000 tokens, beside computing all of them anew
     python bench.py train CONFIG …           clips or tokens a second of training on random data, and memory
@@ -19,6 +20,7 @@ import math
 import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,10 +32,11 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.step import SECONDS, TEXT_BYTES, random_batch, training
 from trivox.common import UserError, autocast, keep_freed_memory, pick_dtype, run
 from trivox.recipes import load_settings
 
-SECONDS, TEXT_BYTES = 6.57, 100  # of LJSpeech's mean clip
+ROOT = Path(__file__).resolve().parent
 DEVICE, ERRORS = "cuda", ("o", "dq", "dk", "dv", "dg", "dbeta")
 
 
@@ -91,12 +94,36 @@ def params(paths):
     if not paths:
         raise UserError("name the configs: python bench.py params configs/*.yaml")
     rows, shown = [params_row(path) for path in paths], {int: "{:,}", float: "{:.3f}", str: "{}"}
+    for row, found in zip(rows, on_a_fake_gpu("step", paths)):
+        row |= found
     cells = [list(rows[0]), *([shown[type(value)].format(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for name, *numbers in cells:
         print("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:]))]))
     print(f"FLOPs: matrix products, forward and backward, for clips of {SECONDS} s (language models: of the whole "
           f"context) and {TEXT_BYTES} bytes of text")
+    if "GB" in rows[0]:
+        print("GB: the most that tensors take of a GPU. Operators of a step, and GB that they read and write: without "
+              "torch.compile")
+
+
+def on_a_fake_gpu(what, paths):
+    """The rows of benchmarks/memory.py, dicts, from a process of its own; none where it cannot run, which it says."""
+    done = subprocess.run([sys.executable, "-W", "ignore", ROOT / "benchmarks" / "memory.py", what, *paths],
+                          stdout=subprocess.PIPE, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
+
+def memory(paths):
+    """Print what fits on which card of each config, with the flags that it takes."""
+    for row in on_a_fake_gpu("fit", paths):
+        print(f"{row['config']}: a single row with activation checkpointing needs {row['needs']:.1f} GB")
+        for card, fitting in row["cards"].items():
+            flags = [(f"--batch_size {size[0]} --grad_accum_steps {size[1]} " * (size != row["own"])
+                      + "--activation_checkpointing" * recomputed).strip()
+                     for recomputed, size in enumerate(fitting) if size]
+            said = "fits as it is" if fitting[0] == row["own"] else " or ".join(flags) or "does not fit"
+            print(f"{card:>5s} GB: {said}")
 
 
 def decode(path):
@@ -119,8 +146,9 @@ def decode(path):
         speaker = CodecSpeaker(model, asdict(c) | {"dtype": dtype}, codec=None)
         for _ in speaker.codes(speaker.parts(None, speaker.settings({"seconds": 8.0, "top_k": 256}))[0]):
             marks.append(time.perf_counter())
-        took = sorted(1e3 * (b - a) for a, b in zip(marks, marks[1:]))
-        for name, ms in (("median", statistics.median(took)), ("fastest tenth", took[len(took) // 10])):
+        took, mean = sorted(1e3 * (b - a) for a, b in zip(marks, marks[1:])), 1e3 * (marks[-1] - marks[0]) / len(marks)
+        each = [("median", statistics.median(took)), ("fastest tenth", took[len(took) // 10])]
+        for name, ms in each if device == "cpu" else [("mean", mean)]:  # a GPU's frames come some at a time
             print(f"{dtype}, {torch.get_num_threads()} threads, {name}: {ms:.2f} ms a step, real-time factor "
                   f"{ms / 1e3 * c.frame_rate:.2f}")
 
@@ -157,90 +185,15 @@ def decode_llm(c, seen=1000):
           f"{c.frame_rate / cached:.2f}")
 
 
-def random_batch(c, device):
-    """What a micro-batch of a config holds, of random data: clips as long as LJSpeech's mean, whole contexts, rows of
-    sentences. Returns (a dict of tensors; how many clips or, for an LLM TTS, tokens are learned from)."""
-    import numpy as np
-
-    from model import CHARACTERS, delayed_batch, packed_batch, sentence
-    from trivox.datasets import best_fit
-
-    rng, B = np.random.default_rng(0), c.batch_size
-    if c.system == "flow":
-        frames = int(SECONDS * c.sample_rate / c.hop_length)
-        mel = torch.randn(B, -(-frames // (16 * c.patch)) * 16 * c.patch, c.n_mels)
-        text = torch.randn(B, 112, c.byt5_width) if c.text_encoder != "bytes" else torch.randint(3, 259, (B, 112))
-        batch = {"mel": mel, "noise": torch.randn_like(mel), "frames": torch.full((B,), frames), "text": text,
-                 "length": torch.full((B,), TEXT_BYTES), "t": torch.rand(B), "drop": torch.zeros(B, dtype=torch.bool)}
-        return {name: x.to(device) for name, x in batch.items()}, B
-    if c.system == "codec":
-        frames = c.context - c.codebooks - (c.cross_every > 0)
-        clips = [torch.from_numpy(rng.integers(0, c.codebook_size, (frames, c.codebooks))) for _ in range(B)]
-        batch = {"tokens": delayed_batch(c, clips, multiple=16), "frames": torch.full((B,), frames)}
-        if c.cross_every:
-            batch |= {"text": torch.randint(3, 259, (B, 112)), "length": torch.full((B,), TEXT_BYTES),
-                      "drop": torch.zeros(B, dtype=torch.bool)}
-        return {name: x.to(device) for name, x in batch.items()}, B
-    some = [sentence(c, rng.integers(5, 43, rng.integers(40, 160)).astype(np.uint8),
-                     rng.integers(0, c.codebook_size, rng.integers(100, 700)).astype(np.uint16)) for _ in range(4 * B)]
-    rows = best_fit(np.array([min(len(one), c.context) for one in some]), c.context)[:B]
-    tokens, targets, document = packed_batch([[some[i] for i in row] for row in rows], c.context)
-    audio = ((targets >= CHARACTERS) & (targets != c.audio_bos)).flatten()
-    taught = (targets >= 0).flatten()
-    batch = {"tokens": tokens, "document": document, "targets": targets.flatten(),
-             "text_at": (taught & ~audio).nonzero()[:, 0], "audio_at": (taught & audio).nonzero()[:, 0]}
-    if c.speaker_width:
-        batch["speaker"] = torch.randn(B, c.speaker_width)
-    return {name: x.to(device) for name, x in batch.items()}, int(taught.sum())
-
-
 def bench_train(path, repeats=20):
     """Print how fast a config trains in one process on random data: all of a step but for making its batch, as its
     trainer does it. On a GPU also writes benchmarks/gpu/train_<config>_<gpu>.json."""
-    from model import LLM, CodecLM, FlowTTS
-    from train_codec_lm import codec_loss
-    from train_flow_tts import flow_loss
-    from train_llm_tts import llm_loss
-    from trivox.gpu import replayed
-    from trivox.muon import Muon
-
     c = load_settings(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, gpu = pick_dtype(c.dtype, device), device.type == "cuda"
-    torch.manual_seed(0)
-    model = {"flow": FlowTTS, "codec": CodecLM, "llm": LLM}[c.system](c).to(device).train()
-    model.checkpointing = c.activation_checkpointing
-    (batch, n), parameters = random_batch(c, device), [p for p in model.parameters() if p.requires_grad]
-    averages = [p.detach().clone() for p in parameters]
-    blocks = [*model.blocks, *(model.encode_text.blocks if hasattr(model, "encode_text") else [])]
-    if c.compile and gpu:
-        for block in blocks:
-            block.compile(dynamic=c.system != "llm" or not c.packed)
-    matrices = [m.weight for block in blocks for m in block.modules()
-                if isinstance(m, torch.nn.Linear) and m.weight.requires_grad]
-    others = [p for p in parameters if all(p is not m for m in matrices)]
-    optimizers = [Muon(matrices, 1e-4)] * (c.optimizer == "muon")
-    optimizers += [torch.optim.AdamW(others if optimizers else parameters, lr=1e-4, fused=True)]
-
-    def learn(batch):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            if c.system == "codec":
-                loss = codec_loss(c, model, batch)[0]
-            else:
-                loss = sum(flow_loss(c, model, batch) if c.system == "flow" else llm_loss(model, batch))
-        (loss / n).backward()
-        return loss.detach()[None]
-
-    learn, marks = replayed(learn, device, 1) if c.system == "codec" else learn, []
+    (_, step), (batch, n), marks = training(c, device), random_batch(c, device), []
     for _ in range(repeats + 6 if gpu else 3):
-        for _ in range(c.grad_accum_steps):
-            loss = learn(batch)
-        torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=c.system != "codec")
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1e-3)
+        loss = step(batch)
         if gpu:
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
@@ -571,6 +524,8 @@ def bench_delta_rule_gpu(only_check=False):
 def main(argv):
     if argv[:1] == ["params"]:
         return params(argv[1:])
+    if argv[:1] == ["memory"] and len(argv) > 1:
+        return memory(argv[1:])
     if argv[:1] == ["decode"] and len(argv) == 2:
         return decode(argv[1])
     if argv[:1] == ["train"] and len(argv) > 1:

@@ -91,7 +91,7 @@ def evaluate_codec(speaker, args, out):
     order, sums = sorted(range(len(val)), key=lambda n: len(real[n])), 0
     for some in (order[i:i + 8] for i in range(0, len(order), 8)):
         sums = sums + score_clips(model, data, speaker.features, [val[n] for n in some], speaker.device,
-                                  pick_dtype(config["dtype"], speaker.device))
+                                  pick_dtype(config["dtype"], speaker.device)).cpu().numpy()
     losses, hits = (part / sum(map(len, real)) for part in (sums[:c.codebooks], sums[c.codebooks:-1]))
     unigram = unigram_cross_entropy([data.codes(i).numpy() for i in train], [x.numpy() for x in real], c.codebook_size)
     summary = {
@@ -393,7 +393,7 @@ def main(argv):
     parser.add_argument("--clips", type=int, default=64, help="how many to sample at most, but by the flow TTS "
                         "(%(default)s)")
     parser.add_argument("--embedding", choices=("auto", "clap", "logmel"), help="of the codec LM's Fréchet distance")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
     args = parser.parse_args(argv)
     if files := [ckpt for ckpt in args.ckpt if is_echolancer(ckpt)]:

@@ -50,7 +50,7 @@ from trivox.delta_rule import chunk_gated_delta_rule, recurrent_step
 def rms_norm(x, eps=1e-6):
     """x / root mean square of x over the last dimension (Zhang & Sennrich, 2019), without weights."""
     if x.is_cpu:  # three passes over memory, where PyTorch's own takes ten
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True, dtype=torch.float32) + eps).to(x.dtype)
+        return x * x.square().mean(-1, keepdim=True, dtype=torch.float32).add_(eps).rsqrt_().to(x.dtype)
     return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
@@ -143,6 +143,9 @@ class LocalMix(nn.Module):
         if convolution.takes_kernel(x):
             same = (torch.arange(7, device=x.device) == 3)[:, None]
             return convolution.convolution(x, self.conv.weight[:, 0].T + same, self.conv.bias, left=3)
+        if torch.compiler.is_compiling():  # which would compile a convolution's backward anew for each length
+            padded, weight = F.pad(x, (0, 0, 3, 3)), self.conv.weight[:, 0].T.to(x.dtype)
+            return x + self.conv.bias.to(x.dtype) + sum(padded[:, i:i + x.shape[1]] * w for i, w in enumerate(weight))
         return x + self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
@@ -424,35 +427,36 @@ class CausalAttention(nn.Module):
         self.heads, self.kv_heads, self.head_width = c.heads, c.kv_heads, c.width // c.heads
         # queries, keys, values
         self.input = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * self.head_width, bias=False)
+        self.input.weight.parts = [n * self.head_width for n in (c.heads, c.kv_heads, c.kv_heads)]  # for Muon
         self.query_norm, self.key_norm = RMSNorm(self.head_width), RMSNorm(self.head_width)
         self.out = nn.Linear(c.width, c.width, bias=False)
 
     def empty_state(self, batch, steps):
         return [self.out.weight.new_zeros(batch, self.kv_heads, steps, self.head_width) for _ in range(2)]
 
-    def forward(self, x, position, rope, state=None):
+    def forward(self, x, look, rope, state=None):
+        """look, where there is a state: the places (T,) of the steps in the ring, and a bias (T, S), -inf where a step
+        may not look."""
         x = self.input(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # (B, all heads, T, head_width)
         q, k, v = x.split((self.heads, self.kv_heads, self.kv_heads), 1)
         q, k = rotate(self.query_norm(q), rope), rotate(self.key_norm(k), rope)
         T = q.shape[2]
         if state is not None:
-            steps = state[0].shape[2]
+            place, bias = look
             for kept, new in zip(state, (k, v)):
-                kept.index_copy_(2, position % steps, new.to(kept.dtype))
-            k, v = (kept.to(q.dtype) for kept in state)
-            y = self.attend(q, k, v, torch.arange(steps, device=x.device) <= position[:, None])
+                kept.index_copy_(2, place, new.to(kept.dtype))
+            y = self.attend(q, *(kept.to(q.dtype) for kept in state), bias)
         elif q.is_cpu and q.requires_grad:  # as in `attend`
-            y = self.attend(q, k, v, torch.ones(T, T, dtype=torch.bool).tril())
+            y = self.attend(q, k, v, torch.full((T, T), -torch.inf).triu_(1))
         else:  # no mask tensor, so that a GPU takes its flash kernel
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def attend(self, q, k, v, mask):
-        """Plain products; q (B, H, T, head_width), k and v (B, KV heads, S, head_width), mask (T, S)."""
+    def attend(self, q, k, v, bias):
+        """Plain products; q (B, H, T, head_width), k and v (B, KV heads, S, head_width), bias (T, S)."""
         q = (q * self.head_width ** -0.5).unflatten(1, (self.kv_heads, -1))  # (B, KV, H / KV, T, head_width)
         scores = (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4])
-        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-        return ((scores + bias).softmax(-1).flatten(2, 3) @ v).unflatten(2, q.shape[2:4]).flatten(1, 2)
+        return ((scores + bias.to(q.dtype)).softmax(-1).flatten(2, 3) @ v).unflatten(2, q.shape[2:4]).flatten(1, 2)
 
 
 def causal_conv(x, weight, past=None, starts=None, bias=None):
@@ -464,12 +468,13 @@ def causal_conv(x, weight, past=None, starts=None, bias=None):
     T = x.shape[1]
     if past is None and starts is None and convolution.takes_kernel(x):
         return convolution.convolution(x, weight, bias, left=3, silu=True)
-    bias = 0 if bias is None else bias.to(x.dtype)
     x = F.pad(x, (0, 0, 3, 0)) if past is None else torch.cat((past.to(x.dtype), x), 1)
     if past is not None:
         past.copy_(x[:, T:])
     if T == 1:
-        return F.silu((x * weight.to(x.dtype)).sum(1, keepdim=True) + bias)
+        x = (x * weight.to(x.dtype)).sum(1, keepdim=True)
+        return F.silu(x if bias is None else x + bias.to(x.dtype))
+    bias = 0 if bias is None else bias.to(x.dtype)
     a, b, c, d = (x[:, i:i + T] * w for i, w in enumerate(weight.to(x.dtype)))  # a CPU's own convolution is slower
     if starts is not None:
         step = torch.arange(T, device=x.device)
@@ -482,8 +487,8 @@ def delta_rule(q, k, v, g, beta, S, normalise):
     """The gated delta rule, arguments as for `chunk_gated_delta_rule`, from the state S (B, H, K, V), which is updated,
     or from none."""
     if S is not None and q.shape[1] == 1:
-        step = (x[:, 0] for x in (q, k, v, g, beta))
-        return recurrent_step(*step, S, use_qk_l2norm_in_kernel=normalise)[:, None]
+        step = (x.squeeze(1) for x in (q, k, v, g, beta))
+        return recurrent_step(*step, S, use_qk_l2norm_in_kernel=normalise).unsqueeze(1)
     o, last = chunk_gated_delta_rule(q, k, v, g, beta, initial_state=S, output_final_state=S is not None,
                                      use_qk_l2norm_in_kernel=normalise)
     if S is not None:
@@ -510,6 +515,7 @@ class GatedDeltaNet(nn.Module):
         self.correction = 2 if c.negative_eigenvalues else 1
         # queries, keys, values; output gate; step size and correction of each head
         self.input = SplitLinear(c.width, 2 * self.keys + 2 * self.values + 2 * c.heads, bias=False)
+        self.input.weight.parts = [self.keys, self.keys, self.values, self.values, c.heads, c.heads]
         self.conv = nn.Parameter(torch.empty(4, 2 * self.keys + self.values).uniform_(-0.5, 0.5))
         self.A_log, self.dt_bias = decay_parameters(c.heads)
         self.norm = RMSNorm(self.values // c.heads, eps=1e-5)  # the state begins at 0, so outputs may be small
@@ -517,7 +523,8 @@ class GatedDeltaNet(nn.Module):
 
     def empty_state(self, batch, steps):
         shape = batch, self.heads, self.keys // self.heads, self.values // self.heads
-        return [self.conv.new_zeros(batch, 3, self.conv.shape[1]), self.conv.new_zeros(shape, dtype=torch.float32)]
+        return [self.out.weight.new_zeros(batch, 3, self.conv.shape[1]),
+                self.conv.new_zeros(shape, dtype=torch.float32)]
 
     def forward(self, x, position, rope, state=None, starts=None):
         past, S = state or (None, None)
@@ -546,8 +553,10 @@ class DeltaMixer(nn.Module):
         super().__init__()
         self.heads, self.head_width = c.heads, c.width // c.heads
         self.input = nn.Linear(c.width, 3 * c.width, bias=False)  # queries, keys, values
+        self.input.weight.parts = [c.width] * 3
         self.query_norm, self.key_norm = RMSNorm(self.head_width), RMSNorm(self.head_width)
         self.gates = nn.Linear(c.width, 2 * c.heads)
+        self.gates.weight.parts = [c.heads] * 2
         self.out = nn.Linear(c.width, c.width, bias=False)
 
     def empty_state(self, batch, steps):
@@ -600,6 +609,7 @@ class Mamba2(nn.Module):
         self.inner, self.heads = 2 * c.width, c.width // 32
         # gate; values, keys, queries; step size of each head
         self.input = SplitLinear(c.width, 2 * self.inner + 2 * self.K + self.heads, bias=False)
+        self.input.weight.parts = [self.inner, self.inner, self.K, self.K, self.heads]
         self.conv = nn.Parameter(torch.empty(4, self.inner + 2 * self.K).uniform_(-0.5, 0.5))
         self.conv_bias = nn.Parameter(torch.zeros(self.inner + 2 * self.K))
         self.A_log, self.dt_bias = decay_parameters(self.heads)
@@ -608,7 +618,7 @@ class Mamba2(nn.Module):
         self.out = nn.Linear(self.inner, c.width, bias=False)
 
     def empty_state(self, batch, steps):
-        return [self.conv.new_zeros(batch, 3, self.conv.shape[1]),
+        return [self.out.weight.new_zeros(batch, 3, self.conv.shape[1]),
                 self.conv.new_zeros(batch, self.heads, self.K, 64, dtype=torch.float32)]
 
     def forward(self, x, position, rope, state=None):
@@ -634,10 +644,10 @@ class CodecBlock(nn.Module):
         self.cross_attention = Attention(c.width, c.heads, c.text_width, positional=True) if reads_text else None
         self.ffn_norm = RMSNorm(c.width)
         self.ffn = SwiGLU(c.width, c.ffn_width)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
 
-    def forward(self, x, position, rope, state, text, cross_rope, text_mask):
-        x = x + self.dropout(self.mixer(self.norm(x), position, rope, state))
+    def forward(self, x, look, rope, state, text, cross_rope, text_mask):
+        x = x + self.dropout(self.mixer(self.norm(x), look, rope, state))
         if self.cross_attention is not None:
             x = x + self.dropout(self.cross_attention.look(self.cross_norm(x), cross_rope, *text, text_mask))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
@@ -691,9 +701,11 @@ class CodecLM(nn.Module):
         return (kv, mask, pace), log_seconds
 
     def empty_cache(self, batch, steps):
-        """What `hidden` keeps of the steps it has seen, for attention of the last `steps`: (their number, states)."""
-        zero = torch.zeros((), dtype=torch.long, device=self.heads.weight.device)
-        return zero, [block.mixer.empty_state(batch, steps) for block in self.blocks]
+        """What `hidden` keeps of the steps it has seen, for attention of the last `steps`: (their number, steps,
+        states). The number and the states are updated in place."""
+        device = self.heads.weight.device
+        seen, step = torch.zeros((), dtype=torch.long, device=device), torch.arange(steps, device=device)
+        return seen, step, [block.mixer.empty_state(batch, steps) for block in self.blocks]
 
     def hidden(self, tokens, text=None, cache=None):
         """Delayed steps (B, S, Q) -> states (B, S, D), of which `logits` makes the logits of the steps after them.
@@ -703,10 +715,11 @@ class CodecLM(nn.Module):
         """
         c, (_, S, Q) = self.c, tokens.shape
         x = self.embedding(tokens + torch.arange(Q, device=tokens.device) * self.symbols).sum(2)  # (B, S, D)
-        position, states = torch.arange(S, device=x.device), [None] * len(self.blocks)
+        position, look, states = torch.arange(S, device=x.device), None, [None] * len(self.blocks)
         if cache is not None:
-            seen, states = cache
+            seen, step, states = cache
             position = position + seen
+            look = position % len(step), torch.where(step <= position[:, None], 0.0, -torch.inf)
             seen += S
         rope = rotary(position[None], c.width // c.heads, 10000.0)
         kv, mask, cross_rope = [None] * len(self.blocks), None, None
@@ -714,7 +727,7 @@ class CodecLM(nn.Module):
             kv, mask, pace = text
             cross_rope = rotary((position + 0.5) * pace[:, None], c.width // c.heads, 100.0)
         for block, state, pair in zip(self.blocks, states, kv):
-            args = (x, position, rope, state, pair, cross_rope, mask)
+            args = (x, look, rope, state, pair, cross_rope, mask)
             x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=c.dropout > 0) if (
                 self.checkpointing and self.training) else block(*args)
         return self.norm(x)
@@ -784,10 +797,13 @@ class LLMConfig:
 def sentence(c, characters, codes=None):
     """The tokens (n,) int64 of a sentence: BOS, characters, EOS, audio BOS, and where they are known its codes and
     audio EOS. characters (m,) uint8, codes (k,) uint16: what shards hold."""
-    parts = [[BOS], characters, [EOS, c.audio_bos]]
+    n = len(characters) + 3
+    tokens = np.empty(n if codes is None else n + len(codes) + 1, np.int64)
+    tokens[0], tokens[1:n - 2], tokens[n - 2], tokens[n - 1] = BOS, characters, EOS, c.audio_bos
     if codes is not None:
-        parts += [codes.astype(np.int64) + CHARACTERS, [c.audio_eos]]
-    return torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]))
+        tokens[n:-1], tokens[-1] = codes, c.audio_eos
+        tokens[n:-1] += CHARACTERS
+    return torch.from_numpy(tokens)
 
 
 def packed_batch(rows, steps):
@@ -796,16 +812,14 @@ def packed_batch(rows, steps):
 
     A sentence takes one step less than it has tokens, since its last is only predicted. What is too long is cut.
     """
-    tokens, targets = torch.full((len(rows), steps), PAD), torch.full((len(rows), steps), -100)
-    document = torch.full((len(rows), steps), -1)
-    for b, row in enumerate(rows):
+    tokens, targets, document = (np.full((len(rows), steps), fill) for fill in (PAD, -100, -1))
+    for row, inputs, nexts, number in zip(rows, tokens, targets, document):
         at = 0
-        for d, tokens_of_one in enumerate(row):
-            n = min(len(tokens_of_one) - 1, steps - at)
-            tokens[b, at:at + n], targets[b, at:at + n] = tokens_of_one[:n], tokens_of_one[1:n + 1]
-            document[b, at:at + n] = d
-            at += n
-    return tokens, targets, document
+        for d, one in enumerate(one.numpy() for one in row):
+            end = min(at + len(one) - 1, steps)
+            inputs[at:end], nexts[at:end], number[at:end] = one[:end - at], one[1:end - at + 1], d
+            at = end
+    return tuple(map(torch.from_numpy, (tokens, targets, document)))
 
 
 def alibi_slopes(c, layer):

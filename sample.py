@@ -29,7 +29,7 @@ def main(argv):
     text.add_argument("--text", help="what to say")
     text.add_argument("--text_file", type=Path, help="what to say, a wav a line")
     parser.add_argument("--out", type=Path, help="the wav (out.wav); with --text_file, a folder (out)")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
     args = parser.parse_args(argv)
     args.out = args.out or Path("out" if args.text_file else "out.wav")

@@ -123,7 +123,7 @@ def main(argv):
     parser.add_argument("--ckpt", required=True, help="run folder, checkpoint folder or .safetensors file in one")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all that can reach this machine (%(default)s)")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if not find_spec("gradio"):

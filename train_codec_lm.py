@@ -91,20 +91,20 @@ def draw(c, epoch, clip):
 
 
 def draw_step(c, clips, frames, step, count):
-    """The draws of the `count` clips of one step, a function of its arguments alone. frames: how long each clip is.
+    """The draws of the `count` clips of one step, a function of its arguments alone. clips: an array of those to draw
+    from; frames: how long each clip of the data set is, an array too.
 
     Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
     """
     pool, turn = divmod(step, POOL)
-    start, stop = pool * POOL * count, (pool + 1) * POOL * count
-    pairs = []
-    for epoch in range(start // len(clips), (stop - 1) // len(clips) + 1):
-        order = np.random.default_rng([c.seed, 1, epoch]).permutation(clips).tolist()
-        first = epoch * len(clips)
-        pairs += [(epoch, clip) for clip in order[max(0, start - first):stop - first]]
-    pairs.sort(key=lambda pair: frames[pair[1]])
-    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
-    return [draw(c, *pair) for pair in pairs[place * count:(place + 1) * count]]
+    first, skipped = divmod(pool * POOL * count, len(clips))
+    last = ((pool + 1) * POOL * count - 1) // len(clips)
+    shuffled = [np.random.default_rng([c.seed, 1, epoch]).permutation(clips) for epoch in range(first, last + 1)]
+    drawn = np.concatenate(shuffled)[skipped:skipped + POOL * count]
+    turn = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
+    mine = np.argsort(frames[drawn], kind="stable")[turn * count:(turn + 1) * count]
+    epochs = first + (skipped + mine) // len(clips)
+    return [draw(c, *pair) for pair in zip(epochs.tolist(), drawn[mine].tolist())]
 
 
 def make_batch(c, data, features, draws, device):
@@ -159,7 +159,7 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
     """Cross-entropy and accuracy of each book over all validation clips with their texts, and the duration loss."""
     clips = sorted(clips, key=lambda clip: data.rows[clip]["frames"])
     frames = counts(c, data, [{"clip": clip, "drop": False} for clip in clips])[0]
-    sums = np.zeros(2 * c.codebooks + 1)
+    sums = torch.zeros(2 * c.codebooks + 1, dtype=common.widest(device), device=device)
     for i in range(rank * c.batch_size, len(clips), world * c.batch_size):
         sums += score_clips(model, data, features, clips[i:i + c.batch_size], device, dtype)
     sums = np.array(all_sum(sums.tolist(), device))
@@ -245,7 +245,7 @@ def main(argv):
     if step >= c.steps:
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
 
-    if c.compile:
+    if common.compiles(c, device):
         for block in blocks:  # blocks of a kind share their compiled code
             block.compile(dynamic=True)
     trained = common.distribute(model, world, device)
@@ -265,9 +265,9 @@ def main(argv):
 
     def batches(step):
         """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
-        micro = c.batch_size * world
+        micro, clips, lengths = c.batch_size * world, np.array(train), np.array(frames)
         while True:
-            draws = draw_step(c, train, frames, step, micro * c.grad_accum_steps)
+            draws = draw_step(c, clips, lengths, step, micro * c.grad_accum_steps)
             n = dict(zip(("n_frames", "n_texts"), torch.tensor(counts(c, data, draws), dtype=torch.float32)))
             for i in range(0, len(draws), micro):
                 yield make_batch(c, data, features, draws[i + rank:i + micro:world], device) | send(n, device),

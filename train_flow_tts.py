@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from trivox import common
 from trivox.audio import LOG_FLOOR, mel_config
 from trivox.common import UserError, all_sum, autocast, barrier
 from trivox.datasets import MelDataset
+from trivox.files import padded
 from trivox.gpu import ahead, send
 from trivox.muon import Muon
 from trivox.pages import write_page
@@ -94,38 +94,40 @@ def draw(c, epoch, clip):
 
 
 def draw_step(c, clips, frames, step, count):
-    """The draws of the `count` clips of one step, a function of its arguments alone. frames: how long each clip is.
+    """The draws of the `count` clips of one step, a function of its arguments alone. clips: an array of those to draw
+    from; frames: how long each clip of the data set is, an array too.
 
     Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
     """
     pool, turn = divmod(step, POOL)
-    start, stop = pool * POOL * count, (pool + 1) * POOL * count
-    pairs = []
-    for epoch in range(start // len(clips), (stop - 1) // len(clips) + 1):
-        order = np.random.default_rng([c.seed, 1, epoch]).permutation(clips).tolist()
-        first = epoch * len(clips)
-        pairs += [(epoch, clip) for clip in order[max(0, start - first):stop - first]]
-    pairs.sort(key=lambda pair: frames[pair[1]])
-    place = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
-    return [draw(c, *pair) for pair in pairs[place * count:(place + 1) * count]]
+    first, skipped = divmod(pool * POOL * count, len(clips))
+    last = ((pool + 1) * POOL * count - 1) // len(clips)
+    shuffled = [np.random.default_rng([c.seed, 1, epoch]).permutation(clips) for epoch in range(first, last + 1)]
+    drawn = np.concatenate(shuffled)[skipped:skipped + POOL * count]
+    turn = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
+    mine = np.argsort(frames[drawn], kind="stable")[turn * count:(turn + 1) * count]
+    epochs = first + (skipped + mine) // len(clips)
+    return [draw(c, *pair) for pair in zip(epochs.tolist(), drawn[mine].tolist())]
 
 
 def make_batch(c, data, features, draws, device):
-    """The tensors of a micro-batch, on the device. Lengths are padded to multiples of 16: so there are fewer shapes."""
-    mels = [F.pad(data.mel(d["clip"]), (0, 0, 0, d["silence"]), value=math.log(LOG_FLOOR)) for d in draws]
-    text, length = features(["" if d["drop"] else data.rows[d["clip"]]["text"] for d in draws], multiple=16)
-    longest = -(-max(map(len, mels)) // (16 * c.patch)) * 16 * c.patch
+    """The tensors of a micro-batch, on the device, to which float16 goes as the disk holds it, and is float32 there.
+    Lengths are padded to multiples of 16: so there are fewer shapes."""
+    text, length = features.stored(["" if d["drop"] else data.rows[d["clip"]]["text"] for d in draws], multiple=16)
+    frames = [data.rows[d["clip"]]["frames"] + d["silence"] for d in draws]
+    longest = -(-max(frames) // (16 * c.patch)) * 16 * c.patch
     batch = {
-        "mel": torch.stack([F.pad(m, (0, 0, 0, longest - len(m))) for m in mels]),  # (B, T, n_mels)
-        "frames": torch.tensor([len(m) for m in mels]), "text": text, "length": length,
+        "mel": padded([data.stored(d["clip"]) for d in draws], longest),  # (B, T, n_mels)
+        "frames": torch.tensor(frames), "text": text, "length": length,
         "t": torch.tensor([d["t"] for d in draws], dtype=torch.float32),
         "drop": torch.tensor([d["drop"] for d in draws]),
     }
-    batch = send(batch, device)
-    batch["noise"] = torch.zeros_like(batch["mel"])
-    for row, m, d in zip(batch["noise"], mels, draws):
-        generator = torch.Generator(device).manual_seed(d["noise"])
-        row[:len(m)] = torch.randn(len(m), c.n_mels, generator=generator, device=device)
+    batch = {name: x.float() if x.dtype == torch.float16 else x for name, x in send(batch, device).items()}
+    batch["noise"], generator = torch.zeros_like(batch["mel"]), torch.Generator(device)
+    for mel, noise, n, d in zip(batch["mel"], batch["noise"], frames, draws):
+        if d["silence"]:
+            mel[n - d["silence"]:n] = math.log(LOG_FLOOR)
+        noise[:n].normal_(generator=generator.manual_seed(d["noise"]))
     return batch
 
 
@@ -157,12 +159,12 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
     """Mean losses over all validation clips with their text; noise, time and added silence are the same each time."""
     model.eval()
     draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.rows[clip]["frames"])]
-    sums = [0.0, 0.0]
+    sums = torch.zeros(2, dtype=common.widest(device), device=device)
     for i in range(rank * c.batch_size, len(draws), world * c.batch_size):
         with autocast(device, dtype):
             losses = flow_loss(c, model, make_batch(c, data, features, draws[i:i + c.batch_size], device))
-        sums = [total + loss.item() for total, loss in zip(sums, losses)]
-    return [total / count for total, count in zip(all_sum(sums, device), counts(data, draws))]
+        sums += torch.stack(losses)
+    return [total / count for total, count in zip(all_sum(sums.tolist(), device), counts(data, draws))]
 
 
 def make_prompts(c, data, clips, speaker):
@@ -236,7 +238,7 @@ def main(argv):
     if step >= c.steps:
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
 
-    if c.compile:
+    if common.compiles(c, device):
         for block in blocks:  # blocks of a kind share their compiled code
             block.compile(dynamic=True)
     trained = common.distribute(model, world, device)
@@ -256,9 +258,9 @@ def main(argv):
 
     def batches(step):
         """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
-        micro = c.batch_size * world
+        micro, clips, lengths = c.batch_size * world, np.array(train), np.array(frames)
         while True:
-            draws = draw_step(c, train, frames, step, micro * c.grad_accum_steps)
+            draws = draw_step(c, clips, lengths, step, micro * c.grad_accum_steps)
             for i in range(0, len(draws), micro):
                 yield make_batch(c, data, features, draws[i + rank:i + micro:world], device), counts(data, draws)
             step += 1

@@ -139,8 +139,8 @@ def make_batch(c, data, shown, rows, step, device):
             noisy = torch.from_numpy(rng.random(steps) < c.code_noise) & (own >= CHARACTERS) & (own < c.audio_bos)
             own[noisy] = CHARACTERS + torch.from_numpy(rng.integers(0, c.codebook_size, int(noisy.sum())))
     audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
-    batch = {"tokens": tokens, "targets": targets.flatten(), "audio_at": audio.flatten().nonzero()[:, 0],
-             "text_at": ((targets >= 0) & ~audio).flatten().nonzero()[:, 0]}
+    at = [torch.from_numpy(np.flatnonzero(taught.numpy())) for taught in (audio, (targets >= 0) & ~audio)]
+    batch = {"tokens": tokens, "targets": targets.flatten(), "audio_at": at[0], "text_at": at[1]}
     if c.packed and c.document_mask:
         batch["document"] = document
     if c.speaker_width:
@@ -280,7 +280,7 @@ def main(argv):
     if step >= c.steps:
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
 
-    if c.compile:
+    if common.compiles(c, device):
         torch._dynamo.config.optimize_ddp = False  # DDP reduces between blocks; FlexAttention's is not to be cut
         for block in model.blocks:  # blocks of a kind share their compiled code
             block.compile(dynamic=not c.packed)
@@ -340,7 +340,8 @@ def main(argv):
             sums[:2] += torch.stack((text, audio)).detach()
             batch, upcoming = next(source)
         if rank == 0:
-            sums[2:4] += torch.tensor((n_text, n_audio), device=device)
+            sums[2] += n_text  # a tensor of both would have to be copied, and for that the host waits for a GPU
+            sums[3] += n_audio
         place, ((n_text, n_audio), behind) = behind, upcoming
 
         # Step

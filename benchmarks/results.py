@@ -1,5 +1,5 @@
-"""Writes the tables of docs/results.md from benchmarks/results/*.json, a file a run, what evaluate.py found of it, and
-from benchmarks/gpu/*.json, what bench.py found on a GPU.
+"""Writes the tables of docs/results.md from benchmarks/results/*.json, a file a run, what evaluate.py found of it, from
+benchmarks/gpu/*.json, what bench.py found on a GPU, and from benchmarks/memory.json, of which README.md has some rows.
 
     python benchmarks/results.py --add RUN --command "./run.sh" --machine "two cores of …" --took "5 min, 2 GB"
 
@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 sys.path.insert(0, str(ROOT))
 from evaluate import CODEC_ROWS, FLOW_ROWS, LLM_ROWS, read_config  # noqa: E402 as they lie above this folder
+README = "flow_ljspeech", "codec_ljspeech", "codec_music_300m", "llm_177m", "llm_550m", "llm_1b"  # rows of its table
 ROWS = {"flow": FLOW_ROWS, "codec": CODEC_ROWS, "llm": LLM_ROWS}
 
 
@@ -83,6 +84,30 @@ def on_gpus():
     return "\n".join(lines)
 
 
+def fits(only=()):
+    """What fits on which card, as Markdown; of all configs in benchmarks/memory.json, or some."""
+    def written(own, plain, saving):
+        if plain == own:
+            return "fits"
+        sizes = [f"{size[0]} × {size[1]}{mark}" for size, mark in ((plain, ""), (saving, " †")) if size]
+        return " or ".join(sizes) or "–"
+
+    found = json.loads((ROOT / "benchmarks" / "memory.json").read_text())["configs"]
+    rows = [one for one in found if not only or one["config"].removesuffix(".yaml") in only]
+    return "\n".join(["| config | its batch | " + " | ".join(f"{card} GB" for card in rows[0]["cards"]) + " |",
+                      "|---|---|" + "---|" * len(rows[0]["cards"]),
+                      *("| `{}` | {} × {} | ".format(one["config"], *one["own"])
+                        + " | ".join(written(one["own"], *sizes) for sizes in one["cards"].values()) + " |"
+                        for one in rows)])
+
+
+def replaced(path, name, text):
+    """Write a block of a page anew."""
+    block = f"<!-- {name}, by benchmarks/results.py -->\n\n{text}\n\n<!-- end of {name} -->"
+    page = re.sub(f"<!-- {name},.*?<!-- end of {name} -->", lambda _: block, path.read_text(), flags=re.DOTALL)
+    path.write_text(page)
+
+
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in "add", "command", "machine", "took":
@@ -96,6 +121,8 @@ def main(argv):
         page = re.sub(f"<!-- {system},.*?<!-- end of {system} -->", lambda _, block=block: block, page, flags=re.DOTALL)
     block = f"<!-- gpu, by benchmarks/results.py -->\n\n{on_gpus()}\n<!-- end of gpu -->"
     PAGE.write_text(re.sub("<!-- gpu,.*?<!-- end of gpu -->", lambda _: block, page, flags=re.DOTALL))
+    replaced(PAGE, "memory", fits())
+    replaced(ROOT / "README.md", "memory", fits(README))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,18 @@
 """generate.py: solvers with known solutions, sampling beside the full forward and known distributions; what a text
-becomes depends on no other."""
+becomes depends on no other; what a GPU captures in a CUDA graph, on a CPU by a twin of gpu.py's `capture`."""
+
+from functools import partial
+from types import FunctionType
 
 import pytest
 import torch
 from helpers import encode, prompts_of, tiny_codec_lm, tiny_flow, tiny_llm, voice
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from model import CHARACTERS, FlowTTS, delay
+from trivox import generate as loops
+from trivox import gpu
 from trivox.common import UserError
 from trivox.generate import (generate_frames, generate_speech, pick, solve_flow, sorts, stream_frames,
                              stream_speech)
@@ -271,3 +278,204 @@ def test_what_cannot_be_spoken():
         say(voiced, short, 0, 30)
     with pytest.raises(UserError, match="without voices"):
         say(model, short, 0, 30, torch.ones(1, 12))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What a GPU captures
+
+def held(x, name="step", met=()):
+    """What a function holds on to in its closure, in partials, containers and models: pairs of a name and a tensor or a
+    number."""
+    if id(x) in met:
+        return
+    met = *met, id(x)
+    if x is None or isinstance(x, (torch.Tensor, int, float)):
+        yield name, x
+    elif isinstance(x, torch.nn.Module):
+        yield from (*x.named_parameters(name), *x.named_buffers(name))
+    else:
+        inside = {}
+        if isinstance(x, FunctionType):
+            inside = {key: cell.cell_contents for key, cell in zip(x.__code__.co_freevars, x.__closure__ or ())}
+        elif isinstance(x, partial):
+            inside = {"func": x.func, "args": x.args, **x.keywords}
+        elif hasattr(x, "__self__"):
+            inside = {"self": x.__self__}
+        elif isinstance(x, (list, tuple)):
+            inside = dict(enumerate(x))
+        for key, y in inside.items():
+            yield from held(y, f"{name}.{key}", met)
+
+
+def memory(x):
+    return x.untyped_storage().data_ptr()
+
+
+class Operators(TorchDispatchMode):
+    """The operators of a step, each with its numbers and with the shapes of its tensors, and the names of those that
+    outlive the step."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.names, self.record = {memory(x): name for name, x in held.items() if isinstance(x, torch.Tensor)}, []
+
+    def told(self, x):
+        if isinstance(x, (list, tuple)):
+            return [self.told(y) for y in x]
+        return (x.shape, x.dtype, self.names.get(memory(x))) if isinstance(x, torch.Tensor) else repr(x)
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name, kwargs = f.name().partition("::")[2].partition(".")[0], kwargs or {}
+        assert name not in ("item", "is_nonzero", "_local_scalar_dense", "equal", "nonzero", "masked_select", "cpu",
+                            "rand", "randn", "bernoulli_", "exponential_"), f"a graph cannot do {name}"
+        self.record.append((name, self.told(args), self.told([*kwargs.items()])))
+        return f(*args, **kwargs)
+
+
+def capture_on_a_cpu(step, state, pool=None):
+    """The twin of `capture`. A graph does again what was done while it was captured, in the same memory. So here each
+    step must do what the first did, on the same tensors, and ask for no value; what outlives a step stays where it is,
+    and what it changes is in `state`, as `capture` sets back nothing else. Only what a step makes and leaves may be
+    new in the next: for that a graph has memory of its own."""
+    def checked():
+        before = dict(held(step))
+        values = {name: x.clone() for name, x in before.items() if isinstance(x, torch.Tensor)}
+        with Operators(before) as operators:
+            step()
+        after = dict(held(step))
+        assert after.keys() == before.keys()
+        for name, x in before.items():
+            if name not in values:
+                assert after[name] == x, f"{name} was {x} and is now {after[name]}, which a graph will not see"
+                continue
+            assert isinstance(after[name], torch.Tensor) and after[name].data_ptr() == x.data_ptr(), f"{name} moved"
+            if not torch.equal(x, values[name]):
+                assert memory(x) in map(memory, state), f"{name} changes and is not in the state"
+        return operators.record
+
+    def replay():
+        assert checked() == first, "this step does not do what the first did"
+
+    before = [x.clone() for x in state]
+    first = checked()
+    for x, old in zip(state, before):
+        x.copy_(old)
+    return replay
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """From here on loops do on a CPU what they do on a GPU. The list gets the number of replays of each capture."""
+    counts = []
+
+    def capture(step, state, pool=None):
+        replay, n = capture_on_a_cpu(step, state), len(counts)
+        counts.append(0)
+
+        def counted():
+            counts[n] += 1
+            replay()
+
+        return counted
+
+    for module, name, value in ((loops, "graphs", lambda device: True), (loops, "capture", capture),
+                                (gpu, "capture", capture), (gpu, "shared_pool", lambda: None), (gpu, "KEPT", {})):
+        monkeypatch.setattr(module, name, value)
+    return counts
+
+
+@pytest.mark.parametrize("fault, words", [
+    ("rebinds", "total moved"), ("hides", "hidden changes and is not in the state"), ("counts", "number was 0"),
+    ("slices", "does not do what the first did"), ("asks", "cannot do"), ("none", None)])
+def test_the_twin_catches_what_a_graph_would_do_wrongly(fault, words):
+    total, hidden, at, number, row = torch.zeros(3), torch.zeros(3), torch.zeros(1, dtype=torch.long), 0, iter(range(9))
+
+    def step():
+        nonlocal total, number
+        if fault == "rebinds":
+            total = total + 1
+        elif fault == "hides":
+            hidden.add_(1)
+        elif fault == "counts":
+            number += 1
+        elif fault == "slices":
+            total[next(row)] += 1
+        elif fault == "asks":
+            total[int(at)] += 1
+        total.index_add_(0, at, torch.ones(1))
+        at.add_(1)
+
+    def run():
+        replay = capture_on_a_cpu(step, [total, at])
+        for _ in range(3):
+            replay()
+
+    if words is None:
+        run()
+        assert total.tolist() == [1, 1, 1] and number == 0 and not hidden.any()
+    else:
+        with pytest.raises(AssertionError, match=words):
+            run()
+
+
+@pytest.mark.parametrize("pattern, text, prompts, options", [
+    ("GADM", False, (0, 0), dict(frames=60, top_k=5)), ("AG", True, (0, 4, 2), dict(cfg_scale=2.0, top_p=0.9)),
+    ("DM", True, (1,), dict(temperature=0.8)), ("A", False, (7, 1), dict(frames=50, temperature=0))],
+    ids=["beyond the context", "guided", "text", "greedy"])
+def test_captured_frames_are_the_same(captures, monkeypatch, pattern, text, prompts, options):
+    """The same frames as without a graph, all but the first step of them replayed, none long after the last clip's
+    end."""
+    model, B = tiny_codec_lm(pattern=pattern, layers=len(pattern), cross_every=text, context=30), len(prompts)
+    model.heads.weight.data[model.eos] *= 3
+    options = {"frames": 90, **options}
+    frames = options.pop("frames")
+    prompts = [torch.randint(0, 20, (n, 3)) for n in prompts]
+    if text:
+        options |= dict(text=torch.randint(3, 259, (B, 12)), length=torch.tensor([12, 5, 9][:B]))
+    captured = list(stream_frames(model, frames, range(B), prompts, **options))
+    with monkeypatch.context() as patch:
+        patch.setattr(loops, "graphs", lambda device: False)
+        plain = list(stream_frames(model, frames, range(B), prompts, **options))
+    assert torch.equal(torch.stack(captured), torch.stack(plain))
+    assert len(plain) < frames - 20 if text else len(plain) == frames
+    needed = len(plain) + 3 - 2 - min(map(len, prompts))
+    assert len(captures) == 1 and needed <= captures[0] < needed + 18
+
+
+def test_captured_speech_is_the_same(captures, monkeypatch):
+    model = tiny_llm(pattern="AGA", speaker_width=12)
+    with torch.no_grad():
+        model.embedding.weight[model.c.audio_eos] *= 2
+    asked = dict(speaker=voice(model, 3), temperature=0.9, top_k=20, repetition_penalty=1.1)
+    captured = list(stream_speech(model, prompts_of(model), [1, 2, 3], 60, **asked))
+    monkeypatch.setattr(loops, "graphs", lambda device: False)
+    plain = list(stream_speech(model, prompts_of(model), [1, 2, 3], 60, **asked))
+    assert torch.equal(torch.stack(captured)[:len(plain)], torch.stack(plain))
+    assert (torch.stack(captured)[len(plain):] == -1).all() and captures[0] >= len(plain) - 1 > 15
+
+
+@pytest.mark.parametrize("options", [dict(cfg_scale=2.0), dict(cfg_scale=1, solver="midpoint"), dict(solver="heun")],
+                         ids=["euler", "midpoint", "heun"])
+def test_captured_mels_are_the_same_whatever_is_padded(captures, monkeypatch, options):
+    """One graph for clips and texts of about these lengths, another for longer ones; the padding is not heard. The
+    newest graphs are kept."""
+    model, asked = tiny_flow(), [((8, 3), (5, 90)), ((3, 30), (128, 1)), ((33, 3), (9, 7)), ((7, 7), (129, 40))]
+
+    def mels(lengths, frames):
+        return generate(model, ["a" * n for n in lengths], frames=torch.tensor(frames), steps=4, **options)
+
+    captured = [mels(*one) for one in asked]
+    assert captures == [8, 4, 4] and len(gpu.KEPT) == 3
+    monkeypatch.setattr(gpu, "MOST_KEPT", 2)
+    mels(*asked[3])
+    assert captures == [8, 4, 8] and len(gpu.KEPT) == 2
+    mels(*asked[2])
+    assert captures == [8, 8, 8]
+    mels(*asked[0])
+    assert captures == [8, 8, 8, 4]
+    monkeypatch.setattr(loops, "graphs", lambda device: False)
+    for one, together in zip(asked, captured):
+        for mel, plain, frames in zip(together, mels(*one), one[1]):
+            assert len(mel) == frames
+            torch.testing.assert_close(mel, plain, atol=1e-3, rtol=1e-4)
+    assert len(captures) == 4

@@ -45,8 +45,8 @@ def losses(run):
 
 def test_an_epoch_has_each_clip_once():
     """19 epochs of 37 clips in 37 pools of steps: each clip 19 times, with other noise each time."""
-    c, clips, count = Config(), list(range(100, 137)), 1
-    frames = {clip: clip * 7919 % 500 for clip in clips}
+    c, clips, count = Config(), np.arange(100, 137), 1
+    frames = np.arange(137) * 7919 % 500
     draws = [d for step in range(37 * POOL) for d in draw_step(c, clips, frames, step, count)]
     assert set(Counter(d["clip"] for d in draws).values()) == {POOL}
     assert len({d["noise"] for d in draws}) == len({d["t"] for d in draws}) == len(draws)
@@ -57,7 +57,7 @@ def test_an_epoch_has_each_clip_once():
 def test_clips_of_a_step_are_of_like_length():
     """Within a pool of steps no clip of one is longer than any of the next; the steps themselves are in no order."""
     c, clips, rng = Config(), list(range(300)), random.Random(0)
-    frames = [rng.randrange(50, 900) for _ in clips]
+    frames = np.array([rng.randrange(50, 900) for _ in clips])
     spans = []
     for step in range(POOL):
         lengths = [frames[d["clip"]] for d in draw_step(c, clips, frames, step, 8)]
@@ -69,7 +69,7 @@ def test_clips_of_a_step_are_of_like_length():
 
 def test_draws_depend_on_seed_epoch_and_clip_alone():
     """However many clips a step has, and whatever their neighbours, the first epoch draws the same for each clip."""
-    clips, frames = list(range(64)), [100] * 64
+    clips, frames = list(range(64)), np.full(64, 100)
     epochs = [{d["clip"]: d for step in range(64 // count) for d in draw_step(Config(), clips, frames, step, count)}
               for count in (1, 2, 4)]
     assert epochs[0] == epochs[1] == epochs[2] == {clip: draw(Config(), 0, clip) for clip in clips}
@@ -204,8 +204,8 @@ def test_gradient_accumulation(flags, tmp_path, in_process):
 
 
 def test_overfit_reads_the_first_clips_alone(flags, data, in_process, monkeypatch):
-    read, mel = set(), MelDataset.mel
-    monkeypatch.setattr(MelDataset, "mel", lambda self, i: read.add(i) or mel(self, i))
+    read, stored = set(), MelDataset.stored
+    monkeypatch.setattr(MelDataset, "stored", lambda self, i: read.add(i) or stored(self, i))
     in_process(flags(overfit=3, eval_every=2))
     assert read == set(data.clips("all")[:3])
 

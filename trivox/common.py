@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import typing
 from contextlib import contextmanager, suppress
@@ -61,7 +62,7 @@ class RunConfig:
     keep_last: PositiveInt = 2  # checkpoints, besides the best
     log_every: PositiveInt = 10  # steps
     seed: int = 0
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or cpu
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
     compile: bool = False
     activation_checkpointing: bool = False
@@ -137,7 +138,8 @@ def begin(c):
 
 def init_distributed(device):
     """Join torchrun's process group if there is one, GPUs over NCCL, CPU processes over Gloo. `device` is "auto",
-    "cuda" or "cpu". Returns (rank, number of processes, torch.device)."""
+    "cuda" (AMD's GPUs too), "mps" (Apple's, for one process) or "cpu". Returns (rank, number of processes,
+    torch.device). UserError for a device that is not there."""
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -147,6 +149,10 @@ def init_distributed(device):
                             f"{torch.cuda.device_count()}; ask for fewer with --gpus, or take --device cpu")
         torch.cuda.set_device(local)
         device = f"cuda:{local}"
+    elif device == "mps":
+        if world > 1 or not torch.backends.mps.is_available():
+            raise UserError(f"{'several processes cannot share it' if world > 1 else 'torch finds none here'}: mps is "
+                            "Apple's GPU; take --device cpu")
     else:
         keep_freed_memory()
     if world > 1:
@@ -197,7 +203,7 @@ def all_sum(values, device):
     """Sum a list of numbers over all processes. Returns a list of floats. A process alone waits for no GPU here."""
     if not dist.is_initialized():
         return [float(value) for value in values]
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+    total = torch.tensor(values, dtype=widest(device), device=device)
     dist.all_reduce(total)
     return total.tolist()
 
@@ -209,13 +215,37 @@ def barrier():
 
 
 def pick_dtype(name, device):
-    """A torch.dtype by name; "auto" is bfloat16 where the chip multiplies it, else float16 on GPUs, float32 on CPUs."""
-    if name == "auto" and device.type == "cuda":
+    """A torch.dtype by name; "auto" is bfloat16 where the chip multiplies it, else float16 on GPUs, float32 on CPUs; on
+    Apple's GPUs, of which some take longer for it, float32."""
+    if name == "auto" and device.type == "mps":
+        name = "float32"
+    elif name == "auto" and device.type == "cuda":
         name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     elif name == "auto":
         chip = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has no such function
         name = "bfloat16" if any(has for key, has in chip.items() if "bf16" in key) else "float32"
     return getattr(torch, name)
+
+
+def widest(device):
+    """float64, or float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def compiles(c, device):
+    """Whether a trainer's blocks are to be compiled: where the config says so, and the device can. A CPU takes a C++
+    compiler and Python's headers for it. Where it cannot be, a note says so, and training goes on without."""
+    if not c.compile or device.type == "cuda":
+        return c.compile
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    header, letters = Path(sysconfig.get_path("include"), "Python.h"), set(getattr(c, "layout", ""))
+    why = ("that is not tried on Apple's GPUs" if device.type == "mps" else
+           "on a CPU recurrent blocks would be compiled for each length anew" if letters & set("GDM") else
+           f"on a CPU that needs the C++ compiler {compiler} (CXX names another)" if not shutil.which(compiler) else
+           "" if header.exists() else f"on a CPU that needs {header} (on Debian and Ubuntu: apt install python3-dev)")
+    if why:
+        print(f"note: not compiled, which is slower: {why}")
+    return not why
 
 
 def autocast(device, dtype):

@@ -54,7 +54,8 @@ class MelDataset:
             if all("skipped" in row for row in rows):  # an empty file cannot be mapped
                 continue
             self.rows += [{**row, "shard": len(self.shards)} for row in rows if "skipped" not in row]
-            self.shards.append(np.memmap(index.with_suffix(".f16"), np.float16, "r").reshape(-1, mel.n_mels))
+            shard = np.asarray(np.memmap(index.with_suffix(".f16"), np.float16, "r"))
+            self.shards.append(shard.reshape(-1, mel.n_mels))
 
     def clips(self, split):
         """Indices of the clips of "train", "val" or "all"; UserError where there is none."""
@@ -62,11 +63,14 @@ class MelDataset:
             return clips
         raise UserError(f"{self.folder} has no {split} clips")
 
-    def mel(self, i):
-        """The log-mel of clip i, (frames, n_mels) float32, not normalised."""
+    def stored(self, i):
+        """The log-mel of clip i, (frames, n_mels) float16, mapped, not normalised."""
         row = self.rows[i]
-        shard, start = self.shards[row["shard"]], row["offset"]
-        return torch.from_numpy(shard[start:start + row["frames"]].astype(np.float32))
+        return self.shards[row["shard"]][row["offset"]:row["offset"] + row["frames"]]
+
+    def mel(self, i):
+        """The same as a tensor, float32."""
+        return torch.from_numpy(self.stored(i).astype(np.float32))
 
 
 def check_tokens(folder, wanted):
@@ -188,7 +192,7 @@ class SentenceDataset:
 
     def span(self, i, column):
         """The codes (column 0) or the characters (1) of clip i, mapped."""
-        shard = int(np.searchsorted(self.first, i, "right")) - 1
+        shard = self.first.searchsorted(i, "right") - 1
         row, index = i - self.first[shard], self.shards[shard][2]
         return self.shards[shard][column][index[row - 1, column] if row else 0:index[row, column]]
 

@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 
 from trivox import delta_rule_operators as operators
+from trivox.common import widest
 from trivox.delta_rule_operators import need, sequence_lengths
 
 PATH = os.environ.get("TRIVOX_DELTA_RULE", "")
@@ -155,10 +156,14 @@ def recurrent_step(q, k, v, g, beta, state, scale=None, *, use_qk_l2norm_in_kern
         dtype, (q, k, v, g, beta) = v.dtype, (x.float() for x in (q, k, v, g, beta))
         if use_qk_l2norm_in_kernel:
             q, k = q * _inverse_norm(q), k * _inverse_norm(k)
-        q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1)[..., None] for x in (scale * q, k))  # (B, HV, K, 1)
-        state *= g.exp()[..., None, None]
-        state.addcmul_(k, (beta[..., None] * (v - (k.mT @ state)[:, :, 0]))[:, :, None])
-        return (q.mT @ state)[:, :, 0].to(dtype)
+        q, groups = scale * q, v.shape[1] // q.shape[1]
+        if groups > 1:
+            q, k = q.repeat_interleave(groups, 1), k.repeat_interleave(groups, 1)
+        S, shape = state.flatten(0, 1), v.shape                                              # (B HV, K, V)
+        q, k, v = (x.reshape(len(S), 1, -1) for x in (q, k, v))                              # (B HV, 1, K|V)
+        S.mul_(g.exp().view(-1, 1, 1))
+        S.addcmul_(k.mT, beta.reshape(-1, 1, 1) * (v - torch.bmm(k, S)))
+        return torch.bmm(q, S).view(shape).to(dtype)
 
 
 def _takes_kernels(v):
@@ -270,9 +275,10 @@ def _within_chunks(q, k, v, g, beta, scale, normalise, C):
     qk, g, beta = _pair(q, k, v, C), _to_chunks(g, v, C), _to_chunks(beta, v, C)             # (M, 2, C, K), (M, C, 1)
     norms = _inverse_norm(qk) if normalise else None
     qk = qk * norms if normalise else qk
-    # sums in float64, where no gate counts for more than it takes to decay to 0: a small gate after large ones is kept
+    # sums in float64, where there is one, and no gate counts for more than it takes to decay to 0: a small gate after
+    # large ones is kept
     least = math.log(_least(g.dtype)) - 1
-    since = g.double().clamp(min=least).cumsum(1)
+    since = g.to(widest(g.device)).clamp(min=least).cumsum(1)
     gamma, decay = (F.threshold_(x.to(g.dtype).clamp_(min=least).exp_(), _least(g.dtype), 0.0)
                     for x in (since, (since - since.mT).tril_()))                            # (M, C, 1), (M, C, C)
     tail = decay.tril_()[:, -1, :, None]                                                     # D_C

@@ -41,3 +41,11 @@ def map_file(path, dtype, columns=None):
     array = torch.from_file(str(path), size=size, dtype=torch.uint8).numpy() if size else np.zeros(0, np.uint8)
     array.flags.writeable = False
     return array.view(dtype) if columns is None else array.view(dtype).reshape(-1, columns)
+
+
+def padded(rows, steps):
+    """Arrays of one type (steps_i, …) as a tensor (B, steps, …), which ends in zeros where they are shorter."""
+    batch = np.empty((len(rows), steps, *rows[0].shape[1:]), rows[0].dtype)
+    for place, row in zip(batch, rows):
+        place[:len(row)], place[len(row):] = row, 0
+    return torch.from_numpy(batch)

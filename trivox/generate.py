@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from model import CHARACTERS, PAD, delay
 from trivox import decoding
 from trivox.common import UserError
-from trivox.gpu import capture
+from trivox.gpu import capture, graphs, repeat
 
 # ------------------------------------------------------------------------------------------------------------
 # Flow TTS
+
+FRAMES, BYTES = 128, 32  # to multiples of which a GPU pads clips and texts, so that few graphs serve all
+
 
 @torch.inference_mode()
 def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_scale=2.0, solver="euler"):
@@ -21,37 +24,62 @@ def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_sca
     text, length as in `encode_text`; empty (1, 1) or (1, 1, byt5_width) is the empty text; seeds: a number for
     each sample's noise. frames (B,), or None for the predicted durations. cfg_scale is the weight of classifier-
     free guidance (Ho & Salimans, 2022), 1 for none. solver: "euler", or with two evaluations a step "midpoint" or
-    "heun".
+    "heun". A GPU replays a step as one CUDA graph, kept for texts and clips of about these lengths.
     Returns a list of log-mels (frames, n_mels), not normalised.
     """
-    c, device = model.c, text.device
+    c, device, captured = model.c, text.device, graphs(text.device) and steps > 2
+    if captured:
+        text = F.pad(text, (0, 0) * (text.ndim - 2) + (0, -text.shape[1] % BYTES))
     encoded, log_seconds = model.encode_text(text, length)
     if frames is None:
         frames = (log_seconds.exp() * c.sample_rate / c.hop_length).round().long().clamp(min=1)
-    x = torch.zeros(len(text), -(-int(frames.max()) // c.patch) * c.patch, c.n_mels, device=device)
+    multiple = math.lcm(c.patch, FRAMES) if captured else c.patch
+    x = torch.zeros(len(text), -(-int(frames.max()) // multiple) * multiple, c.n_mels, device=device)
     for i, (seed, n) in enumerate(zip(seeds, frames.tolist())):  # a sample does not depend on its neighbours
         x[i, :n] = torch.randn(n, c.n_mels, generator=torch.Generator().manual_seed(seed))
-    whole, times = frames, 1
+    whole = frames
     if cfg_scale != 1:  # samples with their text, then the same without, padded to as many bytes
         null, _ = model.encode_text(empty, torch.ones(1, dtype=torch.long, device=device))
         (states, mask, clock), L = (part.expand(len(text), *part.shape[1:]) for part in null), encoded[2].shape[1] - 1
         null = F.pad(states, (0, 0, 0, L)), F.pad(mask, (0, L)), F.pad(clock, (0, L))
-        encoded, whole, times = [torch.cat(both) for both in zip(encoded, null)], frames.repeat(2), 2
-    pairs = model.keys_values(encoded)
+        encoded, whole = [torch.cat(both) for both in zip(encoded, null)], frames.repeat(2)
+    make = partial(flow_step, model, steps, cfg_scale, solver)
+    changed = x, torch.zeros(1, dtype=torch.long, device=device)
+    read = whole, *encoded, *(y for pair in model.keys_values(encoded) for y in pair)
+    if captured:
+        at = model.mel_input.weight.data_ptr()  # a graph reads weights where they were
+        repeat(make, changed, read, steps, key=(model, at, steps, cfg_scale, solver))
+    else:
+        step = make(*changed, *read)
+        for _ in range(steps):
+            step()
+    return [mel[:n].cpu() for mel, n in zip(x * model.mel_std + model.mel_mean, frames.tolist())]
+
+
+def flow_step(model, steps, cfg_scale, solver, x, at, frames, *read):
+    """A function that takes x (B, T, n_mels), in place, a step of a solver on, and `at` (1,), the number of steps that
+    were taken. frames (B,), or with guidance (2 B,); read: what `encode_text` returns of them, then all `keys_values`.
+    """
+    encoded, pairs, dt = read[:3], list(zip(read[3::2], read[4::2])), -1 / steps
+    halfway = dt / 2 if solver == "midpoint" else dt
+    times = torch.tensor([[1 - i / steps, 1 - i / steps + halfway] for i in range(steps)], device=x.device)
 
     def velocity(x, t):
-        v = model.velocity(x.repeat(times, 1, 1), torch.full((len(whole),), t, device=device), whole, encoded, pairs)
-        return v.float() if times == 1 else torch.lerp(*v.float().chunk(2)[::-1], cfg_scale)
+        x, t = x.repeat(len(frames) // len(x), 1, 1), t.expand(len(frames))
+        v = model.velocity(x, t, frames, encoded, pairs).float()
+        return v if cfg_scale == 1 else torch.lerp(*v.chunk(2)[::-1], cfg_scale)
 
-    for i in range(steps):
-        t, dt = 1 - i / steps, -1 / steps
+    def step():
+        t, later = times.index_select(0, at).unbind(1)  # (1,) each
         v = velocity(x, t)
         if solver == "midpoint":
-            v = velocity(x + dt / 2 * v, t + dt / 2)
+            v = velocity(x + dt / 2 * v, later)
         elif solver == "heun":
-            v = (v + velocity(x + dt * v, t + dt)) / 2
-        x = x + dt * v
-    return [mel[:n].cpu() for mel, n in zip(x * model.mel_std + model.mel_mean, frames.tolist())]
+            v = (v + velocity(x + dt * v, later)) / 2
+        x.add_(dt * v)
+        at.add_(1)
+
+    return step
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -61,19 +89,20 @@ def generate_frames(model, frames, seeds, prompts=None, **options):
     """Sample clips of at most `frames` frames, arguments as for `stream_frames`. Returns a list of codes (T, Q),
     each with its prompt; clips of a model with text end where it says EOS."""
     codes = torch.stack(list(stream_frames(model, frames, seeds, prompts, **options)), 1)  # (B, T, Q)
-    return [clip[:int((clip[:, 0] < model.c.codebook_size).sum())] for clip in codes.cpu()]
+    return [clip[:int((clip[:, 0] < model.c.codebook_size).sum())] for clip in codes]
 
 
 @torch.inference_mode()
 def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, top_p=1.0, text=None, length=None,
                   seconds=None, cfg_scale=1.0):
-    """Sample in delayed space, and yield frame after frame, (B, Q) codes, as soon as it has its last book.
+    """Sample in delayed space, and yield frame after frame, (B, Q) codes on the CPU, as soon as it has its last book.
 
     frames: how long a clip may become. seeds: a number for each clip; what it becomes does not depend on its
     neighbours. prompts: for each clip codes (T, Q) to go on from, T from 0 up; they are yielded too. temperature,
     top_k (0 for all codes) and top_p (Holtzman et al., 2020): a number, or one for each book; temperature 0 takes
     the most probable code. text (B, L), length (B,), seconds (B,): see `read_text`; cfg_scale is the weight of
-    classifier-free guidance by the text, 1 for none. Frames beyond a clip's end hold no code, but PAD or EOS.
+    classifier-free guidance by the text, 1 for none. Frames beyond a clip's end hold no code, but PAD or EOS. A GPU
+    replays a step as one CUDA graph, and yields what some steps have made.
 
     Raises UserError for a prompt that is longer than the context.
     """
@@ -108,23 +137,42 @@ def stream_frames(model, frames, seeds, prompts=None, temperature=1.0, top_k=0, 
     most = int(top_k.max()) if sorts(top_k, top_p, model.symbols, device) else None
     temperature, top_k, top_p = (torch.as_tensor(x, dtype=torch.float32).to(device).expand(Q)[:, None]
                                  for x in (temperature, top_k, top_p))
-    end, seen, whole = torch.full((B, 1), known.shape[1] - Q, device=device), 0, 0  # frames; rows; frames yielded
-    for row in range(shortest + 1, last + 1):  # the delayed step to be sampled
-        x = model.hidden(rows[:, seen:row].repeat(1 + guided, 1, 1), read, cache)[:, -1]
-        logits, seen = model.logits(x).float(), row
+    end = torch.full((B, 1), known.shape[1] - Q, device=device)  # the frame that holds EOS
+    at = torch.full((1,), shortest, device=device)  # the row before the one to be sampled
+
+    def choose(x):
+        logits = model.logits(x).float()
         if guided:
             given, free = logits.chunk(2)
             logits = torch.lerp(free, given, cfg_scale)
-        new = pick(logits.masked_fill(barred, -torch.inf), uniform[:, row - 1], temperature, top_k, top_p, most)
-        new = torch.where(known[:, row] < 0, new, known[:, row]).masked_fill(row - 1 - book >= end, model.pad)
-        rows[:, row] = new
+        logits, number = logits.masked_fill(barred, -torch.inf), uniform.index_select(1, at)[:, 0]
+        new, given = pick(logits, number, temperature, top_k, top_p, most), known.index_select(1, at + 1)[:, 0]
+        new = torch.where(given < 0, new, given).masked_fill(at - book >= end, model.pad)
         if c.cross_every:
-            end = end.where(new[:, :1] != model.eos, row - 1)
-            if bool((end < row - Q).all()):
-                return
-        while whole <= row - Q:
-            yield rows[:, 1 + whole + book, book]
-            whole += 1
+            end.copy_(end.where(new[:, :1] != model.eos, at))
+        rows.index_copy_(1, at.add_(1), new[:, None])
+
+    def step():
+        choose(model.hidden(rows.index_select(1, at).repeat(1 + guided, 1, 1), read, cache)[:, -1])
+
+    row = min(shortest + 1, last)  # it and all before it are known
+    if shortest < last:
+        choose(model.hidden(rows[:, :row].repeat(1 + guided, 1, 1), read, cache)[:, -1])
+    if graphs(device) and last - row > 8:
+        step = capture(step, [rows, at, end, cache[0], *(x for state in cache[-1] for x in state)])
+    burst, whole = 16 if graphs(device) else 1, 0  # a GPU need not wait for each row to be looked at; frames yielded
+    while True:
+        ready = min(row - Q, int(end.max())) if c.cross_every else row - Q  # the last frame that is whole
+        new = rows[:, 1 + whole:1 + ready + Q].cpu()
+        for frame in range(max(0, 1 + ready - whole)):
+            yield new[:, frame:frame + Q].diagonal(0, 1, 2)
+        whole = max(whole, 1 + ready)
+        if row == last or ready < row - Q:
+            return
+        taken = min(burst, last - row)
+        for _ in range(taken):
+            step()
+        row += taken
 
 
 def sorts(top_k, top_p, symbols, device):
@@ -228,9 +276,9 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
     hidden = partial(model.hidden, voice=voice, cache=cache)
     if device.type == "cuda" and decoding.supports(model, B):
         hidden = decoding.make_step(model, cache, voice)
-    if device.type == "cuda" and frames > 8:
+    if graphs(device) and frames > 8:
         step = capture(step, [token, at, codes, spoken, cache[0], *(x for state in cache[-1] for x in state)])
-    burst, known = 16 if device.type == "cuda" else 1, 0  # a GPU need not wait for each code to be looked at
+    burst, known = 16 if graphs(device) else 1, 0  # a GPU need not wait for each code to be looked at
     while known < frames:
         for _ in range(min(burst, frames - known) - (known == 0)):
             step()

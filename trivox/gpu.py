@@ -3,14 +3,15 @@
 import queue
 import threading
 from collections import Counter
+from functools import cache
 
 import torch
 
 
 def send(batch, device):
-    """A dict of tensors, on the device; a GPU goes on with what it does."""
+    """A dict of tensors, on the device; a GPU goes on with what it does, but for Apple's."""
     if device.type != "cuda":
-        return batch
+        return {name: x.to(device) for name, x in batch.items()}
     return {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
 
 
@@ -73,6 +74,11 @@ def in_thread(items, count):
 GRAPHS = 32  # at most, as each takes some memory
 
 
+def graphs(device):
+    """Whether steps of sampling are captured in CUDA graphs there."""
+    return device.type == "cuda"
+
+
 def replayed(step, device, world):
     """On one GPU: `step`, a function of a dict of tensors that adds to gradients and returns a tensor, as CUDA graphs,
     one for each set of shapes from its third time on. To launch a small model's kernels one by one takes longer than
@@ -100,18 +106,54 @@ def replayed(step, device, world):
     return run
 
 
-def capture(step, state):
+def capture(step, state, pool=None):
     """Capture a function that works in place on tensors in a CUDA graph, and return its replay. state: all the tensors
-    that it changes; afterwards they are as they were. It is not compiled: that takes longer than speaking a page."""
+    that it changes; afterwards they are as they were. pool: memory that graphs share of which none needs what another
+    left there. It is not compiled: that takes longer than speaking a page."""
     before = [x.clone() for x in state]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # finds algorithms and memory, which may not be while it is captured
     torch.cuda.current_stream().wait_stream(stream)
+    torch.clear_autocast_cache()  # casts of weights that it keeps would be gone before the graph is
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # `ahead` may be at work in its thread
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # `ahead` may be at work in its thread
         step()
+    torch.clear_autocast_cache()
     for x, old in zip(state, before):
         x.copy_(old)
-    return graph.replay
+
+    def replay(read=step):  # what the step reads must stay in memory as long as the graph
+        graph.replay()
+
+    return replay
+
+
+KEPT, MOST_KEPT = {}, 16  # what `repeat` has captured, the newest last
+
+
+@cache
+def shared_pool():
+    return torch.cuda.graph_pool_handle()
+
+
+def repeat(make, changed, read, count, key):
+    """Take a step `count` times as a CUDA graph, which is kept for the next call with this key and with tensors of
+    these shapes and types; of many, the oldest is dropped. make(*changed, *read) returns the step, which works in place
+    on the tensors `changed` and only reads `read`; key: all else that it depends on. Threads never share a graph."""
+    tensors = *changed, *read
+    key = *key, *((x.shape, x.dtype, x.device) for x in tensors)
+    fixed, step = KEPT.pop(key, (None, None))
+    if step is None:
+        fixed = [x.clone() for x in tensors]
+        step = capture(make(*fixed), fixed[:len(changed)], shared_pool())
+    for x, new in zip(fixed, tensors):
+        x.copy_(new)
+    for _ in range(count):
+        step()
+    for x, new in zip(changed, fixed):
+        x.copy_(new)
+    KEPT[key] = fixed, step
+    while len(KEPT) > MOST_KEPT:
+        KEPT.pop(next(iter(KEPT)))

@@ -52,7 +52,7 @@ def assignments(argv, env):
     if gpus == 1 and nodes == "1":
         command.insert(0, "python")
     else:
-        found, threads = 0 if c.device == "cpu" else torch.cuda.device_count(), 8
+        found, threads = 0 if c.device in ("cpu", "mps") else torch.cuda.device_count(), 8
         if found == 0:
             threads = -(-os.cpu_count() // gpus)
             lines.append(f"echo 'no GPU here: {gpus} processes share the CPU and talk over gloo'")

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from model import CHARACTERS, delayed_batch, packed_batch, sentence
-from trivox.common import UserError, autocast
+from trivox.common import UserError, autocast, widest
 from trivox.cross_entropy import linear_cross_entropy
+from trivox.gpu import send
 from trivox.recognisers import spoken_words
 from trivox.weights import pretrained
 
@@ -180,23 +181,24 @@ def unigram_cross_entropy(train, held_out, size):
 def score_clips(model, data, features, clips, device, dtype):
     """What the model knows of some clips, with their texts, as far as its context reaches.
 
-    Returns three sums in one vector (2 Q + 1,) float64: the cross-entropies of their codes for each book, given all
-    that comes before; for each book how many were the most probable; the squared errors of log seconds.
+    Returns three sums in one vector (2 Q + 1,) on the device: the cross-entropies of their codes for each book, given
+    all that comes before; for each book how many were the most probable; the squared errors of log seconds.
     """
     c, Q = model.c, model.c.codebooks
     codes = [data.codes(i)[:c.context - Q] for i in clips]
-    seconds = torch.tensor([len(x) / c.frame_rate for x in codes], device=device)
-    text = features([data.rows[i]["text"] for i in clips], multiple=16) if c.cross_every else ()
+    batch = {"tokens": delayed_batch(c, codes, multiple=16),
+             "seconds": torch.tensor([len(x) / c.frame_rate for x in codes])}
+    if c.cross_every:
+        batch["text"], batch["length"] = features([data.rows[i]["text"] for i in clips], multiple=16)
+    batch = send(batch, device)
+    tokens, seconds = batch["tokens"], batch["seconds"]
     model.eval()
     with torch.no_grad(), autocast(device, dtype):
-        tokens = delayed_batch(c, codes, multiple=16).to(device)
-        x, log_seconds = model(tokens[:, :-1], *(x.to(device) for x in text), seconds=seconds)
+        x, log_seconds = model(tokens[:, :-1], batch.get("text"), batch.get("length"), seconds)
         targets = tokens[:, 1:].masked_fill(tokens[:, 1:] >= c.codebook_size, -100)
         _, *found = linear_cross_entropy(x.flatten(0, 1), model.heads.weight, targets.flatten(0, 1))
-    sums = [*torch.cat(found).tolist(), 0.0]
-    if log_seconds is not None:
-        sums[-1] = (log_seconds - seconds.log()).square().sum().item()
-    return np.array(sums)
+        errors = seconds.new_zeros(1) if log_seconds is None else (log_seconds - seconds.log()).square().sum()[None]
+    return torch.cat((*found, errors)).to(widest(device))
 
 
 @torch.no_grad()
@@ -206,21 +208,24 @@ def score_sentences(model, data, clips, voices, device, dtype, batch_size=16):
     voices: embeddings (N, speaker_width) or None. Returns four sums, (4,) float64: the cross-entropies of characters
     (and of the two tokens after them) and of codes (and their end), and how many there are of either.
     """
-    c, sums = model.c, np.zeros(4)
+    c, sums = model.c, torch.zeros(4, dtype=widest(device), device=device)
     model.eval()
     for at in range(0, len(clips), batch_size):
         some = [sentence(c, data.characters(i), data.codes(i)) for i in clips[at:at + batch_size]]
         steps = min(c.context, -(-(max(map(len, some)) - 1) // 16) * 16)
         tokens, targets, _ = packed_batch([[one] for one in some], steps)
-        speaker = None if voices is None else voices[at:at + batch_size].to(device)
+        audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
+        batch = {"tokens": tokens, "targets": targets.flatten()}
+        batch |= {k: chosen.flatten().nonzero()[:, 0] for k, chosen in enumerate(((targets >= 0) & ~audio, audio))}
+        batch |= {} if voices is None else {"speaker": voices[at:at + batch_size]}
+        batch = send(batch, device)
         with autocast(device, dtype):
-            x = model(tokens.to(device), None, speaker)
-            audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
-            for k, chosen in enumerate(((targets >= 0) & ~audio, audio)):
-                loss, *_ = linear_cross_entropy(x[chosen.to(device)], model.embedding.weight,
-                                                targets[chosen].to(device)[:, None])
-                sums[[k, 2 + k]] += loss.item(), int(chosen.sum())
-    return sums
+            x = model(batch["tokens"], None, batch.get("speaker")).flatten(0, 1)
+            for k in range(2):
+                targets = batch["targets"][batch[k], None]
+                sums[k] += linear_cross_entropy(x[batch[k]], model.embedding.weight, targets)[0]
+                sums[2 + k] += len(targets)
+    return np.array(sums.tolist())
 
 
 # ------------------------------------------------------------------------------------------------------------

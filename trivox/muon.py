@@ -6,6 +6,7 @@ are those of `torch.optim.Muon`.
 """
 
 import torch
+from torch import distributed
 
 from trivox.common import pick_dtype
 
@@ -25,9 +26,22 @@ def orthogonalise(G, steps=5):
     return (X.mT if G.shape[-2] > G.shape[-1] else X).reshape(G.shape)
 
 
+def shared(make, count):
+    """Items 0 to `count` - 1 of equal shapes, stacked; make(list of numbers) stacks those of these numbers. Of several
+    processes each makes its share, and all get all. Returns (the items, what to call before they are used)."""
+    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    if world == 1:
+        return make([*range(count)]), lambda: None
+    share = -(-count // world)
+    mine = make([(distributed.get_rank() * share + i) % count for i in range(share)])  # some are made twice
+    items = mine.new_empty(world * share, *mine.shape[1:])
+    return items[:count], distributed.all_gather([*items.split(share)], mine, async_op=True).wait
+
+
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; a step is scaled by 0.2 √max(M, N), to the size of AdamW's (Liu et al., 2025),
-    so that both take one learning rate. `params` are matrices (M, N)."""
+    so that both take one learning rate. `params` are matrices (M, N). One with an attribute `parts`, numbers of rows,
+    is several matrices in one. Processes, which must have the same gradients, share the work."""
 
     def __init__(self, params, lr, weight_decay=0.1, momentum=0.95):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
@@ -35,15 +49,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            shapes = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for shape, some in shapes.items():
-                buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in some]
-                gradients = [p.grad for p in some]
-                torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-                updates = orthogonalise(torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"])))
-                torch._foreach_mul_(some, 1 - group["lr"] * group["weight_decay"])
-                lr = group["lr"] * 0.2 * max(shape) ** 0.5
-                torch._foreach_add_(some, list(updates.to(some[0].dtype).unbind()), alpha=-lr)
+            some, shapes, changes = [p for p in group["params"] if p.grad is not None], {}, []
+            for p in some:
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                for part in zip(*(x.split(getattr(p, "parts", len(p))) for x in (p, p.grad, buffer))):
+                    shapes.setdefault(part[0].shape, []).append(part)
+            for shape, parts in shapes.items():
+                weights, gradients, momenta = map(list, zip(*parts))
+                torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+
+                def make(numbers, gradients=gradients, momenta=momenta, momentum=group["momentum"]):
+                    some = [[x[i] for i in numbers] for x in (gradients, momenta)]
+                    return orthogonalise(torch.stack(torch._foreach_lerp(*some, momentum)))
+
+                changes.append((weights, 0.2 * max(shape) ** 0.5, *shared(make, len(weights))))
+            for weights, scale, updates, wait in changes:
+                wait()
+                updates = [*updates.to(weights[0].dtype).unbind()]
+                torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)

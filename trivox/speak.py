@@ -377,7 +377,7 @@ class CodecSpeaker(Speaker):
     def codes(self, part):
         """What is decoded as it comes: the codes (Q,) of frame after frame, up to the end of the clip."""
         steps = self.under_autocast(self.run(stream_frames, [part]))
-        return takewhile(lambda codes: codes[0] < self.c.codebook_size, (step[0].cpu() for step in steps))
+        return takewhile(lambda codes: codes[0] < self.c.codebook_size, (step[0] for step in steps))
 
     def make(self, parts):
         """Codes, a list of (frames, Q) int64, with their prompts."""

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from trivox.common import UserError
+from trivox.files import padded
 from trivox.weights import pretrained
 
 
@@ -181,17 +182,19 @@ class TextFeatures:
 
     def __call__(self, texts, multiple=1):
         """Returns (features, their number of steps padded to a multiple of `multiple`; lengths (B,))."""
+        features, length = self.stored(texts, multiple)
+        return features.float() if features.is_floating_point() else features, length
+
+    def stored(self, texts, multiple=1):
+        """The same, but float16 where states are kept so."""
         if self.encoder == "bytes":
-            items = [torch.tensor(text_ids(text)) for text in texts]
+            items = [np.array(text_ids(text)) for text in texts]
         elif all(text in self.spans for text in texts):
-            items = [torch.from_numpy(self.states[slice(*self.spans[text])].astype(np.float32)) for text in texts]
+            items = [self.states[slice(*self.spans[text])] for text in texts]
         else:
-            items = self.encode(texts)
-        length = torch.tensor([len(item) for item in items])
-        features = items[0].new_zeros(len(items), -(-int(length.max()) // multiple) * multiple, *items[0].shape[1:])
-        for row, item in zip(features, items):
-            row[:len(item)] = item
-        return features, length
+            items = [states.numpy() for states in self.encode(texts)]
+        length = [len(item) for item in items]
+        return padded(items, -(-max(length) // multiple) * multiple), torch.tensor(length)
 
     @torch.inference_mode()
     def encode(self, texts):
@@ -236,5 +239,5 @@ class TextFeatures:
             states.flush()
             path.with_suffix(".part").replace(path)
         if path.exists():
-            self.states = np.memmap(path, np.float16, "r").reshape(int(ends[-1]), -1)
+            self.states = np.asarray(np.memmap(path, np.float16, "r")).reshape(int(ends[-1]), -1)
             self.spans = {t: (end - len(text_ids(t)), end) for t, end in zip(texts, ends.tolist())}
