@@ -20,9 +20,11 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from trivox.audio import MelConfig
 from trivox.codecs import CODECS
-from trivox.common import UserError, run
+from trivox.common import Limit, Positive, UserError, flag, run, some_path
 from trivox.corpora import download_ljspeech, transcribe
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
@@ -45,13 +47,15 @@ def for_config(p):
 def demo(p):
     """speak and prepare the demo corpus"""
     add_mels(p, "data/demo")
-    p.add_argument("--root", type=Path, help="folder of the spoken corpus (OUT/corpus)")
-    p.add_argument("--sentences", type=int, default=4000, help="how many (%(default)s)")
-    p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
+    p.add_argument("--root", type=some_path, help="folder of the spoken corpus (OUT/corpus)")
+    p.add_argument("--sentences", type=flag(PositiveInt), default=4000, help="how many (%(default)s)")
+    p.add_argument("--heldout", type=flag(NonNegativeInt), default=64,
+                   help="how many of them are for validation (%(default)s)")
     p.add_argument("--voices", default="en-us", help="espeak-ng voices, with commas between (%(default)s)")
     p.add_argument("--heldout_voices", default="", help="further voices, for validation alone")
-    p.add_argument("--heldout_voice_clips", type=int, default=48, help="sentences of each (%(default)s)")
-    p.add_argument("--transcripts", type=Path, help="speak these instead: metadata.csv, or a sentence a line")
+    p.add_argument("--heldout_voice_clips", type=flag(NonNegativeInt), default=48,
+                   help="sentences of each (%(default)s)")
+    p.add_argument("--transcripts", type=some_path, help="speak these instead: metadata.csv, or a sentence a line")
 
     def make(args):
         root = args.root or args.out / "corpus"
@@ -66,7 +70,7 @@ def demo(p):
 def ljspeech(p):
     """prepare LJSpeech or its like"""
     add_mels(p, "data/ljspeech")
-    p.add_argument("--root", type=Path, help="a corpus that is here; else LJSpeech 1.1 is downloaded")
+    p.add_argument("--root", type=some_path, help="a corpus that is here; else LJSpeech 1.1 is downloaded")
     add_columns(p)
 
     def make(args):
@@ -85,7 +89,7 @@ def ljspeech(p):
 
 def download(p):
     """download LJSpeech 1.1"""
-    p.add_argument("--out", type=Path, default=Path("data"), help="where LJSpeech-1.1/ will be (%(default)s)")
+    p.add_argument("--out", type=some_path, default=Path("data"), help="where LJSpeech-1.1/ will be (%(default)s)")
     p.set_defaults(make=lambda args: download_ljspeech(args.out),
                    result=lambda args: args.out / "LJSpeech-1.1" / "metadata.csv")
 
@@ -93,15 +97,15 @@ def download(p):
 def tokenize_corpus(p):
     """encode a corpus with a neural audio codec"""
     add_tokens(p, "data/tokenize", MelConfig())
-    p.add_argument("--root", type=Path, required=True, help="a corpus that is here")
+    p.add_argument("--root", type=some_path, required=True, help="a corpus that is here")
     add_columns(p)
     p.add_argument("--codec", required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of a mel_rvq's tokens, "
                    "which is used again as it is")
-    p.add_argument("--fit", type=Path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
+    p.add_argument("--fit", type=some_path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
                    "tokenized with the same one later: for fine-tuning on them")
-    p.add_argument("--chunk_frames", type=int, help="cut recordings to so many (2040 for bare folders of them; those "
-                   "that metadata.csv names are kept whole)")
-    p.add_argument("--chunk_seconds", type=float, help="or to so many")
+    p.add_argument("--chunk_frames", type=flag(PositiveInt), help="cut recordings to so many (2040 for bare folders of "
+                   "them; those that metadata.csv names are kept whole)")
+    p.add_argument("--chunk_seconds", type=flag(Positive), help="or to so many")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     def make(args):
@@ -118,9 +122,10 @@ def tokenize_corpus(p):
 def demo_music(p):
     """compose and tokenize pieces of music"""
     add_tokens(p, "data/demo_music", MelConfig(n_fft=2048, hop_length=512))
-    p.add_argument("--root", type=Path, help="folder of the composed corpus (OUT/corpus)")
-    p.add_argument("--pieces", type=int, default=800, help="how many (%(default)s)")
-    p.add_argument("--heldout", type=int, default=64, help="how many of them are for validation (%(default)s)")
+    p.add_argument("--root", type=some_path, help="folder of the composed corpus (OUT/corpus)")
+    p.add_argument("--pieces", type=flag(PositiveInt), default=800, help="how many (%(default)s)")
+    p.add_argument("--heldout", type=flag(NonNegativeInt), default=64,
+                   help="how many of them are for validation (%(default)s)")
 
     def make(args):
         root = args.root or args.out / "corpus"
@@ -133,13 +138,14 @@ def demo_music(p):
 def emilia(p):
     """turn the pre-tokenised Emilia into a data set"""
     add_out(p, "data/emilia", "codec.json")
-    p.add_argument("--root", type=Path, help=f"its parquet files, if they are here; else those of {EMILIA} are fetched")
+    p.add_argument("--root", type=some_path,
+                   help=f"its parquet files, if they are here; else those of {EMILIA} are fetched")
     p.set_defaults(make=lambda args: convert_emilia(args.out, args.root))
 
 
 def embed_speakers(p):
     """store speaker embeddings of the clips of a token data set"""
-    p.add_argument("--data", type=Path, required=True, help="its folder")
+    p.add_argument("--data", type=some_path, required=True, help="its folder")
     p.add_argument("--embedder", choices=("stats", "ecapa"), required=True)
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of ecapa (%(default)s)")
     p.set_defaults(result=lambda args: args.data / f"speaker_{args.embedder}.json", make=lambda args: embed(
@@ -154,20 +160,21 @@ COMMANDS = {"for": for_config, "demo": demo, "ljspeech": ljspeech, "download": d
 # Flags that several of them have
 
 def add_out(p, default, last):
-    p.add_argument("--out", type=Path, default=Path(default), help="folder of the data set (%(default)s)")
+    p.add_argument("--out", type=some_path, default=Path(default), help="folder of the data set (%(default)s)")
     p.set_defaults(result=lambda args: args.out / last)
 
 
 def add_mels(p, out):
     add_out(p, out, "dataset_stats.json")
     add_mel_config(p, MelConfig(), "log-mels")
-    p.add_argument("--max_seconds", type=float, default=11.88, help="skip longer clips (%(default)s, 1,024 frames)")
+    p.add_argument("--max_seconds", type=flag(Limit), default=11.88,
+                   help="skip longer clips (%(default)s, 1,024 frames)")
 
 
 def add_tokens(p, out, mel):
     add_out(p, out, "codec.json")
     add_mel_config(p, mel, "mel_rvq")
-    p.add_argument("--codebooks", type=int, default=4, help="of mel_rvq (%(default)s)")
+    p.add_argument("--codebooks", type=flag(PositiveInt), default=4, help="of mel_rvq (%(default)s)")
     p.add_argument("--codebook_size", default="1024", help="of mel_rvq; a number, or one a book (%(default)s)")
 
 

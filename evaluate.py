@@ -21,17 +21,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 
 from trivox import common
 from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
 from trivox.checkpoints import cast_matrices, codec_of, read_config
-from trivox.common import UserError, find_checkpoint, init_distributed, pick_dtype
+from trivox.common import UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
+from trivox.files import write_whole
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
                             name_speakers, score_clips, score_sentences, shuffled, unigram_cross_entropy)
+from trivox.pages import read_rows
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import load_recogniser
+from trivox.run_folder import find_checkpoint
 from trivox.speak import (SAMPLING, Clip, LLMSpeaker, add_flags, decode, given_flags, load, read_options, speakable)
 from trivox.text import read_lines
 
@@ -292,15 +296,14 @@ def write_clips(out, made, references, texts, mel, label, shown):
 def write_summary(out, summary, rows):
     """summary.json, and where texts were spoken wer.jsonl, a line a text."""
     if rows:
-        (out / "wer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
+        write_whole(out / "wer.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(out / "summary.json", json.dumps(summary, indent=2, default=float) + "\n")
 
 
 def training_speed(ckpt):
-    """The median of the steps a second that a run logged; None where there is no log."""
-    log = Path(ckpt) / "metrics.jsonl"
-    rows = [json.loads(line) for line in log.open()] if log.exists() else []
-    speeds = [row["steps_per_second"] for row in rows if "steps_per_second" in row]
+    """The median of the steps a second that the run of a checkpoint logged; None where there is no log."""
+    rows = read_rows(find_checkpoint(ckpt).parent.parent / "metrics.jsonl")
+    speeds = [row["steps_per_second"] for row in rows if isinstance(row.get("steps_per_second"), (int, float))]
     return float(np.median(speeds)) if speeds else None
 
 
@@ -387,11 +390,11 @@ def main(argv):
     parser.add_argument("--ckpt", required=True, nargs="+", help="run folders, checkpoint folders or files in them")
     parser.add_argument("--prompts", help="flow TTS: heldout, overfit, or a file with a sentence a line")
     parser.add_argument("--data_dir", help="data set of the prompts and references (the one trained on)")
-    parser.add_argument("--out", type=Path, help="folder for what is written (RUN/evaluation)")
+    parser.add_argument("--out", type=some_path, help="folder for what is written (RUN/evaluation)")
     parser.add_argument("--recogniser", choices=("auto", "whisper", "grammar", "sentences", "open"), default="auto")
     parser.add_argument("--onnx", type=Path, help="speak with what export.py has written to this folder (LLM TTS)")
-    parser.add_argument("--clips", type=int, default=64, help="how many to sample at most, but by the flow TTS "
-                        "(%(default)s)")
+    parser.add_argument("--clips", type=flag(PositiveInt), default=64, help="how many to sample at most, but by the "
+                        "flow TTS (%(default)s)")
     parser.add_argument("--embedding", choices=("auto", "clap", "logmel"), help="of the codec LM's Fréchet distance")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
@@ -408,18 +411,29 @@ def main(argv):
     for name in ("prompt_wav", "speaker"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is for sample.py: here the data set has the recordings")
-    for ckpt in args.ckpt:
-        run = Path(ckpt) if Path(ckpt).is_dir() else Path(ckpt).parent
-        out = args.out / run.name if args.out and len(args.ckpt) > 1 else args.out or run / "evaluation"
+    runs = [Path(ckpt) if Path(ckpt).is_dir() else Path(ckpt).parent for ckpt in args.ckpt]
+    names = tell_apart(runs)
+    for ckpt, run, name in zip(args.ckpt, runs, names):
+        out = args.out / name if args.out and len(runs) > 1 else args.out or run / "evaluation"
         out.mkdir(parents=True, exist_ok=True)
         evaluate = {"flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
         speaker = load(ckpt, device, cast=False)
         summaries.append(evaluate(speaker, argparse.Namespace(**vars(args) | {"ckpt": ckpt}), out))
         lines = describe(system, ["generated"], summaries[-1:])
-        (out / "table.txt").write_text("\n".join(lines) + "\n")
+        write_whole(out / "table.txt", "\n".join(lines) + "\n")
     if len(args.ckpt) > 1:
-        lines = describe(system, [Path(ckpt).name for ckpt in args.ckpt], summaries)
+        lines = describe(system, names, summaries)
     print("\n" + "\n".join(lines))
+
+
+def tell_apart(runs):
+    """Names of run folders: their own, with so many of the folders that they are in that no two are the same. Raises
+    UserError for a run that is named twice."""
+    parts = [run.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        raise UserError("one run is named twice")
+    return next(names for n in range(1, max(map(len, parts)) + 1)
+                if len(set(names := ["_".join(some[1:][-n:]) for some in parts])) == len(parts))
 
 
 def describe(system, names, summaries):

@@ -20,6 +20,7 @@ NeuCodec codec.onnx: codes (1, 1, n) int64 -> (1, 1, samples).
 """
 
 import argparse
+import io
 import json
 import logging
 import shutil
@@ -38,7 +39,9 @@ from trivox import echolancer
 from trivox.audio import mel_filters
 from trivox.codecs import load_codec
 from trivox.checkpoints import codec_of, load_model, read_config
-from trivox.common import UserError, find_checkpoint, run
+from trivox.common import UserError, run, some_path
+from trivox.files import whole_folder, write_whole
+from trivox.run_folder import find_checkpoint
 from trivox.speak import SAMPLING, read_options, speech_limit
 from trivox.voices import read_voice
 from trivox.text import SYMBOLS
@@ -169,8 +172,6 @@ def export_onnx(model, config, codec, folder, int8):
     export_codec(codec, folder)
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.copy(Path(__file__).parent / "trivox" / "speak_onnx.py", folder / "speak.py")
-    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    print(f"{folder}: {size:,.0f} MB; python {folder}/speak.py --text ... needs onnxruntime and numpy")
 
 
 def quantise(path):
@@ -216,13 +217,14 @@ def merge(ckpt, out):
         raise UserError(f"{ckpt} is no adapter: it has nothing to merge")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is there already and not empty: name another folder")
-    folder = out / "checkpoints" / "latest"
-    folder.mkdir(parents=True)
-    save_file({key: x.contiguous() for key, x in model.state_dict().items()}, folder / "ema.safetensors")
-    (folder / "config.yaml").write_text(json.dumps(config | {"lora_rank": 0, "init_from": ""}))  # JSON is YAML
     kept = find_checkpoint(ckpt).parent.parent / "codec"
-    if kept.exists():
-        shutil.copytree(kept, out / "codec")
+    with whole_folder(out) as new:
+        folder = new / "checkpoints" / "latest"
+        folder.mkdir(parents=True)
+        save_file({key: x.contiguous() for key, x in model.state_dict().items()}, folder / "ema.safetensors")
+        (folder / "config.yaml").write_text(json.dumps(config | {"lora_rank": 0, "init_from": ""}))  # JSON is YAML
+        if kept.exists():
+            shutil.copytree(kept, new / "codec")
     print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
@@ -230,9 +232,9 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, help="run or checkpoint folder, or a checkpoint of Echolancer's")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--onnx", type=Path, help="folder for ONNX files and a script that speaks with them")
-    what.add_argument("--merge", type=Path, help="folder for a merged adapter")
-    what.add_argument("--echolancer", type=Path, help="file for a checkpoint by Echolancer's names")
+    what.add_argument("--onnx", type=some_path, help="folder for ONNX files and a script that speaks with them")
+    what.add_argument("--merge", type=some_path, help="folder for a merged adapter")
+    what.add_argument("--echolancer", type=some_path, help="file for a checkpoint by Echolancer's names")
     parser.add_argument("--int8", action="store_true", help="of --onnx: weights of 8 bits")
     parser.add_argument("--speaker", type=Path, help="of --onnx: a recording whose voice's embedding is put there too")
     args = parser.parse_args(argv)
@@ -250,15 +252,20 @@ def main(argv):
         for name in "activation", "alibi", "heads", "kv_heads":
             if (here := getattr(model.c, name)) != (there := getattr(read, name)):
                 raise UserError(f"{name} is {here}, and Echolancer would read a model of this size with {there}")
-        torch.save({"model_state_dict": weights}, args.echolancer)
+        torch.save({"model_state_dict": weights}, content := io.BytesIO())
+        write_whole(args.echolancer, content.getbuffer())
     else:
         model, _ = load_model(args.ckpt)
         if args.speaker and not model.c.speaker_width:
             raise UserError(f"{args.ckpt} was trained without voices: no --speaker")
         voice = read_voice(args.speaker, config | {"speaker_width": model.c.speaker_width}) if args.speaker else None
-        export_onnx(model, config, load_codec(codec_of(args.ckpt, config)), args.onnx, args.int8)
-        if args.speaker:
-            np.save(args.onnx / f"{args.speaker.stem}.npy", voice.numpy())
+        with whole_folder(args.onnx) as folder:
+            export_onnx(model, config, load_codec(codec_of(args.ckpt, config)), folder, args.int8)
+            if args.speaker:
+                np.save(content := io.BytesIO(), voice.numpy())
+                write_whole(folder / f"{args.speaker.stem}.npy", content.getvalue())
+            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        print(f"{args.onnx}: {size:,.0f} MB; python {args.onnx}/speak.py --text ... needs onnxruntime and numpy")
 
 
 if __name__ == "__main__":

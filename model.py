@@ -37,11 +37,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import FiniteFloat, NonNegativeInt, PositiveInt
 from torch.utils.checkpoint import checkpoint
 
 from trivox import convolution
-from trivox.common import UserError
+from trivox.common import AnyLayers, Fraction, Layers, NotNegative, Positive, UserError
 from trivox.delta_rule import chunk_gated_delta_rule, recurrent_step
 
 # ------------------------------------------------------------------------------------------------------------
@@ -197,23 +197,29 @@ class TextEncoder(nn.Module):
 class FlowConfig:
     system: Literal["flow"] = "flow"
     # log-mels, as audio.MelConfig
-    sample_rate: int = 22050  # Hz
-    n_fft: int = 1024
-    hop_length: int = 256  # samples
-    n_mels: int = 80
-    fmin: float = 0.0  # Hz
-    fmax: float = 8000.0  # Hz
+    sample_rate: PositiveInt = 22050  # Hz
+    n_fft: PositiveInt = 1024
+    hop_length: PositiveInt = 256  # samples
+    n_mels: PositiveInt = 80
+    fmin: NotNegative = 0.0  # Hz
+    fmax: Positive = 8000.0  # Hz
     # decoder
     width: PositiveInt = 256
-    layers: PositiveInt = 6
+    layers: Layers = 6
     heads: PositiveInt = 4
     ffn_width: PositiveInt = 512
     patch: PositiveInt = 2  # mel frames that make one step of the decoder
     # text: "bytes" is an encoder trained with the decoder, anything else a frozen ByT5 of the hub or of a folder
     text_encoder: str = "bytes"
     text_width: PositiveInt = 256  # of the byte encoder, and of the projection of ByT5's states
-    text_layers: int = 2  # of the byte encoder
-    byt5_width: int = 1472  # of the frozen states
+    text_layers: AnyLayers = 2  # of the byte encoder
+    byt5_width: PositiveInt = 1472  # of the frozen states
+
+    def __post_init__(self):
+        if self.width % (2 * self.heads):
+            raise UserError(f"{self.heads} heads do not divide the width {self.width} into even parts")
+        if self.text_width % 64:
+            raise UserError(f"the text_width {self.text_width} is not a multiple of 64")
 
 
 class FlowBlock(nn.Module):
@@ -317,14 +323,14 @@ class CodecConfig:
     system: Literal["codec"] = "codec"
     # tokens; a data set must be of the same
     codec: str = "encodec_24khz"
-    sample_rate: int = 24000  # Hz
-    frame_rate: float = 75.0  # frames a second
+    sample_rate: PositiveInt = 24000  # Hz
+    frame_rate: Positive = 75.0  # frames a second
     codebooks: PositiveInt = 8
     codebook_size: PositiveInt = 1024
     context: PositiveInt = 1024  # delayed steps that are trained on at once, and that attention looks back over
     # decoder
     width: PositiveInt = 384
-    layers: PositiveInt = 8
+    layers: Layers = 8
     heads: PositiveInt = 6  # of every mixer but mamba2, whose heads are 64 wide
     kv_heads: PositiveInt = 2  # of attention
     ffn_width: PositiveInt = 1024
@@ -333,11 +339,11 @@ class CodecConfig:
     last_layer_attention: bool = True
     pattern: str = ""  # instead of those three, a letter a block: A attention, G gdn, D delta, M mamba2
     negative_eigenvalues: bool = True  # gdn: corrections of up to 2, which can turn a state around
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     # text: a byte-level encoder that every n-th block looks at; clips are then whole sentences, which end in EOS
     cross_every: NonNegativeInt = 0  # 0 for a model without text
     text_width: PositiveInt = 256
-    text_layers: NonNegativeInt = 2
+    text_layers: AnyLayers = 2
 
     @property
     def layout(self):
@@ -362,6 +368,9 @@ def check_blocks(c, letters):
     if unknown := set(c.layout) - set(letters.values()):
         raise UserError(f"pattern {c.pattern!r} has the letter {min(unknown)!r}; it may have "
                         + ", ".join(f"{letter} for {name}" for name, letter in letters.items()))
+    if min(c.heads, c.kv_heads, c.layers, c.width) < 1:
+        raise UserError(f"layers {c.layers}, width {c.width}, heads {c.heads} and kv_heads {c.kv_heads} should each be "
+                        "at least 1")
     if len(c.layout) != c.layers:
         raise UserError(f"pattern {c.pattern!r} lays out {len(c.pattern)} blocks, not {c.layers}")
     if c.width % (4 * c.heads):
@@ -754,13 +763,13 @@ class LLMConfig:
     system: Literal["llm"] = "llm"
     # tokens; a data set must be of the same
     codec: str = "neucodec"
-    sample_rate: int = 24000  # Hz
-    frame_rate: float = 50.0  # codes a second
+    sample_rate: PositiveInt = 24000  # Hz
+    frame_rate: Positive = 50.0  # codes a second
     codebook_size: PositiveInt = 65536
     context: PositiveInt = 1024  # tokens of a row of training, and of a sentence with its audio
     # decoder
     width: PositiveInt = 1024
-    layers: PositiveInt = 10
+    layers: Layers = 10
     heads: PositiveInt = 16
     kv_heads: PositiveInt = 4
     ffn_width: PositiveInt = 4096
@@ -769,12 +778,12 @@ class LLMConfig:
     pattern: str = ""  # a letter a block: A attention, G gated DeltaNet; all attention unless given
     macaron: bool = False  # half of the feed-forward layer before the mixer and half after it, each at half its weight
     negative_eigenvalues: bool = True  # of G: corrections of up to 2, which can turn a state around
-    dropout: float = 0.0  # within the feed-forward layers
+    dropout: Fraction = 0.0  # within the feed-forward layers
     speaker_width: NonNegativeInt = 0  # of the embedding of a voice, which every norm then reads; 0 for none
     # LoRA: low-rank corrections of some matrices are all that is trained
     lora_rank: NonNegativeInt = 0  # 0 for none
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.1
+    lora_alpha: FiniteFloat = 32.0
+    lora_dropout: Fraction = 0.1
     lora_matrices: str = "query key value out up down"  # of the blocks; G has input and out
 
     @property

@@ -6,7 +6,8 @@
 # ./run.sh [flow | codec | llm] [--gpus N] [--config FILE] [--key value …]
 #                                the published training run, or that of a config; a key is any key of the config
 # NUM_GPUS and BATCH_SIZE stand for --gpus and --batch_size. For several machines set NNODES, NODE_RANK, MASTER_ADDR and
-# MASTER_PORT on each of them. PYTHON names the interpreter for .venv.
+# MASTER_PORT on each of them; they share the disk of out_dir. Where one of several processes dies, all start again from
+# the last checkpoint, three times or --max-restarts N. PYTHON names the interpreter for .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -42,13 +43,12 @@ signals() {
     trap 'stopped=143; hand_on' TERM
 }
 
-# To the processes that train, which end their step and save: the command itself, or where it is torchrun its children.
-# What makes data or evaluates goes on where it stopped, so that there all processes of the group may end at once.
+# To what trains, which ends its step and saves; elastic.py hands it on to its processes. What makes data or evaluates
+# goes on where it stopped, so that there all processes of the group may end at once.
 hand_on() {
     case $kind in
         "") ;;
-        "torchrun "*) kill -TERM $(cat "/proc/$pid/task/"*/children || pgrep -P "$pid") ;;
-        "python train_"*) kill -TERM "$pid" ;;
+        "python train_"* | "python -m trivox.elastic "*) kill -TERM "$pid" ;;
         *) kill -TERM -- "-$pid" ;;
     esac 2>/dev/null || true
 }
@@ -58,22 +58,16 @@ interruptible() {
     [ -z "$stopped" ] || exit "$stopped"
     set -m
     "$@" &
-    pid=$! kind="$1 ${2:-}"
+    pid=$! kind=$*
     set +m
     [ -n "$stopped" ] || wait "$pid" || status=$?
     while [ -n "$stopped" ] && kill -0 "$pid"; do
         hand_on
-        sleep 0.5 || true  # and again, in case torchrun had no children yet
+        sleep 0.5 || true  # and again, in case elastic.py's processes were only about to start
     done 2>/dev/null
     kind=
     [ -z "$stopped" ] || { kill -TERM -- "-$pid" 2>/dev/null || true; exit "$stopped"; }
     return "$status"
-}
-
-# torchrun itself ignores the signals: the processes that it starts take them and leave with 0, and then so does it.
-torchrun() {
-    trap "" HUP INT TERM
-    exec python -m torch.distributed.run --signals-to-handle SIGQUIT "$@"
 }
 
 signals

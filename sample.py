@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trivox.common import UserError, init_distributed, run
+from trivox.common import UserError, init_distributed, run, some_path
 from trivox.speak import add_flags, given_flags, load
 from trivox.text import read_lines
 
@@ -28,7 +28,7 @@ def main(argv):
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text", help="what to say")
     text.add_argument("--text_file", type=Path, help="what to say, a wav a line")
-    parser.add_argument("--out", type=Path, help="the wav (out.wav); with --text_file, a folder (out)")
+    parser.add_argument("--out", type=some_path, help="the wav (out.wav); with --text_file, a folder (out)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
     args = parser.parse_args(argv)
@@ -36,12 +36,16 @@ def main(argv):
     if not args.text_file and args.out.suffix.lower() != ".wav":
         raise UserError(f"--out {args.out}: what is written is a .wav")
     texts = read_lines(args.text_file) if args.text_file else [args.text]
+    outs = [args.out / f"{n:04d}.wav" for n in range(len(texts))] if args.text_file else [args.out]
+    for name in ("prompt_wav", "speaker"):
+        if (source := getattr(args, name)) and source.resolve() in [out.resolve() for out in outs]:
+            raise UserError(f"--{name} {source} would be overwritten by what is spoken: name another --out")
     speaker = load(args.ckpt, init_distributed(args.device)[2])
     options = speaker.settings(given_flags(args))
     for text in texts:  # what cannot be said is told before anything is spoken
         speaker.parts(text, options)
-    for n, text in enumerate(texts):
-        write(args.out / f"{n:04d}.wav" if args.text_file else args.out, speaker, text, options)
+    for out, text in zip(outs, texts):
+        write(out, speaker, text, options)
 
 
 def write(path, speaker, text, options):
@@ -57,18 +61,17 @@ def write(path, speaker, text, options):
     start, stream = time.perf_counter(), speaker.stream(text, **options)
     wavs, first = [next(stream)], time.perf_counter() - start  # where nothing can be made, no file is
     try:
-        file = soundfile.SoundFile(path, "w", speaker.sample_rate, 1, "PCM_16")
-    except soundfile.LibsndfileError as e:
-        raise UserError(f"cannot write {path}: {e}") from None
-    with file:
-        try:
+        with soundfile.SoundFile(path, "w", speaker.sample_rate, 1, "PCM_16") as file:
             for wav in chain(wavs, stream):
                 file.write(np.clip(wav, -1, 1))
                 file.flush()
-        except UserError:  # no sound at all: what there is looks like a result
+            seconds = file.tell() / speaker.sample_rate
+    except Exception as e:  # what there is looks like a result
+        if path.is_file():
             path.unlink()
-            raise
-        seconds = file.tell() / speaker.sample_rate
+        if isinstance(e, soundfile.LibsndfileError):  # which does not say why
+            raise UserError(f"cannot write {path}: {e} Is the disk full?") from None
+        raise
     took = time.perf_counter() - start
     print(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, the first of it after {first:.2f} s, real-time factor "
           f"{took / seconds:.2f}")

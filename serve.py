@@ -14,15 +14,18 @@ import time
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from trivox.common import UserError, init_distributed, run
+from trivox.common import UserError, flag, init_distributed, run
 
 MAX_TEXT = 2000  # characters
 MAX_UPLOAD = "20mb"
 MAX_VOICE = 30  # seconds of an upload that are read
 QUEUE = 16  # requests that may wait
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 def shorten(path):
@@ -122,7 +125,7 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, help="run folder, checkpoint folder or .safetensors file in one")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all that can reach this machine (%(default)s)")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=flag(Port), default=7860)
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -6,8 +6,9 @@
 All that makes up the experiment stands below, in the order in which it happens. Edit it and run it again.
 
 What a step draws at random (where a long clip is cut, dropped text) comes from (seed, epoch, clip), and which clips it
-takes from (seed, step). So a result does not depend on how many processes share the work, and a run that was killed
-goes on as if it had not been. Dropout alone depends on the number of processes: its masks come from (seed, step, rank).
+takes from the seed and from how many clips were taken before. So a result does not depend on how many processes share
+the work, and a run that was killed goes on as if it had not been. Dropout alone depends on the number of processes:
+its masks come from (seed, step, rank).
 """
 
 import math
@@ -21,19 +22,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from model import CodecConfig, CodecLM, delayed_batch
-from trivox import common
+from trivox import common, finite, run_folder
 from trivox.audio import log_mel
 from trivox.codecs import load_codec
-from trivox.common import UserError, all_sum, autocast
+from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
-from trivox.datasets import TokenDataset, keep_codec, open_tokens
+from trivox.datasets import TokenDataset, check_codec, keep_codec, open_tokens
 from trivox.gpu import ahead, replayed, send
 from trivox.metrics import score_clips
 from trivox.muon import Muon
+from trivox.order import steps
 from trivox.pages import write_page
 from trivox.recognisers import load_recogniser
 from trivox.samples import write_references, write_samples
@@ -44,67 +46,47 @@ from trivox.text import TextFeatures, read_lines
 @dataclass
 class Config(common.RunConfig, CodecConfig):
     # data
-    data_dir: str = "data/demo_tokens"
-    overfit: int = 0  # train on the first N clips alone, and validate on the same
+    data_dir: Folder = "data/demo_tokens"
+    overfit: NonNegativeInt = 0  # train on the first N clips alone, and validate on the same
     # text, where cross_every asks for it
-    text_condition_dropout: float = 0.1  # how often the text is empty, for classifier-free guidance
-    duration_loss_weight: float = 0.1
+    text_condition_dropout: Share = 0.1  # how often the text is empty, for classifier-free guidance
+    duration_loss_weight: NotNegative = 0.1
     # optimisation
     batch_size: PositiveInt = 24  # clips per process and micro-step
     grad_accum_steps: PositiveInt = 1
     steps: PositiveInt = 1000
     optimizer: Literal["muon", "adamw"] = "adamw"  # muon: for the matrices of the blocks, with adamw for all else
-    lr: float = 1e-3
-    min_lr: float = 1e-4
-    warmup_steps: int = 50
-    weight_decay: float = 0.1  # of the matrices of the blocks
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
+    lr: NotNegative = 1e-3
+    min_lr: NotNegative = 1e-4
+    warmup_steps: NonNegativeInt = 50
+    weight_decay: NotNegative = 0.1  # of the matrices of the blocks
+    grad_clip: Limit = 1.0
+    ema_decay: Fraction = 0.999
     init_from: str = ""  # start from the weights of this checkpoint, with a fresh optimizer
     # evaluation
     eval_every: PositiveInt = 500  # steps; the validation loss chooses the checkpoint `best`
-    sample_every: int = 1000  # steps; 0 for never. Seeds and prompts stay the same, so that one can hear the progress
+    sample_every: NonNegativeInt = 1000  # steps; 0 for never. Seeds and prompts stay the same, to hear the progress
     eval_samples: PositiveInt = 4  # made from nothing, and as many that continue held-out clips; with text, sentences
     eval_prompts: str = "heldout"  # with text: heldout, overfit (clips trained on), or a file with a sentence a line
-    eval_seconds: float = 8.0  # of a sample, with its prompt; with text, at most
-    eval_prompt_seconds: float = 3.0  # of the held-out clip that is continued
-    eval_temperature: float = 1.0
-    eval_top_k: int | list[int] = 0  # most probable codes to choose from, 0 for all; one number, or one for each book
-    eval_top_p: float | list[float] = 1.0  # choose among those that together have this probability; likewise
-    eval_cfg_scale: float = 1.0  # guidance by the text, 1 for none
+    eval_seconds: Positive = 8.0  # of a sample, with its prompt; with text, at most
+    eval_prompt_seconds: NotNegative = 3.0  # of the held-out clip that is continued
+    eval_temperature: NotNegative = 1.0
+    eval_top_k: NonNegativeInt | list[NonNegativeInt] = 0  # most probable codes to choose from, 0: all; or one a book
+    eval_top_p: Top | list[Top] = 1.0  # choose among those that together have this probability; likewise
+    eval_cfg_scale: NotNegative = 1.0  # guidance by the text, 1 for none
     eval_embedding: Literal["auto", "clap", "logmel"] = "auto"  # of the Fréchet distance
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
     # run: the rest is common.RunConfig
-    out_dir: str = "runs/codec"
+    out_dir: Folder = "runs/codec"
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Batches
 
-POOL = 16  # steps whose clips are drawn together and sorted by length, so that those of a batch are about equally long
-
-
 def draw(c, epoch, clip):
     """What is random about a clip in an epoch, as a dict: clip, cut (from which share of its surplus on), drop."""
     rng = np.random.default_rng([c.seed, 0, epoch, clip])
     return {"clip": clip, "cut": rng.random(), "drop": rng.random() < c.text_condition_dropout}
-
-
-def draw_step(c, clips, frames, step, count):
-    """The draws of the `count` clips of one step, a function of its arguments alone. clips: an array of those to draw
-    from; frames: how long each clip of the data set is, an array too.
-
-    Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
-    """
-    pool, turn = divmod(step, POOL)
-    first, skipped = divmod(pool * POOL * count, len(clips))
-    last = ((pool + 1) * POOL * count - 1) // len(clips)
-    shuffled = [np.random.default_rng([c.seed, 1, epoch]).permutation(clips) for epoch in range(first, last + 1)]
-    drawn = np.concatenate(shuffled)[skipped:skipped + POOL * count]
-    turn = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
-    mine = np.argsort(frames[drawn], kind="stable")[turn * count:(turn + 1) * count]
-    epochs = first + (skipped + mine) // len(clips)
-    return [draw(c, *pair) for pair in zip(epochs.tolist(), drawn[mine].tolist())]
 
 
 def make_batch(c, data, features, draws, device):
@@ -206,7 +188,7 @@ def main(argv):
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
-    frames = [row["frames"] for row in data.rows]
+    frames = data.frames.tolist()
     if c.cross_every and max(frames) > c.context - c.codebooks - 1:
         raise UserError(f"a clip of {max(frames)} frames and its end do not fit into a context of {c.context} delayed "
                         "steps, and a text needs its whole clip: raise --context")
@@ -230,19 +212,22 @@ def main(argv):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # Where the run stands
-    step, best = 0, float("inf")
-    sums = torch.zeros(2 * c.codebooks + 2, device=device)  # since the last line of the log
-    checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
+    step, best, place, state = 0, float("inf"), None, None
+    sums = torch.zeros(2 * c.codebooks + 3, device=device)  # since the last line of the log, over its finite steps
+    checkpoint = run_folder.open_run(c)
     if checkpoint:
-        state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
-        step, best = state["step"], state["best"]
-        sums += torch.tensor(state["sums"], device=device) * (rank == 0)  # saved as the total of all processes
+        state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
+        step, best, place = state["step"], state["best"], state.get("place")
+        if len(state["sums"]) == len(sums) and rank == 0:  # the total of all processes; older runs had other sums
+            sums += torch.tensor(state["sums"], device=device)
         say(f"going on from step {step} of {c.out_dir}")
     elif c.init_from:
-        start = common.find_checkpoint(c.init_from)
-        common.load_weights(model, common.load_checkpoint(start, "codec", "ema")[1], start)
+        start = run_folder.find_checkpoint(c.init_from)
+        check_codec(c.data_dir, start.parent.parent / "codec")
+        run_folder.load_weights(model, run_folder.load_checkpoint(start, "codec", "ema")[1], start)
         ema.load_state_dict(model.state_dict())
     if step >= c.steps:
+        run_folder.close_run()
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
 
     if common.compiles(c, device):
@@ -255,7 +240,7 @@ def main(argv):
     prompts, hear = [], None
     if rank == 0:
         keep_codec(c.data_dir, kept)
-        log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
+        log = run_folder.open_log(c, __file__, checkpoint, state)
         if c.sample_every:
             speaker = CodecSpeaker(ema, asdict(c), load_codec(c.data_dir, device))
             prompts = make_prompts(c, data, val, speaker)
@@ -263,15 +248,23 @@ def main(argv):
             if c.cross_every:
                 _, hear = load_recogniser(c.eval_recogniser, [p["label"] for p in prompts], data.grammar, device)
 
-    def batches(step):
-        """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
-        micro, clips, lengths = c.batch_size * world, np.array(train), np.array(frames)
-        while True:
-            draws = draw_step(c, clips, lengths, step, micro * c.grad_accum_steps)
+    def batches(place):
+        """From a place in the data on: this process's micro-batches, each with the counts of its step over all
+        processes, and beside it the step's draws and the place behind it."""
+        micro, lengths = c.batch_size * world, np.array(frames)
+        for pairs, behind in steps(c.seed, train, lambda clips: lengths[clips], micro * c.grad_accum_steps, place,
+                                   step * (place is None)):
+            draws = [draw(c, *pair) for pair in pairs]
             n = dict(zip(("n_frames", "n_texts"), torch.tensor(counts(c, data, draws), dtype=torch.float32)))
             for i in range(0, len(draws), micro):
-                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device) | send(n, device),
-            step += 1
+                batch = make_batch(c, data, features, draws[i + rank:i + micro:world], device)
+                yield batch | send(n, device), (draws, behind)
+
+    def loss_alone(one):
+        """Of a single draw, as it is now."""
+        with autocast(device, dtype):
+            entropy, *_, duration = codec_loss(c, model, make_batch(c, data, features, [one], device))
+        return entropy + duration
 
     def learn(batch):
         """Adds a micro-batch's gradients. Returns its part of the step's losses and hits of each book and, last, of the
@@ -284,8 +277,9 @@ def main(argv):
         return torch.cat((torch.cat((of_books, hits)) / batch["n_frames"], duration.detach()[None]))
 
     learn = replayed(learn, device, world)
-    source = ahead(batches(step), device)
-    batch, = next(source)
+    watch = finite.Watch(device, optimizers, scaler)
+    source = ahead(batches(place), device)
+    batch, (draws, behind) = next(source)
     since = time.perf_counter()
     bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
     while step < c.steps:
@@ -300,47 +294,57 @@ def main(argv):
         model.train()
         if c.dropout:
             torch.manual_seed(int(np.random.default_rng([c.seed, 3, step, rank]).integers(2**62)))
+        losses = torch.zeros(2 * c.codebooks + 1, device=device)
         for i in range(c.grad_accum_steps):
             last = i == c.grad_accum_steps - 1
             with common.memory_advice(c, "clips"), nullcontext() if last or world == 1 else trained.no_sync():
-                sums[:-1] += learn(batch)
-            batch, = next(source)
+                losses += learn(batch)
+            batch, upcoming = next(source)
 
-        # Step
+        # Step, which changes nothing where a loss or the gradient is not finite
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        sums[-1] += torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+        good = watch.see(step + 1, draws, losses, norm)
+        sums += torch.cat((losses, torch.stack((norm, good)) * (rank == 0))).where(good > 0, 0)
+        place, (draws, behind) = behind, upcoming
         for optimizer in optimizers:
             scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=False)
         scaler.update()
         decay = min(c.ema_decay, (1 + step) / (10 + step))  # a shorter memory while it is young
         with torch.no_grad():
-            torch._foreach_lerp_([*ema.parameters()], [*model.parameters()], 1 - decay)
+            finite.lerp_unless(watch.bad, [*ema.parameters()], [*model.parameters()], 1 - decay)
         step += 1
         bar.update()
 
         # Log
         if step % c.log_every == 0 or step == c.steps:
             n, took = step % c.log_every or c.log_every, time.perf_counter() - since
-            *means, duration, norm = (total / n for total in all_sum(sums.tolist(), device))
+            *totals, finite_steps = all_sum(sums.tolist(), device)
+            *means, duration, norm = (total / finite_steps if finite_steps else math.nan for total in totals)
             loss, accuracy = by_book("loss", means[:c.codebooks]), by_book("accuracy", means[c.codebooks:])
             if rank == 0:
-                log(step, **loss, **accuracy, duration_loss=duration, grad_norm=norm / world, lr=lr,
+                log(step, **loss, **accuracy, duration_loss=duration, grad_norm=norm, lr=lr,
                     steps_per_second=n / took, clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps,
                     **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {loss['loss']:.3f}", refresh=False)
+            for at, clips, alone in watch.look(loss_alone, lambda one: data.rows[one["clip"]]["id"]):
+                if rank == 0:
+                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
+                    bar.write(finite.sentence(at, clips, alone))
             if step % c.log_every == 0:
                 sums.zero_()
         # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+        ending = stopping or watch.must_stop()
 
         # Evaluate and save
         is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
         if evaluates:
             entropies, hits, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
             loss = float(entropies.mean())
-            is_best, best = loss < best, min(loss, best)
+            is_best, best = loss < best, min(best, loss)  # of a number and NaN the number
             if rank == 0:
                 log(step, **by_book("val_loss", entropies), **by_book("val_accuracy", hits),
                     val_perplexity=math.exp(loss), val_duration_loss=duration)
@@ -353,16 +357,21 @@ def main(argv):
                 log(step, wer=wer)
             heard = f"word error rate {wer:.1%} on " if hear else ""
             bar.write(f"step {step}: {heard}{len(prompts)} samples in {folder}")
-        if is_best or stopping or step % c.save_every == 0 or step == c.steps:
+        if is_best or ending or step % c.save_every == 0 or step == c.steps:
             weights = {"model": model.state_dict(), "ema": ema.state_dict()}
-            common.save_run(c, step, weights, optimizers, scaler, is_best, best=best,
-                            sums=all_sum(sums.tolist(), device))
-        if rank == 0 and (evaluates or speaks or stopping):
+            run_folder.save_run(c, step, weights, optimizers, scaler, is_best, best=best, place=place,
+                                sums=all_sum(sums.tolist(), device), wandb_id=log.wandb_id if rank == 0 else None)
+        if rank == 0 and (evaluates or speaks or ending):
             write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time
             since = time.perf_counter()
-        if stopping:
-            return say(f"stopped by a signal after step {step}; the same command with --resume goes on")
+        if ending:
+            break
+    run_folder.close_run()  # once the last save is on the disk
+    if watch.must_stop():
+        watch.give_up(step, c.out_dir)
+    if stopping:
+        say(f"stopped by a signal after step {step}; the same command with --resume goes on")
 
 
 if __name__ == "__main__":

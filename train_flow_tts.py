@@ -6,8 +6,8 @@
 All that makes up the experiment stands below, in the order in which it happens. Edit it and run it again.
 
 What a step draws at random (noise, time, silence, dropped text) comes from (seed, epoch, clip), and which clips it
-takes from (seed, step). So a result does not depend on how many processes share the work, and a run that was killed
-goes on as if it had not been.
+takes from the seed and from how many were taken before. So a result does not depend on how many processes share the
+work, and a run that was killed goes on as if it had not been.
 """
 
 import math
@@ -21,17 +21,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import FiniteFloat, NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from model import FlowConfig, FlowTTS
-from trivox import common
+from trivox import common, finite, run_folder
 from trivox.audio import LOG_FLOOR, mel_config
-from trivox.common import UserError, all_sum, autocast, barrier
+from trivox.common import Folder, Fraction, Limit, NotNegative, Share, UserError, all_sum, autocast, barrier
 from trivox.datasets import MelDataset
 from trivox.files import padded
 from trivox.gpu import ahead, send
 from trivox.muon import Muon
+from trivox.order import steps
 from trivox.pages import write_page
 from trivox.recognisers import load_recogniser
 from trivox.samples import write_references, write_samples
@@ -42,47 +43,44 @@ from trivox.text import TextFeatures, read_lines
 @dataclass
 class Config(common.RunConfig, FlowConfig):
     # data
-    data_dir: str = "data/demo"
-    overfit: int = 0  # train on the first N clips alone, and validate on the same
+    data_dir: Folder = "data/demo"
+    overfit: NonNegativeInt = 0  # train on the first N clips alone, and validate on the same
     cache_text: Literal["auto", "on", "off"] = "auto"  # keep a frozen encoder's states on disk; auto: where they fit
-    silence_prob: float = 0.0  # how often silence is added at the end of a clip, for the duration predictor to learn
-    max_silence_sec: float = 0.5  # of that silence
+    silence_prob: Share = 0.0  # how often silence is added at the end of a clip, for the duration predictor to learn
+    max_silence_sec: NotNegative = 0.5  # of that silence
     # flow matching
-    timestep_logit_mean: float = 0.0  # t = 1 - sigmoid(N(mean, std)), and t = 1 is noise
-    timestep_logit_std: float = 1.0
-    text_condition_dropout: float = 0.1  # how often the text is empty, for classifier-free guidance
-    duration_loss_weight: float = 0.1
+    timestep_logit_mean: FiniteFloat = 0.0  # t = 1 - sigmoid(N(mean, std)), and t = 1 is noise
+    timestep_logit_std: NotNegative = 1.0
+    text_condition_dropout: Share = 0.1  # how often the text is empty, for classifier-free guidance
+    duration_loss_weight: NotNegative = 0.1
     # optimisation
     batch_size: PositiveInt = 32  # clips per process and micro-step
     grad_accum_steps: PositiveInt = 1
     steps: PositiveInt = 1000
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices of the blocks, with adamw for all else
-    lr: float = 1e-3
-    min_lr: float = 6e-5
-    warmup_steps: int = 50
-    weight_decay: float = 0.1  # of the matrices of the blocks
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
+    lr: NotNegative = 1e-3
+    min_lr: NotNegative = 6e-5
+    warmup_steps: NonNegativeInt = 50
+    weight_decay: NotNegative = 0.1  # of the matrices of the blocks
+    grad_clip: Limit = 1.0
+    ema_decay: Fraction = 0.999
     init_from: str = ""  # start from the weights of this checkpoint, with a fresh optimizer
     # evaluation
     eval_every: PositiveInt = 500  # steps; the validation loss chooses the checkpoint `best`
-    speak_every: int = 1000  # steps; 0 for never
+    speak_every: NonNegativeInt = 1000  # steps; 0 for never
     eval_prompts: str = "heldout"  # heldout, overfit (the first clips trained on), or a file with a sentence a line
     eval_prompts_max: PositiveInt = 8
     eval_steps: PositiveInt = 16  # of the solver
-    eval_cfg_scale: float = 2.0  # guidance by the text, 1 for none
+    eval_cfg_scale: NotNegative = 2.0  # guidance by the text, 1 for none
     eval_solver: Literal["euler", "midpoint", "heun"] = "euler"
     eval_vocoder: Literal["griffinlim", "bigvgan"] = "griffinlim"
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
     # run: the rest is common.RunConfig
-    out_dir: str = "runs/flow"
+    out_dir: Folder = "runs/flow"
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Batches
-
-POOL = 16  # steps whose clips are drawn together and sorted by length, so that those of a batch are about equally long
-
 
 def draw(c, epoch, clip):
     """What is random about a clip in an epoch, as a dict: clip, t, drop, silence in frames, the seed of its noise."""
@@ -93,23 +91,6 @@ def draw(c, epoch, clip):
             "silence": int(silence * c.sample_rate / c.hop_length), "noise": int(rng.integers(2**62))}
 
 
-def draw_step(c, clips, frames, step, count):
-    """The draws of the `count` clips of one step, a function of its arguments alone. clips: an array of those to draw
-    from; frames: how long each clip of the data set is, an array too.
-
-    Steps walk through an endless sequence of shuffled epochs, POOL steps at a time.
-    """
-    pool, turn = divmod(step, POOL)
-    first, skipped = divmod(pool * POOL * count, len(clips))
-    last = ((pool + 1) * POOL * count - 1) // len(clips)
-    shuffled = [np.random.default_rng([c.seed, 1, epoch]).permutation(clips) for epoch in range(first, last + 1)]
-    drawn = np.concatenate(shuffled)[skipped:skipped + POOL * count]
-    turn = np.random.default_rng([c.seed, 2, pool]).permutation(POOL)[turn]
-    mine = np.argsort(frames[drawn], kind="stable")[turn * count:(turn + 1) * count]
-    epochs = first + (skipped + mine) // len(clips)
-    return [draw(c, *pair) for pair in zip(epochs.tolist(), drawn[mine].tolist())]
-
-
 def make_batch(c, data, features, draws, device):
     """The tensors of a micro-batch, on the device, to which float16 goes as the disk holds it, and is float32 there.
     Lengths are padded to multiples of 16: so there are fewer shapes."""
@@ -117,7 +98,7 @@ def make_batch(c, data, features, draws, device):
     frames = [data.rows[d["clip"]]["frames"] + d["silence"] for d in draws]
     longest = -(-max(frames) // (16 * c.patch)) * 16 * c.patch
     batch = {
-        "mel": padded([data.stored(d["clip"]) for d in draws], longest),  # (B, T, n_mels)
+        "mel": padded([data.numbers(d["clip"]) for d in draws], longest),  # (B, T, n_mels)
         "frames": torch.tensor(frames), "text": text, "length": length,
         "t": torch.tensor([d["t"] for d in draws], dtype=torch.float32),
         "drop": torch.tensor([d["drop"] for d in draws]),
@@ -196,10 +177,10 @@ def main(argv):
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
-    frames = [row["frames"] for row in data.rows]
+    frames = data.frames.tolist()
     for writes in (True, False):  # two rounds: the first process writes the cache of text states, the others read it
         if writes == (rank == 0):
-            features.fill_cache(data.folder, [row["text"] for row in data.rows], c.cache_text, writes)
+            features.fill_cache(data.folder, (row["text"] for row in data.rows), c.cache_text, writes)
         barrier()
 
     # Model
@@ -223,19 +204,21 @@ def main(argv):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # Where the run stands
-    step, best = 0, float("inf")
-    sums = torch.zeros(3, device=device)  # of losses and gradient norms since the last line of the log
-    checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
+    step, best, place, state = 0, float("inf"), None, None
+    sums = torch.zeros(4, device=device)  # of losses, gradient norms and finite steps since the last line of the log
+    checkpoint = run_folder.open_run(c)
     if checkpoint:
-        state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
-        step, best = state["step"], state["best"]
-        sums += torch.tensor(state["sums"], device=device) * (rank == 0)  # saved as the total of all processes
+        state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
+        step, best, place = state["step"], state["best"], state.get("place")
+        if len(state["sums"]) == len(sums) and rank == 0:  # the total of all processes; older runs had other sums
+            sums += torch.tensor(state["sums"], device=device)
         say(f"going on from step {step} of {c.out_dir}")
     elif c.init_from:
-        start = common.find_checkpoint(c.init_from)
-        common.load_weights(model, common.load_checkpoint(start, "flow", "ema")[1], start)
+        start = run_folder.find_checkpoint(c.init_from)
+        run_folder.load_weights(model, run_folder.load_checkpoint(start, "flow", "ema")[1], start)
         ema.load_state_dict(model.state_dict())
     if step >= c.steps:
+        run_folder.close_run()
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
 
     if common.compiles(c, device):
@@ -247,7 +230,7 @@ def main(argv):
         f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
     prompts = []
     if rank == 0:
-        log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
+        log = run_folder.open_log(c, __file__, checkpoint, state)
         if c.speak_every:
             speaker = FlowSpeaker(ema, asdict(c), features)
             clips = {"heldout": val, "overfit": train}.get(c.eval_prompts, [])
@@ -256,17 +239,25 @@ def main(argv):
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             _, hear = load_recogniser(c.eval_recogniser, [p["label"] for p in prompts], data.grammar, device)
 
-    def batches(step):
-        """From `step` on: this process's micro-batches, each with the counts of its step over all processes."""
-        micro, clips, lengths = c.batch_size * world, np.array(train), np.array(frames)
-        while True:
-            draws = draw_step(c, clips, lengths, step, micro * c.grad_accum_steps)
+    def batches(place):
+        """From a place in the data on: this process's micro-batches, each with the counts of its step over all
+        processes, its draws and the place behind it."""
+        micro, lengths = c.batch_size * world, np.array(frames)
+        for pairs, behind in steps(c.seed, train, lambda clips: lengths[clips], micro * c.grad_accum_steps, place,
+                                   step * (place is None)):
+            draws = [draw(c, *pair) for pair in pairs]
             for i in range(0, len(draws), micro):
-                yield make_batch(c, data, features, draws[i + rank:i + micro:world], device), counts(data, draws)
-            step += 1
+                yield (make_batch(c, data, features, draws[i + rank:i + micro:world], device),
+                       (*counts(data, draws), draws, behind))
 
-    source = ahead(batches(step), device)
-    batch, (n_frames, n_texts) = next(source)
+    def loss_alone(one):
+        """Of a single draw, as it is now."""
+        with autocast(device, dtype):
+            return sum(flow_loss(c, model, make_batch(c, data, features, [one], device)))
+
+    watch = finite.Watch(device, optimizers, scaler)
+    source = ahead(batches(place), device)
+    batch, (n_frames, n_texts, draws, behind) = next(source)
     since = time.perf_counter()
     bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
     while step < c.steps:
@@ -279,6 +270,7 @@ def main(argv):
 
         # Gradient of the mean over all frames of all micro-batches of all processes
         model.train()
+        losses = torch.zeros(2, device=device)
         for i in range(c.grad_accum_steps):
             last = i == c.grad_accum_steps - 1
             with common.memory_advice(c, "clips"), nullcontext() if last or world == 1 else trained.no_sync():
@@ -287,42 +279,50 @@ def main(argv):
                 flow, duration = flow / n_frames, duration / n_texts
                 loss = (flow + c.duration_loss_weight * duration) * world  # DDP takes the mean over processes
                 scaler.scale(loss).backward()
-            sums[:2] += torch.stack((flow, duration)).detach()
+            losses += torch.stack((flow, duration)).detach()
             batch, upcoming = next(source)
-        n_frames, n_texts = upcoming
 
-        # Step
+        # Step, which changes nothing where a loss or the gradient is not finite
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        sums[2] += torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+        good = watch.see(step + 1, draws, losses, norm)
+        sums += torch.cat((losses, torch.stack((norm, good)) * (rank == 0))).where(good > 0, 0)
+        place, (n_frames, n_texts, draws, behind) = behind, upcoming
         for optimizer in optimizers:
             scaler.step(optimizer)
             optimizer.zero_grad()
         scaler.update()
         decay = min(c.ema_decay, (1 + step) / (10 + step))  # a shorter memory while it is young
         with torch.no_grad():
-            torch._foreach_lerp_([*ema.parameters()], [*model.parameters()], 1 - decay)
+            finite.lerp_unless(watch.bad, [*ema.parameters()], [*model.parameters()], 1 - decay)
         step += 1
         bar.update()
 
         # Log
         if step % c.log_every == 0 or step == c.steps:
             n, took = step % c.log_every or c.log_every, time.perf_counter() - since
-            flow, duration, norm = (total / n for total in all_sum(sums.tolist(), device))
+            *totals, finite_steps = all_sum(sums.tolist(), device)
+            flow, duration, norm = (total / finite_steps if finite_steps else math.nan for total in totals)
             if rank == 0:
-                log(step, loss=flow, duration_loss=duration, grad_norm=norm / world, lr=lr, steps_per_second=n / took,
+                log(step, loss=flow, duration_loss=duration, grad_norm=norm, lr=lr, steps_per_second=n / took,
                     clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps, **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {flow:.3f}", refresh=False)
+            for at, clips, alone in watch.look(loss_alone, lambda one: data.rows[one["clip"]]["id"]):
+                if rank == 0:
+                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
+                    bar.write(finite.sentence(at, clips, alone))
             if step % c.log_every == 0:
                 sums.zero_()
         # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+        ending = stopping or watch.must_stop()
 
         # Evaluate and save
         is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
         if evaluates:
             flow, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
-            is_best, best = flow < best, min(flow, best)
+            is_best, best = flow < best, min(best, flow)  # of a number and NaN the number
             if rank == 0:
                 log(step, val_loss=flow, val_duration_loss=duration)
                 bar.write(f"step {step}: validation loss {flow:.4f}")
@@ -331,16 +331,21 @@ def main(argv):
             wer = write_samples(speaker, prompts, hear, folder)
             log(step, wer=wer)
             bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
-        if is_best or stopping or step % c.save_every == 0 or step == c.steps:
+        if is_best or ending or step % c.save_every == 0 or step == c.steps:
             weights = {"model": model.state_dict(), "ema": ema.state_dict()}
-            common.save_run(c, step, weights, optimizers, scaler, is_best, best=best,
-                            sums=all_sum(sums.tolist(), device))
-        if rank == 0 and (evaluates or speaks or stopping):
+            run_folder.save_run(c, step, weights, optimizers, scaler, is_best, best=best, place=place,
+                                sums=all_sum(sums.tolist(), device), wandb_id=log.wandb_id if rank == 0 else None)
+        if rank == 0 and (evaluates or speaks or ending):
             write_page(c.out_dir, parameters=f"{parameters:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time
             since = time.perf_counter()
-        if stopping:
-            return say(f"stopped by a signal after step {step}; the same command with --resume goes on")
+        if ending:
+            break
+    run_folder.close_run()  # once the last save is on the disk
+    if watch.must_stop():
+        watch.give_up(step, c.out_dir)
+    if stopping:
+        say(f"stopped by a signal after step {step}; the same command with --resume goes on")
 
 
 if __name__ == "__main__":

@@ -25,16 +25,17 @@ from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
-from trivox import common
+from trivox import common, finite, run_folder
 from trivox.audio import log_mel
-from trivox.checkpoints import digest, initial_weights
+from trivox.checkpoints import digest, initial_weights, keep_base
 from trivox.codecs import load_codec
-from trivox.common import UserError, all_sum, autocast
+from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
 from trivox.datasets import SentenceDataset, best_fit, keep_codec, open_tokens
 from trivox.gpu import ahead, send
 from trivox.metrics import score_sentences
 from trivox.muon import Muon
+from trivox.order import walk
 from trivox.pages import write_page
 from trivox.plots import plot_coverage
 from trivox.recognisers import load_recogniser
@@ -45,70 +46,60 @@ from trivox.speak import Clip, LLMSpeaker, decode, read_options, speakable
 @dataclass
 class Config(common.RunConfig, LLMConfig):
     # data
-    data_dir: str = "data/demo_llm"
-    overfit: int = 0  # train on the first N sentences alone, and validate on the same
+    data_dir: Folder = "data/demo_llm"
+    overfit: NonNegativeInt = 0  # train on the first N sentences alone, and validate on the same
     packed: bool = True  # rows of `context` tokens with many sentences each; else a sentence a row, of any length
     document_mask: bool = True  # of packed rows: no sentence sees its neighbours
     speaker_embedder: Literal["ecapa", "stats"] = "ecapa"  # where speaker_width asks for voices
-    code_noise: float = 0.0  # the share of the codes read in training that are drawn anew, so that a wrong one leads to
+    code_noise: Share = 0.0  # the share of the codes read in training that are drawn anew, so that a wrong one leads to
     # no more: in sampling the model reads its own
     # optimisation
-    text_loss_weight: float = 1.0  # of a character's cross-entropy, beside a code's 1
+    text_loss_weight: NotNegative = 1.0  # of a character's cross-entropy, beside a code's 1
     batch_size: PositiveInt = 80  # rows per process and micro-step
     grad_accum_steps: PositiveInt = 1
     steps: NonNegativeInt = 150_000
     optimizer: Literal["muon", "adamw"] = "adamw"  # muon: for the matrices of the blocks, with adamw for all else
-    lr: float = 2e-4
-    min_lr: float = 2e-5
-    warmup_steps: int = 2000
-    weight_decay: float = 0.01  # of the matrices of the blocks
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
+    lr: NotNegative = 2e-4
+    min_lr: NotNegative = 2e-5
+    warmup_steps: NonNegativeInt = 2000
+    weight_decay: NotNegative = 0.01  # of the matrices of the blocks
+    grad_clip: Limit = 1.0
+    ema_decay: Fraction = 0.999
     init_from: str = ""  # start from these weights, with a fresh optimizer: a run, or a checkpoint of Echolancer's
     # evaluation
     eval_every: PositiveInt = 1000  # steps; the validation loss chooses the checkpoint `best`
     eval_clips: PositiveInt = 512  # held-out sentences that it is taken of, at most
-    sample_every: int = 5000  # steps; 0 for never
+    sample_every: NonNegativeInt = 5000  # steps; 0 for never
     eval_prompts: str = "heldout"  # heldout, or overfit (sentences trained on)
     eval_samples: PositiveInt = 8  # how many of them are spoken, with the same seeds each time
-    eval_seconds: float = 15.0  # of a sentence, at most
-    eval_temperature: float = 0.8
+    eval_seconds: Positive = 15.0  # of a sentence, at most
+    eval_temperature: NotNegative = 0.8
     eval_top_k: NonNegativeInt = 0  # most probable codes to choose from, 0 for all
-    eval_top_p: float = 0.92  # choose among the most probable codes that together have this probability
-    eval_repetition_penalty: float = 1.0  # for codes that were spoken before, 1 for none
+    eval_top_p: Top = 0.92  # choose among the most probable codes that together have this probability
+    eval_repetition_penalty: Positive = 1.0  # for codes that were spoken before, 1 for none
     eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
     # run: the rest is common.RunConfig
-    out_dir: str = "runs/llm"
+    out_dir: Folder = "runs/llm"
     save_every: PositiveInt = 1000  # steps
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Batches
 
-def walk(c, data, clips, place, rows_a_step):
-    """Row after row, for ever, from a place on: yields (row, a list of clips; the place behind it).
+def rows_from(c, data, clips, count, place):
+    """Step after step of `count` rows, for ever, from a place in the data on: yields (rows, each a list of clips; the
+    place behind them)."""
+    def arrange(pairs, rng):
+        some = np.array([clip for _, clip in pairs])
+        lengths = np.minimum(sum(data.lengths(some)) + 3, c.context)
+        if c.packed:
+            rows = best_fit(lengths, c.context)
+            return [some[rows[i]].tolist() for i in rng.permutation(len(rows))]
+        rows = some[np.argsort(lengths, kind="stable"), None].tolist()  # steps of about equally long ones, in any order
+        steps = [rows[i:i + count] for i in range(0, len(rows), count)]
+        return [row for i in rng.permutation(len(steps)) for row in steps[i]]
 
-    A place is an epoch, a pool of clips in it, and how many rows of the pool are behind. It depends on `rows_a_step`,
-    but not on how many processes share the rows.
-    """
-    (epoch, pool, behind), size = place, 4096 if c.packed else 16 * rows_a_step
-    while True:
-        order = np.random.default_rng([c.seed, 1, epoch]).permutation(clips)
-        for pool in range(pool, -(-len(order) // size)):
-            some = order[pool * size:(pool + 1) * size]
-            lengths = np.minimum(sum(data.lengths(some)) + 3, c.context)
-            rng = np.random.default_rng([c.seed, 2, epoch, pool])
-            if c.packed:
-                rows = [some[row] for row in best_fit(lengths, c.context)]
-                rows = [rows[i] for i in rng.permutation(len(rows))]
-            else:  # steps of sentences that are about equally long, in any order
-                rows = some[np.argsort(lengths, kind="stable"), None]
-                steps = [rows[i:i + rows_a_step] for i in range(0, len(rows), rows_a_step)]
-                rows = [row for i in rng.permutation(len(steps)) for row in steps[i]]
-            for n, row in enumerate(rows[behind:], behind + 1):
-                yield row.tolist(), [epoch, pool, n]
-            behind = 0
-        epoch, pool = epoch + 1, 0
+    return walk(c.seed, clips, count, 4096 if c.packed else 16 * count, arrange, place, within=True)
 
 
 def speakers_clips(data, train, val):
@@ -238,8 +229,10 @@ def main(argv):
 
     # Model
     model = LLM(c)
-    resuming = c.resume and (Path(c.out_dir) / "checkpoints" / "latest").exists()
-    if c.init_from and (c.lora_rank or not resuming):
+    checkpoint = run_folder.open_run(c)
+    if c.lora_rank:
+        c.init_from = keep_base(c.init_from, c.out_dir, checkpoint)
+    if c.init_from and (c.lora_rank or not checkpoint):
         initial_weights(model, c.init_from, c.data_dir)
     base = digest(model.state_dict()) if c.lora_rank else None
     if c.speaker_width and c.speaker_embedder == "stats" and not model.speaker_mean.any():
@@ -269,15 +262,19 @@ def main(argv):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # Where the run stands
-    step, best, place = 0, float("inf"), [0, 0, 0]
-    sums = torch.zeros(5, device=device)  # since the last line of the log
-    checkpoint = common.open_run(c.out_dir, asdict(c), __file__, c.resume, rank)
+    step, best, place, state = 0, float("inf"), None, None
+    sums = torch.zeros(6, device=device)  # since the last line of the log, over its finite steps
     if checkpoint:
-        state = common.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler, base)
+        state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler, base)
         step, best, place = state["step"], state["best"], state["place"]
-        sums += torch.tensor(state["sums"], device=device) * (rank == 0)  # saved as the total of all processes
+        if isinstance(place, list):  # of an older run: an epoch, a pool in it, and how many of its rows are behind
+            taken = place[1] * (4096 if c.packed else 16 * c.batch_size * c.grad_accum_steps * world)
+            place = {"taken": place[0] * len(train) + taken, "behind": place[2]}
+        if len(state["sums"]) == len(sums) and rank == 0:  # the total of all processes; older runs had other sums
+            sums += torch.tensor(state["sums"], device=device)
         say(f"going on from step {step} of {c.out_dir}")
     if step >= c.steps:
+        run_folder.close_run()
         return say(f"{c.out_dir} is complete: {step} of {c.steps} steps")
 
     if common.compiles(c, device):
@@ -292,7 +289,7 @@ def main(argv):
     prompts = []
     if rank == 0:
         keep_codec(c.data_dir, kept)
-        log = common.open_log(c.out_dir, step, asdict(c), c.wandb_mode, c.wandb_url)
+        log = run_folder.open_log(c, __file__, checkpoint, state)
         unigram = show_coverage(data, train, Path(c.out_dir) / "coverage.png")
         if c.sample_every:
             speaker = LLMSpeaker(ema, asdict(c), load_codec(c.data_dir, device))
@@ -305,17 +302,20 @@ def main(argv):
         """From `step` and its place on: this process's micro-batches, each with the counts of its step over all
         processes and the place behind it."""
         micro = c.batch_size * world
-        rows = walk(c, data, train, place, micro * c.grad_accum_steps)
-        while True:
-            drawn = [next(rows) for _ in range(micro * c.grad_accum_steps)]
-            mine, behind = [row for row, _ in drawn], drawn[-1][1]
-            for i in range(0, len(mine), micro):
-                yield (make_batch(c, data, shown, mine[i + rank:i + micro:world], step, device),
-                       (counts(c, data, mine), behind))
+        for rows, behind in rows_from(c, data, train, micro * c.grad_accum_steps, place):
+            for i in range(0, len(rows), micro):
+                yield (make_batch(c, data, shown, rows[i + rank:i + micro:world], step, device),
+                       (*counts(c, data, rows), rows, behind))
             step += 1
 
+    def loss_alone(row):
+        """Of a row of a single clip, as it is now."""
+        with autocast(device, dtype):
+            return sum(llm_loss(model, make_batch(c, data, shown, [row], step, device)))
+
+    watch = finite.Watch(device, optimizers, scaler)
     source = ahead(batches(step, place), device)
-    batch, ((n_text, n_audio), behind) = next(source)
+    batch, (n_text, n_audio, rows, behind) = next(source)
     since = time.perf_counter()
     bar = tqdm(total=c.steps, initial=step, unit="step", disable=rank != 0, mininterval=1, smoothing=0.05)
     while step < c.steps:
@@ -330,6 +330,7 @@ def main(argv):
         model.train()
         if c.dropout or c.lora_rank:
             torch.manual_seed(int(np.random.default_rng([c.seed, 5, step, rank]).integers(2**62)))
+        losses = torch.zeros(2, device=device)
         for i in range(c.grad_accum_steps):
             last = i == c.grad_accum_steps - 1
             with common.memory_advice(c, "rows"), nullcontext() if last or world == 1 else trained.no_sync():
@@ -337,46 +338,51 @@ def main(argv):
                     text, audio = llm_loss(trained, batch)
                 loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio)
                 scaler.scale(loss * world).backward()  # DDP takes the mean over processes
-            sums[:2] += torch.stack((text, audio)).detach()
+            losses += torch.stack((text, audio)).detach()
             batch, upcoming = next(source)
-        if rank == 0:
-            sums[2] += n_text  # a tensor of both would have to be copied, and for that the host waits for a GPU
-            sums[3] += n_audio
-        place, ((n_text, n_audio), behind) = behind, upcoming
 
-        # Step
+        # Step, which changes nothing where a loss or the gradient is not finite
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        sums[4] += torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
+        good = watch.see(step + 1, [[clip] for row in rows for clip in row], losses, norm)
+        told = torch.stack((good * n_text, good * n_audio, norm, good)) * (rank == 0)  # numbers that no GPU waits for
+        sums += torch.cat((losses, told)).where(good > 0, 0)
+        place, (n_text, n_audio, rows, behind) = behind, upcoming
         for optimizer in optimizers:
             scaler.step(optimizer)
             optimizer.zero_grad()
         scaler.update()
         decay = min(c.ema_decay, (1 + step) / (10 + step))  # a shorter memory while it is young
         with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - decay)
+            finite.lerp_unless(watch.bad, averages, parameters, 1 - decay)
         step += 1
         bar.update()
 
         # Log
         if step % c.log_every == 0 or step == c.steps:
             n, took = step % c.log_every or c.log_every, time.perf_counter() - since
-            *totals, norm = all_sum(sums.tolist(), device)
+            *totals, norm, finite_steps = all_sum(sums.tolist(), device)
             if rank == 0:
-                found = measures(c, *totals)
-                log(step, **found, grad_norm=norm / n / world, lr=lr, steps_per_second=n / took,
+                found = measures(c, *totals) if finite_steps else {"loss": math.nan}
+                log(step, **found, grad_norm=norm / max(finite_steps, 1), lr=lr, steps_per_second=n / took,
                     tokens_per_second=(totals[2] + totals[3]) / took, **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {found['loss']:.3f}", refresh=False)
+            for at, clips, alone in watch.look(loss_alone, lambda row: data.name(row[0])):
+                if rank == 0:
+                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
+                    bar.write(finite.sentence(at, clips, alone))
             if step % c.log_every == 0:
                 sums.zero_()
         # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+        ending = stopping or watch.must_stop()
 
         # Evaluate and save
         is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
         if evaluates:
             found = validate(c, ema, data, shown, val, rank, world, device, dtype)
-            is_best, best = found["loss"] < best, min(found["loss"], best)
+            is_best, best = found["loss"] < best, min(best, found["loss"])  # of a number and NaN the number
             if rank == 0:
                 log(step, **{f"val_{key}": value for key, value in found.items()})
                 bar.write(f"step {step}: validation loss {found['loss']:.4f}, perplexity of characters "
@@ -387,15 +393,21 @@ def main(argv):
             wer = write_samples(speaker, prompts, hear, folder)
             log(step, wer=wer)
             bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
-        if is_best or stopping or step % c.save_every == 0 or step == c.steps:
-            common.save_run(c, step, {"model": weights(model), "ema": weights(ema)}, optimizers, scaler, is_best,
-                            best=best, place=place, sums=all_sum(sums.tolist(), device))
-        if rank == 0 and (evaluates or speaks or stopping):
+        if is_best or ending or step % c.save_every == 0 or step == c.steps:
+            run_folder.save_run(c, step, {"model": weights(model), "ema": weights(ema)}, optimizers, scaler, is_best,
+                                best=best, place=place, sums=all_sum(sums.tolist(), device),
+                                wandb_id=log.wandb_id if rank == 0 else None)
+        if rank == 0 and (evaluates or speaks or ending):
             write_page(c.out_dir, parameters=f"{total:,}", trained=f"{learning:,}", defaults=asdict(Config()))
         if step % c.log_every == 0:  # evaluation does not count as training time
             since = time.perf_counter()
-        if stopping:
-            return say(f"stopped by a signal after step {step}; the same command with --resume goes on")
+        if ending:
+            break
+    run_folder.close_run()  # once the last save is on the disk
+    if watch.must_stop():
+        watch.give_up(step, c.out_dir)
+    if stopping:
+        say(f"stopped by a signal after step {step}; the same command with --resume goes on")
 
 
 if __name__ == "__main__":

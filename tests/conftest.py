@@ -28,7 +28,7 @@ import pytest
 import torch
 from helpers import FLOW as TINY_FLOW
 
-from trivox import common, demo_music, demo_speech, emilia, prepare
+from trivox import common, demo_music, demo_speech, emilia, prepare, run_folder
 from trivox.audio import MelConfig, log_mel, read_wav
 from trivox.codecs import MelRVQ
 from trivox.datasets import MelDataset
@@ -45,6 +45,8 @@ TINY_LLM = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebook_size
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="compile the Triton kernels though nothing has changed")
+    parser.addoption("--kills", type=int, help="how often each of the tests named sigkills kills; they then tell when")
+    parser.addoption("--kill-seed", type=int, help="of the moments")
 
 
 LONG = "train_flow", "runs", "train_llm", "delta_rule_kernels", "export", "train_codec", "speak"  # the longest first
@@ -199,6 +201,20 @@ def run(data_dir, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def sigkills(request, tmp_path):
+    """sigkills(start, system, kills): sigkills.survives, as often as --kills says."""
+    def kill(start, system, kills):
+        from sigkills import survives
+
+        asked = request.config.getoption("--kills")
+        moments = survives(start, tmp_path, system, asked or kills, request.config.getoption("--kill-seed"))
+        if asked:
+            print(f"\n{system}: {asked} SIGKILLs while", ", ".join(f"{what} {n}" for what, n in moments.items()))
+
+    return kill
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Refusals and equality
 
@@ -213,8 +229,8 @@ def refusal(main, *argv):
 
 def checkpoint(run, name="latest"):
     """Everything in a checkpoint: (step it is of, {file: tensors})."""
-    folder = (run / "checkpoints" / name).resolve()
-    _, *parts = common.load_checkpoint(folder, "flow", "model", "ema", "state")
+    folder = run_folder.find_checkpoint(run / "checkpoints" / name)
+    _, *parts = run_folder.load_checkpoint(folder, "flow", "model", "ema", "state")
     return folder.name, dict(zip(("model", "ema", "state"), parts))
 
 

@@ -111,8 +111,8 @@ def test_truncated_files(tmp_path, speech, ending, keep):
 
 @pytest.mark.parametrize("content, reason", [
     (np.zeros(0), "no sample"), ([0, np.nan, 0.1], "not numbers"), ([0, np.inf, 0.1], "not numbers"),
-    (b"RIFF of the Seine", "cannot read"), (None, "cannot read"),
-], ids=["empty", "nan", "inf", "no audio", "missing"])
+    ([0, 3e38, 0], "no sound"), (b"RIFF of the Seine", "cannot read"), (None, "no such file"),
+], ids=["empty", "nan", "inf", "too loud for any spectrum", "no audio", "missing"])
 def test_unusable_files(tmp_path, content, reason):
     path = tmp_path / "a.wav"
     if isinstance(content, bytes):
@@ -121,6 +121,23 @@ def test_unusable_files(tmp_path, content, reason):
         soundfile.write(path, np.asarray(content), 22050, subtype="FLOAT")
     said = refusal(lambda argv: read_wav(path, 22050))
     assert reason in said and str(path) in said
+
+
+@pytest.mark.parametrize("peak", [1.0, 1e9])
+def test_what_is_read_has_a_finite_log_mel(tmp_path, peak):
+    soundfile.write(tmp_path / "a.wav", np.tile([peak, -peak], 4000), 22050, subtype="FLOAT")
+    assert log_mel(read_wav(tmp_path / "a.wav", 22050), MEL).half().isfinite().all()
+
+
+def test_no_sound_of_damaged_log_mels():
+    for value in (np.nan, np.inf, 1e4):
+        assert "no sound" in refusal(lambda argv: griffin_lim(np.full((4, 80), value), MEL))
+
+
+@pytest.mark.parametrize("changes", [{"hop_length": 0}, {"n_mels": 0}, {"n_fft": 100}, {"fmin": np.nan},
+                                     {"fmax": np.inf}, {"fmin": 9e3}], ids=str)
+def test_mel_settings_that_cannot_be(changes):
+    assert "no log-mels" in refusal(lambda argv: MelConfig(**changes))
 
 
 # ------------------------------------------------------------------------------------------------------------

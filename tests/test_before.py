@@ -11,11 +11,13 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import train_codec_lm
 import train_flow_tts
 import train_llm_tts
-from trivox import common, muon, speak
+from trivox import common, muon, recipes, speak
+from trivox.run_folder import find_checkpoint, newest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BEFORE = json.loads((FIXTURES / "before.json").read_text())
@@ -59,6 +61,16 @@ def test_speaks(system):
         assert said.tolist() == before
 
 
+def test_settings_that_there_were_not_yet(system):
+    """Have their defaults, whatever key a checkpoint lacks."""
+    path, defaults = find_checkpoint("run") / "config.yaml", recipes.defaults(system)
+    config = common.read_yaml(path)
+    path.write_text(yaml.safe_dump({key: value for key, value in config.items()
+                                    if key == "system" or value != defaults.get(key)}))
+    assert len(common.read_yaml(path)) < len(config)
+    test_speaks(system)
+
+
 def test_resumes(system, monkeypatch):
     """With the config that it left behind, a run goes on from step 3 to 6 with the same losses on the same data."""
     monkeypatch.setattr(common, "catch_signals", Event)
@@ -71,4 +83,4 @@ def test_resumes(system, monkeypatch):
     for row, before in zip(rows, BEFORE[system]["losses"]):
         assert row["step"] == before["step"]
         np.testing.assert_allclose([row[name] for name in before], [*before.values()], rtol=1e-4)
-    assert (run / "checkpoints" / "latest").resolve().name == "step_00000006" and (run / "index.html").exists()
+    assert newest(run).name == "step_00000006" and (run / "index.html").exists()

@@ -21,6 +21,15 @@ def test_command_line(tmp_path, one_process, capsys):
     assert json.loads((tmp_path / "out" / "dataset_stats.json").read_text())["mel"]["n_mels"] == 40
 
 
+@pytest.mark.parametrize("flags, words", [
+    (["--max_seconds", "nan"], "greater than 0"), (["--n_fft", "0"], "no log-mels"), (["--fmax", "nan"], "no log-mels"),
+    (["--out", ""], "empty"), (["--out", "/proc/x"], "cannot use /proc/x"), (["--root", "nowhere"], "no folder wavs/"),
+], ids=" ".join)
+def test_what_cannot_be_made(corpus, tmp_path, flags, words):
+    assert words in refusal(main, "ljspeech", "--root", corpus, "--out", tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("sizes", ["12,x", "8,8,8", "0", "65537"])
 def test_book_sizes(corpus, tmp_path, sizes):
     assert sizes in refusal(main, "tokenize", "--codec", "mel_rvq", "--root", corpus, "--out", tmp_path / "out",

@@ -3,22 +3,115 @@ Rows of sentences are packed as a search over all of them would."""
 
 import json
 import os
+import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from conftest import refusal
-from helpers import sentence_folder
+from helpers import make_corpus, sentence_folder, tone
 
+from trivox import prepare
 from trivox.audio import MelConfig
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, best_fit
+from trivox.prepare import prepare_mels
 from trivox.text import character_ids
 
-@pytest.mark.parametrize("stats", [None, "", '{"mel_mean": -5'])
-def test_no_data_set(tmp_path, stats):
+
+# ------------------------------------------------------------------------------------------------------------
+# Log-mels, and what they share with tokens
+
+@pytest.mark.parametrize("stats, words", [
+    (None, "no prepared data set"), ("", "damaged"), ('{"mel_mean": -5', "damaged"), ("[1]", "one list"),
+    ('{"mel": {"n_mels": 80}, "mel_mean": -5, "mel_std": 0, "clips": 1}', "mel_std"),
+    ('{"mel": {"n_mels": 80}, "mel_mean": -5, "mel_std": 1, "clips": 1}', "mel settings"),
+    ('{"mel": {}, "mel_mean": NaN, "mel_std": 1, "clips": 1}', "mel_mean"),
+])
+def test_no_data_set(tmp_path, stats, words):
     if stats is not None:
         (tmp_path / "dataset_stats.json").write_text(stats)
-    assert "no prepared data set" in refusal(lambda argv: MelDataset(tmp_path, MelConfig()))
+    said = refusal(lambda argv: MelDataset(tmp_path, MelConfig()))
+    assert words in said and str(tmp_path) in said
+
+
+@pytest.fixture
+def three_shards(tmp_path, one_process, monkeypatch):
+    """The folder of five clips of log-mels in three shards, one of which has nothing that could be used."""
+    monkeypatch.setattr(prepare, "SHARD_CLIPS", 2)
+    clips = {id: tone(0.1 + 0.1 * n) for n, id in enumerate("abcdef")} | {"c": None, "d": None}
+    prepare_mels(make_corpus(tmp_path / "corpus", clips), tmp_path / "data", MelConfig(), 2.0)
+    return tmp_path / "data"
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("indexed", [True, False], ids=["", "as they were before .idx"])
+def test_damaged_log_mels(three_shards, indexed):
+    """Whatever is missing, cut off or at odds: the file is named, and never a wrong mel returned."""
+    good = {path.name: path.read_bytes() for path in three_shards.iterdir() if indexed or path.suffix != ".idx"}
+    whole = [MelDataset(three_shards, MelConfig()).mel(i) for i in range(4)]
+
+    def said(change):
+        for path in three_shards.iterdir():
+            path.unlink()
+        for name, content in good.items():
+            (three_shards / name).write_bytes(content)
+        change()
+
+        def read(argv):
+            data = MelDataset(three_shards, MelConfig())
+            assert [row["id"] for row in data.rows] == list("abef") and len(data.rows) == 4
+            assert all(torch.equal(data.mel(i), mel) for i, mel in enumerate(whole))
+
+        return refusal(read)
+
+    first, last = three_shards / "mels_00000", three_shards / "mels_00002"
+    for path in first, last:
+        f16, index = path.with_suffix(".f16"), path.with_suffix(".jsonl")
+        assert str(f16) in said(lambda: os.truncate(f16, f16.stat().st_size - 160 * 5))
+        assert str(f16) in said(f16.unlink)
+        assert (str(index) if path == first else "2 of its 4 clips") in said(index.unlink)
+        rows = [json.loads(line) for line in good[index.name].splitlines()]
+        for n, changes in ((0, {"frames": -1}), (1, {"frames": rows[1]["frames"] + 1}), (1, {"offset": 0}),
+                           (0, {"offset": 10 ** 9}), (1, {"split": "test"}), (0, {"id": None}), (1, {"frames": 2.5}),
+                           (0, {"frames": 10 ** 30})):
+            bad = [row | (changes if k == n else {}) for k, row in enumerate(rows)]
+            words = said(lambda: write_lines(index, bad))
+            assert str(path) in words and "delete" in words, words
+        for line in (b"{", b"[" * 5000, b"7", b"\xff"):
+            assert f"line 1 of {index}" in said(lambda: index.write_bytes(line + b"\n" + good[index.name]))
+    if indexed:
+        index = first.with_suffix(".idx")
+        for content in (good[index.name][:-1], good[index.name][16:], good[index.name][::-1], b""):
+            words = said(lambda: index.write_bytes(content))
+            assert "mels_00000" in words or "3 of its 4" in words
+    swapped = said(lambda: first.with_suffix(".jsonl").write_bytes(good["mels_00002.jsonl"]))
+    assert "mels_00000" in swapped
+
+
+def test_a_missing_shard_of_tokens(demo_tokens, tmp_path):
+    for name, words in (("tokens_00001", "tokens_00001.jsonl is missing"), ("tokens_00002", "32 of its 40 clips")):
+        folder = shutil.copytree(demo_tokens, tmp_path / name)
+        for path in folder.glob(f"{name}*"):
+            path.unlink()
+        assert words in refusal(lambda argv: TokenDataset(folder))
+
+
+def test_a_million_clips_open_at_once(tmp_path):
+    """By what is not read: no line of any .jsonl, and no shard is mapped."""
+    stats = {"mel": asdict(MelConfig(n_mels=1)), "mel_mean": 0, "mel_std": 1, "clips": 600}
+    (tmp_path / "dataset_stats.json").write_text(json.dumps(stats))
+    for n in range(300):
+        (tmp_path / f"mels_{n:05d}.jsonl").write_text("not read")
+        np.array([(1, 0), (3, 1)], np.int64).tofile(tmp_path / f"mels_{n:05d}.idx")
+        np.full(3, n, np.float16).tofile(tmp_path / f"mels_{n:05d}.f16")
+    open_files, data = len(os.listdir("/proc/self/fd")), MelDataset(tmp_path, MelConfig(n_mels=1))
+    assert data.clips("val") == list(range(1, 600, 2)) and not data.lines and not data.mapped.cache_info().misses
+    assert all(data.mel(i).flatten().tolist() == [i // 2] * (1 + i % 2) for i in range(600))
+    assert len(os.listdir("/proc/self/fd")) <= open_files
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -53,7 +146,7 @@ def test_tokens_of_another_kind(tmp_path, wanted, reasons):
 def test_damaged_tokens(tmp_path):
     said = refusal(lambda argv: TokenDataset(token_folder(tmp_path, [[5], [1024]], codebook_size=1024)).codes(0))
     assert "a code 1024" in said and "clip a" in said
-    assert "1 x 2 codes" in refusal(lambda argv: TokenDataset(token_folder(tmp_path, [[5]], codebooks=2)))
+    assert "1 x 2 numbers" in refusal(lambda argv: TokenDataset(token_folder(tmp_path, [[5]], codebooks=2)))
     (tmp_path / "tokens_00000.u16").unlink()
     assert "tokens_00000.u16" in refusal(lambda argv: TokenDataset(tmp_path))
 

@@ -285,6 +285,17 @@ def test_what_was_killed(tmp_path):
     assert "0 of 20" in (folder / "index.html").read_text()
 
 
+def test_a_log_that_was_cut(tmp_path):
+    """In its last line, by a kill; any other line that is none is named."""
+    folder = make_run(tmp_path / "run", steps=[1], prompts=["One."])
+    lines = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": {"a": 1}'
+    for cut in range(30, len(lines)):
+        (folder / "metrics.jsonl").write_text(lines[:cut])
+        assert pages.read_rows(folder / "metrics.jsonl") == [{"step": 1, "loss": 2.0}][:1]
+    (folder / "metrics.jsonl").write_text(lines + '\n{"step": 3}\n')
+    assert "line 2 of " in refusal(lambda argv: pages.write_page(folder))
+
+
 @pytest.mark.parametrize("losses", [["NaN", "NaN"], ["2.5", "Infinity"], ["0.0", "0.0"]], ids=str)
 def test_what_diverged(tmp_path, losses):
     """It has a page all the same: a page must not end a run."""

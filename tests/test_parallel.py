@@ -5,9 +5,9 @@ import signal
 import time
 from pathlib import Path
 
-from conftest import launch, refusal
+from conftest import finish, launch, refusal
 
-from trivox import parallel
+from trivox import common, parallel
 
 def _die_at_three(n):
     if n == 3:
@@ -22,6 +22,23 @@ def _sleep(folder):
 def _share(function, jobs):
     with parallel.parallel() as pool:
         list(pool.map(function, jobs))
+
+
+def _at_a_terminal(folder):
+    os.setsid()
+    common.run(lambda argv: _share(_sleep, [folder] * parallel.cores()), [])
+
+
+def test_an_interrupt(tmp_path):
+    """Ctrl-C reaches all processes at a terminal. It ends them at once, without a traceback."""
+    process = launch(_at_a_terminal, tmp_path)
+    wait = time.monotonic() + 60
+    while len(workers := list(tmp_path.iterdir())) < parallel.cores():
+        assert process.is_alive() and time.monotonic() < wait
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert finish(process) == (130, "")
+    assert not any(Path("/proc", worker.name).exists() for worker in workers)
 
 
 def test_a_worker_that_is_killed():

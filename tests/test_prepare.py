@@ -6,8 +6,9 @@ import re
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from conftest import OneProcess, finish, launch, refusal
 from helpers import Killed, contents, killed_anywhere, make_corpus, sentence_folder, tone
 
 from data import main
-from trivox import prepare
+from trivox import files, prepare
 from trivox.audio import MelConfig, log_mel, read_wav, write_wav
 from trivox.codecs import load_codec
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset
@@ -67,6 +68,26 @@ def test_what_is_kept_and_what_is_skipped(tmp_path, one_process, monkeypatch, ca
     assert (stats["clips"], stats["skipped"], stats["frames"]) == (len(good), len(reasons), len(every))
     assert stats["seconds"] == pytest.approx(len(every) * 256 / 22050)
     assert stats["max_frames"] == max(map(len, mels)) and stats["text_bytes"]["max"] == len("text of deep/b")
+
+
+def test_what_is_not_finite_is_left_out_by_name(tmp_path, one_process, monkeypatch, capsys):
+    """A recording of NaN, and a log-mel or an embedding that overflows: none gets into a shard or into a codec."""
+    root = make_corpus(tmp_path / "corpus", {id: tone(0.5 - n / 10) for n, id in enumerate("abcd")})
+    (root / "heldout.txt").write_text("d\n")
+    soundfile.write(root / "wavs" / "a.wav", np.array([0, np.nan, 0.1]), 22050, subtype="FLOAT")
+    spoil = lambda wav, mel: log_mel(wav, mel) * (torch.inf if len(wav) == 8820 else 1)
+    monkeypatch.setattr(prepare, "log_mel", spoil)
+    prepare_mels(root, tmp_path / "mels", MEL, 2.0)
+    said = capsys.readouterr().out
+    assert "skipped a: " in said and "skipped b: its log-mel has numbers that are not finite" in said
+    assert [row["id"] for row in MelDataset(tmp_path / "mels", MEL).rows] == ["c", "d"]
+    tokenize(root, tmp_path / "tokens", "mel_rvq", mel=MEL, sizes=[4])
+    said = capsys.readouterr().out
+    assert "without wavs/a.wav: " in said and "without wavs/b.wav: its log-mel" in said and "skipped a: " in said
+    embedder = type("", (), {"width": 2, "__call__": lambda self, wav, rate: np.array([len(wav) > 10_000, np.nan])})
+    monkeypatch.setattr(prepare, "cached_embedder", lambda name, device: embedder())
+    assert "not finite" in refusal(lambda argv: embed(tmp_path / "tokens", "stats"))
+    assert not (tmp_path / "tokens" / "speaker_stats.json").exists()
 
 
 def test_any_ending_and_rate(tmp_path, one_process):
@@ -155,23 +176,27 @@ def test_a_worker_that_outlives_its_killed_run(corpus, tmp_path, one_process, mo
     assert len(jobs) == 2 and contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_killed_in_the_middle_of_any_text_file(tmp_path, one_process, monkeypatch):
-    """Plan, index and statistics: whichever is cut in half, the next run makes it whole."""
+def test_killed_in_the_middle_of_any_file(tmp_path, one_process, monkeypatch):
+    """Plan, indices and statistics: whichever is cut in half, the next run makes it whole."""
     root = make_corpus(tmp_path / "corpus", {"a": tone(0.1), "b": tone(0.2)})
     prepare_mels(root, tmp_path / "whole", MEL, 2.0)
-    write_text = Path.write_text
+    whole_file = files.whole_file
     for dies_at in range(10):
         left, out = [None] * dies_at, tmp_path / str(dies_at)
 
-        def write(path, text, **kwargs):
+        @contextmanager
+        def cut(path):
             if left:
                 left.pop()
-                return write_text(path, text, **kwargs)
-            write_text(path, text[:len(text) // 2], **kwargs)
+                with whole_file(path) as file:
+                    yield file
+                return
+            with path.with_name(f"{path.name}.1.part").open("wb") as file:
+                yield SimpleNamespace(write=lambda content: file.write(content[:len(content) // 2]))
             raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_text", write)
+            patch.setattr(files, "whole_file", cut)
             try:
                 prepare_mels(root, out, MEL, 2.0)
                 break
@@ -179,7 +204,7 @@ def test_killed_in_the_middle_of_any_text_file(tmp_path, one_process, monkeypatc
                 pass
         prepare_mels(root, out, MEL, 2.0)
         assert contents(out) == contents(tmp_path / "whole")
-    assert dies_at >= 3
+    assert dies_at >= 4
 
 
 def test_processes_make_what_one_makes(data_dir, corpus, tmp_path, monkeypatch):
@@ -188,7 +213,7 @@ def test_processes_make_what_one_makes(data_dir, corpus, tmp_path, monkeypatch):
     prepare_mels(corpus, tmp_path / "out", MEL, 11.88)
     found = MelDataset(tmp_path / "out", MEL)
     wanted = MelDataset(data_dir, MEL)
-    assert len(found.shards) == 2 and found.stats == wanted.stats
+    assert len(found.names) == 2 and found.stats == wanted.stats
     assert all(torch.equal(found.mel(i), wanted.mel(i)) for i in range(40))
 
 

@@ -1,32 +1,30 @@
-"""run.sh and launch.py: what they refuse, what they make of their arguments, how a signal ends them.
+"""run.sh, launch.py and elastic.py: what they refuse, what they make of their arguments, how a signal ends them.
 
 A stub stands for the python of .venv. What it says in place of launch.py was said in this process, which has imported
 the trainers already.
 """
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, refusal
+from conftest import ROOT, checkpoint, refusal, same
 
 from trivox import launch
 
-STUB = f"""#!/bin/sh
+STUB = """#!/bin/sh
 case "$*" in
     *"$STAGE"*) ;;
-    *trivox.launch*) cat launched; exit ;;
+    *trivox.launch*) cat "$LAUNCHED"; exit ;;
     *) echo "python $*"; exit ;;
-esac
-case "$*" in *torch.distributed*)  # it ignores signals, and its child catches them
-    {sys.executable} -c 'import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *args: sys.exit("saved"))
-print("started", file=sys.stderr, flush=True)
-time.sleep(60)' & wait; exit ;;
 esac
 sleep 60 &
 trap 'kill $! 2>/dev/null; echo saved >&2; exit' TERM
@@ -40,6 +38,13 @@ case "$1 $2" in
     "data.py for") shift; exec {sys.executable} {ROOT}/data.py "$@" ;;
 esac
 printf '[%s]' "$@"
+"""
+TRAINS = f"""#!/bin/sh
+case "$*" in
+    *trivox.launch*) cat "$LAUNCHED" ;;
+    "data.py for"*) ;;
+    *) cd {ROOT} && exec {sys.executable} "$@" ;;
+esac
 """
 
 
@@ -57,10 +62,12 @@ def house(tmp_path, monkeypatch):
     def start(*args, stub=STUB, **env):
         (binaries / "python").write_text(stub)
         (binaries / "python").chmod(0o755)
+        launched = tmp_path / f"launched{len([*tmp_path.glob('launched*')])}"
         if stub is not REAL and args[:1] != ("test",):
-            (tmp_path / "launched").write_text(launch.assignments(list(args), env))
+            launched.write_text(launch.assignments(list(args), env))
         return subprocess.Popen(["bash", tmp_path / "run.sh", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                text=True, env={"PATH": os.environ["PATH"], "STAGE": "none"} | env, cwd="/",
+                                text=True, cwd="/",
+                                env={"PATH": os.environ["PATH"], "STAGE": "none", "LAUNCHED": launched} | env,
                                 start_new_session=True)
 
     def call(*args, **env):
@@ -95,7 +102,8 @@ def test_no_python(house, tmp_path):
     (["llm", "--stepps", "3"], {}, "'steps'"), (["--config=configs/codec_demo.yaml", "--patch", "2"], {}, "'patch'"),
     (["demo", "--steps", "few"], {}, "'few'"), (["--gpus", "3"], {}, "torch sees 2"),
     (["--gpus", "2"], {"NNODES": "2", "MASTER_ADDR": "first"}, "NODE_RANK"),
-    (["--gpus", "2"], {"NNODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR"),
+    (["--gpus", "2"], {"NNODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR"), (["--max-restarts", "-1"], {}, "'-1'"),
+    ([], {"NNODES": "2", "NODE_RANK": "one", "MASTER_ADDR": "first"}, "'one'"),
 ], ids=str)
 def test_refusals(house, monkeypatch, args, env, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -152,14 +160,14 @@ def test_processes(house, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found[0])
     status, out, _ = house(*common, "2")
     assert status == 0 and "gloo" in out[0]
-    assert "torch.distributed.run" in out[2] and "--nproc-per-node 2 --standalone train_flow_tts.py" in out[2]
+    assert "-m trivox.elastic --nproc-per-node 2 --standalone --max-restarts 3 train_flow_tts.py" in out[2]
     found[0] = 8
     status, out, _ = house(*common, "2")
     assert status == 0 and len(out) == 2 and "--nproc-per-node 2" in out[1]
     assert "gloo" in house(*common, "9", "--device", "cpu")[1][0]
     machines = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="first")
     status, out, _ = house(*common, "8", **machines)
-    assert "--nnodes 2 --node-rank 1 --master-addr first --master-port 29500" in out[1]
+    assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint first:29500 --rdzv-conf is_host=0" in out[1]
 
 
 def test_the_demo_repeats_nothing(house):
@@ -178,17 +186,17 @@ def test_the_demo_repeats_nothing(house):
 @pytest.mark.parametrize("stage, number", [
     ("trivox.launch", signal.SIGINT), ("data.py for", signal.SIGINT), ("data.py for", signal.SIGTERM),
     ("train_flow", signal.SIGINT), ("train_flow", signal.SIGHUP), ("evaluate.py", signal.SIGINT),
-    ("torch.distributed", signal.SIGINT), ("torch.distributed", signal.SIGTERM)],
+    ("trivox.elastic", signal.SIGINT), ("trivox.elastic", signal.SIGTERM)],
     ids=lambda value: getattr(value, "name", value))
 def test_signals(house, stage, number):
     """As Ctrl-C, they reach run.sh alone. What trains saves; nothing is left, nothing follows; the status tells."""
-    gpus = "2" if stage == "torch.distributed" else "1"
+    gpus = "2" if stage == "trivox.elastic" else "1"
     process = house.start("demo", "--gpus", gpus, "--device", "cpu", STAGE=stage)
     assert process.stderr.readline() == "started\n"
     os.killpg(process.pid, number)
     out, said = process.communicate(timeout=20)  # it returns when no process is left that could write
     before = ["data.py for", "train_flow", "evaluate.py"]
-    before = before[:before.index(stage)] if stage in before else before[:stage == "torch.distributed"]
+    before = before[:before.index(stage)] if stage in before else before[:stage == "trivox.elastic"]
     assert (process.returncode, out.count("python ")) == (128 + number, len(before))
     assert set(said.split()) == {"saved"}  # more than once where the signal came again meanwhile
 
@@ -203,3 +211,87 @@ def test_the_environment_is_made_once(house):
     status, out, _ = house("--config=configs/flow_demo.yaml", PYTHON=str(fake))
     assert status == 0 and "installing" in out[0] and "pip install" in out[1]
     assert "installing" not in " ".join(house("--config=configs/flow_demo.yaml")[1])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# elastic.py: several processes, of which some die
+
+SEVERAL = dict(steps=30, save_every=4, eval_every=10, batch_size=2)
+
+
+def restarts(said):
+    return [int(n) for n in re.findall(r"restart (\d+) of 3", said)]
+
+
+def kill_at(step, run, process, other=False):
+    """SIGKILL to the process that writes the log of a run, or to another beside it, once it is at a step."""
+    log = run / "metrics.jsonl"
+    while not (log.exists() and f'"step": {step},' in log.read_text()):
+        assert process.poll() is None, "\n".join(process.communicate())
+        time.sleep(0.01)
+    pid = (run / ".lock").read_text().split()[1]
+    if other:
+        agent = re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]
+        pid, = {*Path(f"/proc/{agent}/task/{agent}/children").read_text().split()} - {pid}
+    os.kill(int(pid), signal.SIGKILL)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def at_once(process):
+    """What a process says to its end."""
+    out, said = process.communicate(timeout=200)
+    return process.returncode, out + said
+
+
+def test_killed_processes(house, flags, tmp_path):
+    """One of two dies, then the other: run.sh goes on by itself, to the same bits. So do two machines."""
+    def start(out, gpus=2, **env):
+        return house.start("flow", "--config", "configs/flow_demo.yaml", f"--gpus={gpus}",
+                           *flags(out_dir=tmp_path / out, **SEVERAL), stub=TRAINS, OMP_NUM_THREADS="1", **env)
+
+    whole = start("whole")
+    killed = start("killed")
+    kill_at(9, tmp_path / "killed", killed)
+    kill_at(21, tmp_path / "killed", killed, other=True)
+    for process, times in ((whole, []), (killed, [1, 2])):
+        status, said = at_once(process)
+        assert status == 0 and restarts(said) == times, said
+
+    machines = dict(NNODES="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    pair = [start("pair", 1, NODE_RANK=str(n), **machines) for n in (0, 1)]
+    kill_at(15, tmp_path / "pair", pair[0])
+    for process in pair:
+        status, said = at_once(process)
+        assert status == 0, said
+    for out in ("killed", "pair"):
+        for name in ("latest", "best"):
+            assert same(checkpoint(tmp_path / out, name), checkpoint(tmp_path / "whole", name))
+        assert (tmp_path / out / "metrics.jsonl").read_text().count('"loss"') == 30
+
+
+def test_what_is_not_tried_again(house, flags, tmp_path):
+    """What the user has to mend is said once; a signal to one process ends all, which save."""
+    def start(gpus, settings, **env):
+        return house.start("flow", "--config", "configs/flow_demo.yaml", f"--gpus={gpus}", *flags(**SEVERAL | settings),
+                           stub=TRAINS, OMP_NUM_THREADS="1", **env)
+
+    status, said = at_once(start(2, dict(data_dir="nowhere")))
+    assert (status, said.count("error:"), restarts(said)) == (1, 1, []) and "nowhere" in said.splitlines()[-1], said
+
+    process, log = start(2, dict(steps=2000, log_every=2)), tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and '"step": 4,' in log.read_text()):
+        time.sleep(0.01)
+    os.kill(int((tmp_path / "run" / ".lock").read_text().split()[1]), signal.SIGTERM)
+    status, said = at_once(process)
+    step = checkpoint(tmp_path / "run")[1]["state"]["step"]
+    assert (status, restarts(said)) == (143, []) and f"stopped by a signal after step {step};" in said, said
+
+    machines = dict(NNODES="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    pair = [start(1, dict(out_dir=tmp_path / f"disk{n}"), NODE_RANK=str(n), **machines) for n in (0, 1)]
+    for status, said in map(at_once, pair):
+        assert (status, said.count("error:"), restarts(said)) == (1, 1, []) and "not the same folder" in said, said

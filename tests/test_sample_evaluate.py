@@ -14,6 +14,7 @@ import sample
 from trivox.audio import MelConfig, log_mel
 from trivox.metrics import word_error_rate
 from trivox.recognisers import load_recogniser
+from trivox.run_folder import find_checkpoint
 
 MEL = MelConfig()
 
@@ -69,6 +70,22 @@ def test_where_nothing_can_be_written(run, tmp_path):
             sample.main, "--ckpt", run, "--text", "Two books.", "--seconds", 0.3, "--out", out, "--device", "cpu")
 
 
+@pytest.mark.parametrize("name", ["prompt_wav", "speaker"])
+def test_its_own_input_is_not_overwritten(tmp_path, monkeypatch, name):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 22050)
+    (tmp_path / "b.wav").symlink_to("a.wav")
+    monkeypatch.chdir(tmp_path)
+    for out in ("a.wav", "./a.wav", "b.wav"):
+        assert "overwritten" in refusal(sample.main, "--ckpt", "x", f"--{name}", tmp_path / "a.wav", "--out", out)
+
+
+@pytest.mark.parametrize("flags", [["--seconds", "inf"], ["--cfg_scale", "nan"], ["--seed", "-1"], ["--seed", 2 ** 63]])
+def test_numbers_that_cannot_be(run, tmp_path, flags):
+    argv = ["--ckpt", run, "--text", "Hello.", "--device", "cpu", "--out", tmp_path / "a.wav"]
+    said = refusal(sample.main, *argv, *flags)
+    assert f"{flags[0]} {flags[1]} is out of range" in said
+
+
 def test_no_gpu(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     said = refusal(sample.main, "--ckpt", run, "--text", "Hello.", "--device", "cuda", "--out", tmp_path / "a.wav")
@@ -76,7 +93,7 @@ def test_no_gpu(run, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_system(run, tmp_path):
-    folder = shutil.copytree((run / "checkpoints" / "latest").resolve(), tmp_path / "c")
+    folder = shutil.copytree(find_checkpoint(run), tmp_path / "c")
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("system: flow", "system: xyz"))
     for main in (sample.main, evaluate.main):
         assert "'xyz'" in refusal(main, "--ckpt", folder, *(["--text", "Hello."] if main is sample.main else []))
@@ -107,6 +124,31 @@ def test_evaluation(run, data, tmp_path, capsys):
     table = (out / "table.txt").read_text()
     assert f"{summary['wer']:.1%}" in table and f"{summary['wer_ceiling']:.1%}" in table
     assert table in capsys.readouterr().out
+
+
+def test_evaluation_of_files(run, tmp_path, capsys):
+    """Two files of one name have folders of their own under --out; the speed of training is found, in a cut log too."""
+    files = []
+    for name in "ab":
+        shutil.copytree(run, tmp_path / name / "run")
+        (tmp_path / name / "run" / "metrics.jsonl").write_text('{"step": 1, "steps_per_second": 2.0}\n{"step": 2, "st')
+        files.append(tmp_path / name / "run" / "checkpoints" / "step_00000100" / "ema.safetensors")
+        assert evaluate.training_speed(files[-1]) == 2
+    evaluate.main(["--ckpt", *map(str, files), "--out", str(tmp_path / "e"), "--prompts", "overfit", "--steps", "1",
+                   "--device", "cpu"])
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {
+        f"{name}_run_checkpoints_step_00000100" for name in "ab"}
+    assert "a_run_checkpoints" in capsys.readouterr().out
+    assert "named twice" in refusal(evaluate.main, "--ckpt", files[0], files[0].parent, "--device", "cpu")
+
+
+def test_where_no_evaluation_can_be_written(run, tmp_path):
+    (tmp_path / "e").touch()
+    for out in (tmp_path / "e", "/proc/e"):
+        assert f"cannot use {out}: " in refusal(evaluate.main, "--ckpt", run, "--out", out, "--device", "cpu")
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--ckpt", str(run), "--out", ""])
+    assert end.value.code == 2
 
 
 @pytest.mark.parametrize("flags, words", [

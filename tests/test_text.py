@@ -138,6 +138,16 @@ def test_encoder_states_of_a_text_that_is_not_cached(encoder, tmp_path):
     torch.testing.assert_close(known[0], new[0, :2], atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e6], ids=["nan", "beyond float16"])
+def test_states_that_are_not_finite(encoder, tmp_path, monkeypatch, value):
+    """Are refused by the name of their text, and leave no file."""
+    encode = TextFeatures.encode
+    monkeypatch.setattr(TextFeatures, "encode", lambda self, texts: [
+        states + (value if text == "bad" else 0) for text, states in zip(texts, encode(self, texts))])
+    said = refusal(lambda argv: TextFeatures(encoder[1]).fill_cache(tmp_path, ["good", "bad", "so"], "on", write=True))
+    assert "'bad'" in said and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("damage", ["missing", "config.json", "model.safetensors"])
 def test_no_encoder(encoder, tmp_path, monkeypatch, damage):
     """What to get, from where, and where to put it."""

@@ -1,13 +1,11 @@
 """train_llm_tts.py, and what sample.py, evaluate.py and export.py do for its checkpoints."""
 
 import json
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -21,8 +19,8 @@ import export
 import sample
 import train_llm_tts as trainer
 from model import LLM
-from train_llm_tts import Config, counts, llm_loss, make_batch, walk
-from trivox import codecs, common, echolancer, generate, speak
+from train_llm_tts import Config, counts, llm_loss, make_batch, rows_from
+from trivox import codecs, common, echolancer, generate, run_folder, speak
 from trivox import metrics as figures
 from trivox.checkpoints import load_model
 from trivox.datasets import SentenceDataset
@@ -71,8 +69,8 @@ def metrics(run):
 
 def parts(run, name="latest"):
     """Everything in a checkpoint."""
-    folder = (run / "checkpoints" / name).resolve()
-    return folder.name, common.load_checkpoint(folder, "llm", "model", "ema", "state")[1:]
+    folder = run_folder.find_checkpoint(run / "checkpoints" / name)
+    return folder.name, run_folder.load_checkpoint(folder, "llm", "model", "ema", "state")[1:]
 
 
 def voices_of(llm_tokens):
@@ -87,18 +85,21 @@ def voices_of(llm_tokens):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_walk(llm_tokens, packed):
-    """Each epoch takes each sentence once, in another order, and the walk can be taken up anywhere."""
+    """Each epoch takes each sentence once, in another order, and the walk can be taken up anywhere, with another number
+    of rows a step too."""
     c, data = Config(**TINY | dict(packed=packed, context=700)), SentenceDataset(llm_tokens)
     clips = data.clips("train")
-    rows = walk(c, data, clips, [0, 0, 0], 4)
-    steps = [next(rows) for _ in range(60)]
-    epochs = [[row for row, place in steps if place[0] == epoch] for epoch in (0, 1)]
-    for rows in epochs[:2 if packed else 1]:
-        assert sorted(i for row in rows for i in row) == clips.tolist()
-    assert epochs[0] != epochs[1] and {len(row) > 1 for row in epochs[0]} <= {packed, False}
-    for n in (0, 7, 33):
-        again = walk(c, data, clips, steps[n][1], 4)
-        assert [next(again) for _ in range(20)] == steps[n + 1:n + 21]
+    walk = rows_from(c, data, clips, 4, None)
+    steps = [next(walk) for _ in range(60)]
+    for many in ([4] * 60, [4] * 7 + [2] * 60, [4] * 5 + [7] * 30, [4] * 3 + [1] * 9 + [5] * 40):
+        place, taken = None, []
+        for n, count in enumerate(many):
+            rows, place = next(rows_from(c, data, clips, count, place))
+            assert len(rows) == count and (many[:n + 1] != [4] * (n + 1) or (rows, place) == steps[n])
+            taken += [clip for row in rows for clip in row]
+        epochs = [taken[i:i + len(clips)] for i in range(0, len(taken), len(clips))]
+        assert all(sorted(epoch) == clips.tolist() for epoch in epochs[:-1]) and epochs[0] != epochs[1]
+        assert {len(row) > 1 for row, *_ in [steps[0]] for row in row} <= {packed, False}
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -156,28 +157,14 @@ def test_a_voice_is_another_sentence_of_the_speakers(llm_tokens):
 # ------------------------------------------------------------------------------------------------------------
 # The same result
 
-def test_sigkills(flags, tmp_path):
-    """Killed three times at random moments and resumed, a packed run with dropout ends with the bits of the one that
-    nobody disturbed."""
-    settings = dict(steps=30, save_every=3, eval_every=7, dropout=0.2, optimizer="muon", context=512, batch_size=3)
-    whole = launch(common.run, trainer.main, flags(out_dir=tmp_path / "whole", **settings))
-    run, rng = tmp_path / "run", random.Random()
-    for step in sorted(rng.choices(range(1, 25), k=3)):
-        process = launch(common.run, trainer.main, flags("--resume", **settings))
-        log = run / "metrics.jsonl"
-        while not (log.exists() and f'"step": {step},' in log.read_text()) and process.is_alive():
-            process.join(0.005)
-        process.join(rng.uniform(0, 0.1))
-        os.kill(process.pid, signal.SIGKILL)
-        finish(process)
-    for process in (whole, launch(common.run, trainer.main, flags("--resume", **settings))):
-        code, said = finish(process)
-        assert code == 0, said
-    for name in ("latest", "best"):
-        assert same(parts(run, name), parts(tmp_path / "whole", name))
-    curves = [[(row["step"], row["loss"]) for row in metrics(folder) if "loss" in row]
-              for folder in (run, tmp_path / "whole")]
-    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(1, 31))
+def test_sigkills(flags, sigkills):
+    """Killed at random moments and resumed, a packed run with dropout ends with the bits of the one that nobody
+    disturbed."""
+    def start(out, *bare, **settings):
+        settings |= dict(out_dir=out, dropout=0.2, optimizer="muon", context=512, batch_size=3)
+        return launch(common.run, trainer.main, flags(*bare, **settings))
+
+    sigkills(start, "llm", 3)
 
 
 def test_two_processes_are_one(flags, tmp_path):
@@ -289,7 +276,7 @@ def test_voices(voiced, llm_tokens, corpus, tmp_path):
 # LoRA and export
 
 def test_adapters(flags, base, tmp_path, in_process, capsys):
-    """Saved alone, resumed, spoken with, merged; and refused where the model under it has changed."""
+    """Saved alone, resumed, spoken with, merged."""
     run = tmp_path / "adapter"
     settings = dict(init_from=base, lora_rank=2, lora_matrices="query down", packed=False, out_dir=run, lr=1e-2)
     in_process(flags(steps=3, **settings))
@@ -312,17 +299,36 @@ def test_adapters(flags, base, tmp_path, in_process, capsys):
     torch.testing.assert_close(model.state_dict()[f"{key}.weight"], wanted)
     assert not torch.equal(wanted, plain[f"{key}.weight"])
 
-    moved = tmp_path / "moved"
-    shutil.copytree(base, moved, symlinks=True)
-    in_process(flags(steps=1, **settings | dict(init_from=moved, out_dir=tmp_path / "other")))
-    shutil.rmtree(moved)
-    in_process(flags(steps=1, out_dir=moved))
+
+
+def test_what_an_adapter_stands_on(flags, base, tmp_path, in_process):
+    """The very step: it is found when both runs have been moved, it stays when its own run goes on, and what is another
+    model is refused."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(base, here / "base", symlinks=True)
+    settings = dict(lora_rank=2, lora_matrices="query down", packed=False, lr=1e-2)
+    in_process(flags(steps=2, **settings | dict(init_from=here / "base", out_dir=here / "adapter")))
+    step = run_folder.find_checkpoint(here / "base")
+    assert Path((step / "kept_for").read_text().strip()) == here / "adapter"
+    in_process(flags("--resume", steps=154, save_every=1, keep_last=1, eval_every=1000, optimizer="muon",
+                     out_dir=here / "base"))
+    assert step.exists() and len(run_folder.steps_in(here / "base" / "checkpoints")) <= 3
+
+    spoken = load_model(here / "adapter")[0].state_dict()
+    here.rename(there)
+    assert same(load_model(there / "adapter")[0].state_dict(), spoken)
+    in_process(flags("--resume", steps=3, **settings | dict(init_from=there / "base", out_dir=there / "adapter")))
+    assert parts(there / "adapter")[0] == "step_00000003"
+
+    weights = there / "base" / "checkpoints" / step.name / "ema.safetensors"
+    tensors = run_folder.load_file(weights)
+    run_folder.save_file({key: x + 1 for key, x in tensors.items()}, weights)
     for main, argv in ((sample.main, ["--text", "hello", "--out", tmp_path / "x.wav"]), (evaluate.main, [])):
-        assert "adapter for another model" in refusal(main, "--ckpt", tmp_path / "other", *argv)
-    assert "adapter for another model" in refusal(in_process, *flags("--resume", steps=2, **settings | dict(
-        init_from=moved, out_dir=tmp_path / "other")))
-    shutil.rmtree(moved)
-    assert "moved" in refusal(sample.main, "--ckpt", tmp_path / "other", "--text", "hello")
+        assert "adapter for another model" in refusal(main, "--ckpt", there / "adapter", *argv)
+    assert "adapter for another model" in refusal(in_process, *flags("--resume", steps=4, **settings | dict(
+        init_from=there / "base", out_dir=there / "adapter")))
+    shutil.rmtree(there / "base")
+    assert "is gone: it was" in refusal(sample.main, "--ckpt", there / "adapter", "--text", "hello")
 
 
 def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
@@ -355,7 +361,7 @@ def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
     (dict(speaker_width=8), ["packed to false"]), (dict(lora_rank=2), ["--init_from"]),
     (dict(speaker_width=8, packed=False), ["by ecapa", "data.py embed"]),
     (dict(speaker_width=8, packed=False, speaker_embedder="stats"), ["wide", "asks for 8"]),
-    (dict(data_dir="nowhere"), ["no token data set at nowhere"]), (dict(eval_top_p=1.5), ["--eval_top_p 1.5"]),
+    (dict(data_dir="nowhere"), ["no token data set at nowhere"]), (dict(eval_top_p=1.5), ["--eval_top_p", "1.5"]),
     (dict(init_from="nowhere"), ["no checkpoint at nowhere"]),
 ], ids=str)
 def test_refused_settings(flags, in_process, tmp_path, settings, words):

@@ -4,20 +4,25 @@ Log-mels are BigVGAN's (NVIDIA, `bigvgan.meldataset.mel_spectrogram`), so that i
 Shapes: wav (samples,) float32 in [-1, 1]; log_mel (frames, n_mels) float32, natural logarithm of the magnitude.
 """
 
+import io
 import json
+import math
 import re
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trivox.common import UserError
+from trivox.common import UserError, checked
+from trivox.files import write_whole
 from trivox.weights import hub_file
 
 LOG_FLOOR = 1e-5  # magnitudes below it count as silence
+LOUDEST, LOUDEST_MEL = 1e9, 40  # samples, and log-mels, above these are damage
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,13 @@ class MelConfig:
     fmin: float = 0.0  # Hz
     fmax: float = 8000.0  # Hz
 
+    def __post_init__(self):
+        if min(self.sample_rate, self.hop_length, self.n_mels) < 1 or self.n_fft < max(2, self.hop_length):
+            raise UserError(f"there are no log-mels of {self}: sample_rate, hop_length and n_mels should be at least 1 "
+                            "and n_fft at least hop_length")
+        if not 0 <= self.fmin < self.fmax < math.inf:
+            raise UserError(f"there are no log-mels from fmin {self.fmin} to fmax {self.fmax} Hz")
+
     @property
     def frame_rate(self):
         """Frames per second."""
@@ -41,6 +53,14 @@ def mel_config(c):
     return MelConfig(**{f.name: getattr(c, f.name) for f in fields(MelConfig)})
 
 
+def read_mel_config(values, path):
+    """The MelConfig that the file `path` says to be one, a dict. Raises UserError for a damaged one."""
+    kinds = get_type_hints(MelConfig)
+    if not isinstance(values, dict) or set(values) != set(kinds):
+        raise UserError(f"the mel settings in {path} are damaged: expected {', '.join(kinds)}")
+    return MelConfig(**{key: checked(kind, values[key], f"{key} in {path}") for key, kind in kinds.items()})
+
+
 def read_wav(path, sample_rate):
     """Read any file that libsndfile knows (wav, flac, ogg, mp3) as mono at `sample_rate`.
 
@@ -48,16 +68,24 @@ def read_wav(path, sample_rate):
     """
     import soundfile
 
+    if not Path(path).is_file():  # libsndfile says "System error.", and waits for ever for a pipe's writer
+        raise UserError(f"cannot read {path}: there is no such file")
     try:
+        with open(path, "rb"):
+            pass
         wav, rate = soundfile.read(path, dtype="float32", always_2d=True)
         cut = re.search(r"^data : \d+ \(should be", soundfile.info(path, verbose=True).extra_info, re.MULTILINE)
-    except (soundfile.LibsndfileError, OSError) as e:
-        raise UserError(f"cannot read {path}: {e}") from None
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror or e}") from None
+    except (soundfile.LibsndfileError, ValueError, MemoryError) as e:  # a damaged header can ask for any memory
+        raise UserError(f"cannot read {path}: {str(e) or 'it is damaged'}") from None
     if cut:  # libsndfile reads what there is
         raise UserError(f"cannot read {path}: it is cut off, its header promises more samples than it holds")
     wav = wav.mean(1)
     if not len(wav) or not np.isfinite(wav).all():
         raise UserError(f"{path} holds {'no sample' if not len(wav) else 'samples that are not numbers'}")
+    if (peak := np.abs(wav).max()) > LOUDEST:  # of which no spectrum would be finite
+        raise UserError(f"{path} holds samples of up to {peak:.3g}, which is no sound: full scale is 1")
     if rate != sample_rate:
         import librosa
         wav = librosa.resample(wav, orig_sr=rate, target_sr=sample_rate)
@@ -65,11 +93,12 @@ def read_wav(path, sample_rate):
 
 
 def write_wav(path, wav, sample_rate):
-    """Write (samples,) floats as 16-bit PCM, clipped to [-1, 1]."""
+    """Write (samples,) floats as a wav of 16-bit PCM, clipped to [-1, 1], whole or not at all."""
     import soundfile
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.clip(wav, -1, 1), sample_rate, subtype="PCM_16")
+    soundfile.write(content := io.BytesIO(), np.clip(wav, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
+    write_whole(Path(path), content.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -114,7 +143,11 @@ def griffin_lim(log_mel, mel, seed=0, iterations=32):
     (Perraudin et al., 2013; librosa's) from random ones."""
     import librosa
 
-    filters, target = mel_filters(mel).numpy(), np.exp(np.asarray(log_mel, dtype=np.float32).T)
+    log_mel = np.asarray(log_mel, dtype=np.float32)
+    if not (log_mel <= LOUDEST_MEL).all():
+        raise UserError("the log-mels hold numbers that are no sound, NaN or infinite perhaps: the model or the codec "
+                        "is damaged")
+    filters, target = mel_filters(mel).numpy(), np.exp(log_mel.T)
     magnitude, back = filters.T @ target, filters.T @ target
     for _ in range(30):  # closer than librosa's mel_to_stft, in a tenth of its time
         magnitude *= back / (filters.T @ (filters @ magnitude) + 1e-10)

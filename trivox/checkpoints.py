@@ -10,18 +10,23 @@ import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig
 from trivox import echolancer
-from trivox.common import UserError, find_checkpoint, load_checkpoint, load_weights, read_yaml
+from trivox.common import UserError, read_yaml
 from trivox.datasets import check_codec
+from trivox.recipes import complete
+from trivox.run_folder import find_checkpoint, load_checkpoint, load_weights
 
 MODELS = {"flow": (FlowTTS, FlowConfig), "codec": (CodecLM, CodecConfig), "llm": (LLM, LLMConfig)}
 
 
 def read_config(ckpt):
-    """The config of a run, of a checkpoint, or what is known of a file of Echolancer's, as a dict."""
-    config = echolancer.CONFIG if echolancer.is_one(ckpt) else read_yaml(find_checkpoint(ckpt) / "config.yaml")
-    if config.get("system") not in MODELS:
+    """The config of a run, of a checkpoint, or what is known of a file of Echolancer's, as a dict. Settings that there
+    were not yet have their defaults."""
+    if echolancer.is_one(ckpt):
+        return echolancer.CONFIG
+    config = read_yaml(path := find_checkpoint(ckpt) / "config.yaml")
+    if config.get("system") not in list(MODELS):
         raise UserError(f"{ckpt} is a checkpoint of the {config.get('system')!r} system, which there is not")
-    return config
+    return complete(config, path)
 
 
 def load_model(ckpt, device="cpu"):
@@ -32,22 +37,65 @@ def load_model(ckpt, device="cpu"):
     """
     if echolancer.is_one(ckpt):
         return echolancer.load(ckpt).eval().to(device), echolancer.CONFIG
-    folder = find_checkpoint(ckpt)
-    system = read_config(ckpt)["system"]
-    config, weights = load_checkpoint(folder, system, "ema")
+    folder, config = find_checkpoint(ckpt), read_config(ckpt)
+    system = config["system"]
+    _, weights = load_checkpoint(folder, system, "ema")
     code = folder.parent.parent / "code" / "model.py"
     if code.exists() and without_imports(code) != without_imports(inspect.getfile(LLM)):
         print(f"note: model.py is not what this run was started with: that is {code}", file=sys.stderr)
     build, settings = MODELS[system]
-    model = build(settings(**{f.name: config[f.name] for f in fields(settings) if f.name in config}))
+    check_sizes(settings, config, weights, folder)
+    model = build(settings(**{f.name: config[f.name] for f in fields(settings)}))
     if config.get("lora_rank"):
-        base, found = load_model(config["init_from"])[0].state_dict(), weights.pop("base")
-        if not torch.equal(found, digest(base)):
-            raise UserError(f"{folder} is an adapter for another model than is now at {config['init_from']}")
+        source = find_base(config["init_from"], folder.parent.parent)
+        base, found = load_model(source)[0].state_dict(), weights.pop("base", None)
+        if found is None or not torch.equal(found, digest(base)):
+            raise UserError(f"{folder} is an adapter for another model than is now at {source}")
         weights = base | weights
     load_weights(model, weights, folder / "ema.safetensors")
     model = model.eval().to(device)
     return model.merge() if system == "llm" else model, config
+
+
+SIZES = ("layers", "text_layers", "width", "ffn_width", "text_width", "byt5_width", "n_mels", "patch", "heads",
+         "codebooks")
+
+
+def check_sizes(settings, config, weights, source):
+    """Raises UserError for sizes far beyond those of the weights: such a model would fill the memory before it turned
+    out not to be theirs."""
+    most = 4 * max([1024, len(weights), *(n for x in weights.values() for n in x.shape)])
+    for f in fields(settings):
+        if f.name in SIZES and config[f.name] > (len(weights) if f.name.endswith("layers") else most):
+            raise UserError(f"{f.name} {config[f.name]:,} in the config of {source} is not that of its weights: "
+                            "another model?")
+
+
+def find_base(path, run):
+    """The checkpoint that the adapter in a run folder was trained on: where it was, or, if both were moved, in the same
+    place beside the run. UserError where it is in neither."""
+    path = Path(path)
+    beside = [above / Path(*path.parts[-n:]) for above in Path(run).resolve().parents for n in (3, 2, 1)]
+    for place in (path, *beside):
+        if echolancer.is_one(place) or place.exists() and any(place.rglob("*.safetensors")):
+            return place
+    raise UserError(f"the model that the adapter in {run} was trained on is gone: it was {path}. Put it there, or "
+                    "beside the run as it was")
+
+
+def keep_base(source, run, checkpoint):
+    """The absolute path of the checkpoint that an adapter is trained on in the folder `run`, of `source`, or of
+    `checkpoint`, an adapter to go on with. There a file `kept_for` keeps it from being deleted by its own run."""
+    if checkpoint:
+        return str(find_base(read_yaml(checkpoint / "config.yaml")["init_from"], run).resolve())
+    if echolancer.is_one(source):
+        return str(Path(source).resolve())
+    folder = find_checkpoint(source)
+    try:
+        (folder / "kept_for").write_text(f"{Path(run).resolve()}\n")
+    except OSError as e:
+        print(f"note: {folder} cannot be kept from being deleted by its own run ({e.strerror})")
+    return str(folder)
 
 
 def without_imports(path):

@@ -8,14 +8,15 @@ frame_rate (frames a second), codebooks (Q) and codebook_size, and
     decode(codes (frames, Q)) -> (frames * hop_length,) float32, of no codes a frame of silence
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 
-from trivox.audio import MelConfig, griffin_lim, log_mel
-from trivox.common import UserError
+from trivox.audio import griffin_lim, log_mel, read_mel_config
+from trivox.common import Positive, UserError, checked
+from trivox.files import read_json, write_whole
 from trivox.weights import pretrained
 
 CODECS = {  # name: class in `transformers`, repository on the hub, size of its weights
@@ -32,17 +33,27 @@ def load_codec(name, device="cpu"):
         return NeuralCodec(name, device)
     info = read_codec(name)
     if info["codec"] == "mel_rvq":
-        return MelRVQ.load(name, MelConfig(**info["mel"]))
+        codec = MelRVQ.load(name, read_mel_config(info.get("mel"), Path(name) / "codec.json"))
+        if (codec.codebooks, codec.codebook_size) != (info["codebooks"], info["codebook_size"]):
+            raise UserError(f"{name}/codec.safetensors is not the codec that codec.json tells of: tokenize again")
+        return codec
+    if info["codec"] not in CODECS:
+        raise UserError(f"{name} is of the codec {info['codec']!r}, which there is not: {', '.join(CODECS)}, mel_rvq")
     return load_codec(info["codec"], device)
 
 
 def read_codec(folder):
-    """codec.json of a token data set, a dict. Raises UserError where there is none."""
-    try:
-        return json.loads((Path(folder) / "codec.json").read_text())
-    except (OSError, ValueError):
+    """codec.json of a token data set, a dict. Raises UserError where there is none, or a damaged one."""
+    path = Path(folder) / "codec.json"
+    if not path.is_file():
         raise UserError(f"{folder} is neither a codec ({', '.join(CODECS)}) nor a folder of tokens, which "
-                        "python data.py tokenize makes") from None
+                        "python data.py tokenize makes")
+    info = read_json(path, codec=str, sample_rate=PositiveInt, frame_rate=Positive, codebooks=PositiveInt,
+                     codebook_size=PositiveInt)
+    for key in ("clips", "hop_length"):  # which the first of these files did not have
+        if key in info:
+            checked(NonNegativeInt, info[key], f"{key} in {path}")
+    return info
 
 
 class NeuralCodec:
@@ -148,6 +159,8 @@ class MelRVQ:
         if len(mels) < max(sizes):
             raise UserError(f"a codebook of {max(sizes)} codes cannot be fitted to {len(mels)} frames: take a smaller "
                             "--codebook_size")
+        if not mels.isfinite().all():
+            raise UserError("a codebook cannot be fitted to log-mels with numbers that are not finite")
         mean, books = mels.mean(0), []
         left = mels - mean
         for size in sizes:
@@ -166,16 +179,21 @@ class MelRVQ:
         path = Path(folder) / "codec.safetensors"
         try:
             tensors = load_file(path)
-            return cls(mel, tensors["mean"], [tensors[f"book_{k}"] for k in range(len(tensors) - 1)])
+            mean, books = tensors["mean"], [tensors[f"book_{k}"] for k in range(len(tensors) - 1)]
         except Exception as e:  # missing, damaged, another's: each its own class
             raise UserError(f"cannot read mel_rvq's centroids at {path} ({type(e).__name__}): tokenize again") from None
+        for x in (mean[None], *books):
+            if x.dtype != torch.float32 or x.shape[1:] != (mel.n_mels,) or not len(x) or not x.isfinite().all():
+                raise UserError(f"{path} does not hold centroids of {mel.n_mels} finite numbers: tokenize again")
+        if not books:
+            raise UserError(f"{path} holds no centroids: tokenize again")
+        return cls(mel, mean, books)
 
     def save(self, folder):
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        part = Path(folder) / "codec.part"
-        save_file({"mean": self.mean} | {f"book_{k}": book for k, book in enumerate(self.books)}, part)
-        part.replace(part.with_suffix(".safetensors"))
+        tensors = {"mean": self.mean} | {f"book_{k}": book for k, book in enumerate(self.books)}
+        write_whole(Path(folder) / "codec.safetensors", save(tensors))
 
     def encode(self, wavs):
         whole = [np.pad(wav, (0, -len(wav) % self.hop_length)) for wav in wavs]
@@ -193,6 +211,9 @@ class MelRVQ:
     def mels(self, codes):
         """codes (N, Q) -> the log-mel (N, n_mels) that they stand for."""
         codes = torch.as_tensor(codes)
+        sizes = torch.tensor([len(book) for book in self.books], device=codes.device)
+        if codes.shape[1:] != sizes.shape or ((codes < 0) | (codes >= sizes)).any():
+            raise UserError(f"there are codes that mel_rvq's books of {sizes.tolist()} do not have: another codec's?")
         return self.mean + sum(book[codes[:, k]] for k, book in enumerate(self.books))
 
     def decode(self, codes):

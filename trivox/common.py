@@ -1,32 +1,30 @@
-"""The plumbing that the three trainers share: config, process group, checkpoints, log."""
+"""The plumbing that the three trainers share: config, process group, device, precision, signals."""
 
 import argparse
 import ctypes
 import dataclasses
 import difflib
 import errno
+import hashlib
 import inspect
-import json
 import os
 import re
+import reprlib
 import shutil
 import signal
-import subprocess
 import sys
 import sysconfig
 import threading
 import typing
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
 import torch.distributed as dist
 import yaml
-from pydantic import PositiveInt
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field, PositiveInt
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -34,17 +32,57 @@ class UserError(Exception):
     """Something that the user can mend: `run` prints it as one sentence, without a traceback."""
 
 
+TO_MEND = 2  # what a process of several ends with after a UserError: torchrun must not start it again
+_caught = []  # the signals that asked this process to stop
+
+
 def run(main, argv):
-    """Call `main(argv)`; a UserError ends the process with one line on stderr and exit status 1."""
+    """Call `main(argv)`, and end the process by what came of it: with 128 + N where signal N stopped it, with one line
+    on stderr and exit status 1 after a UserError, and where the disk is full."""
     try:
-        return main(argv)
+        result = main(argv)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if _caught:
+            sys.exit(128 + _caught[0])
+        return result
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except UserError as e:
         problem = e.args[0]
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as e:
+        if disk_is_full(e):
+            problem = f"the disk is full: {e}"
+        elif not isinstance(e, OSError) or e.filename is None:
             raise
-        problem = f"the disk is full: {e}"
-    sys.exit(f"error: {problem}")  # here main's frame is gone, and its progress bar has ended its line
+        else:  # a place that the user named, and that is not what it should be
+            problem = f"cannot use {e.filename}: {e.strerror}"
+    if len(problem) > 1500:  # of what was found, damage can be of any length
+        problem = f"{problem[:900]} … {problem[-500:]}"
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        sys.exit(f"error: {problem}")  # here main's frame is gone, and its progress bar has ended its line
+    if _says_first(problem):
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(TO_MEND)
+
+
+def disk_is_full(error):
+    """Whether an exception tells of that. Libraries have their own, which quote the system's."""
+    reasons = (errno.ENOSPC, errno.EDQUOT)
+    words = [*map(os.strerror, reasons), "problem writing element"]  # the last are numpy's
+    return getattr(error, "errno", None) in reasons or any(word in str(error) for word in words)
+
+
+def _says_first(problem):
+    """Whether no other of the processes that torchrun started together on this machine has said the same."""
+    mark = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / hashlib.sha256(problem.encode()).hexdigest()
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # of a full disk, say
+        pass
+    return True
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -54,6 +92,21 @@ yaml.SafeLoader.add_implicit_resolver(  # PyYAML follows YAML 1.1, in which 1e-3
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Limit = Annotated[float, Field(gt=0)]  # infinity is none
+Share = Annotated[float, Field(ge=0, le=1)]  # from nothing to all
+Fraction = Annotated[float, Field(ge=0, lt=1)]  # not all
+Top = Annotated[float, Field(gt=0, le=1)]  # not nothing
+Folder = Annotated[str, Field(min_length=1)]
+Layers = Annotated[int, Field(ge=1, le=1000)]  # more are a slip of the hand, and would be built for ever
+AnyLayers = Annotated[int, Field(ge=0, le=1000)]
+
+
+def is_text(kind):
+    return kind is str or typing.get_args(kind)[:1] == (str,) and typing.get_origin(kind) is Annotated
+
+
 @dataclasses.dataclass
 class RunConfig:
     """The settings that all trainers have: saving, logging, device, precision."""
@@ -61,12 +114,13 @@ class RunConfig:
     save_every: PositiveInt = 500  # steps
     keep_last: PositiveInt = 2  # checkpoints, besides the best
     log_every: PositiveInt = 10  # steps
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or cpu
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
     compile: bool = False
     activation_checkpointing: bool = False
     deterministic: bool = False  # the same bits on every run on a GPU, which is slower; a CPU gives them anyway
+    copy_to: str = ""  # a folder, s3://…, gs://… or the like, to which each checkpoint is copied while training goes on
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     wandb_url: str = ""  # of a W&B server of one's own
 
@@ -85,37 +139,70 @@ def load_config(cls, argv):
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
     parser._negative_number_matcher = re.compile(r"-\.?\d")  # argparse takes -8e-1 for a flag
     for key in ("config", *types):
-        parser.add_argument(*{f"--{key}", f"--{key.replace('_', '-')}"}, dest=key, nargs="?", const="true")
+        parser.add_argument(*{f"--{key}", f"--{key.replace('_', '-')}"}, dest=key, nargs="?",
+                            const="true" if types.get(key) is bool else None)
     flags, unknown = parser.parse_known_args(argv)
-    path = vars(flags).pop("config", None)
+    path = vars(flags).pop("config", "")
+    if path is None:
+        raise UserError("--config should name a file")
     settings = [(key, value, path) for key, value in (read_yaml(path) if path else {}).items()
                 if key != "data_recipe"]  # which data.py reads
     for key, text in vars(flags).items():
-        with suppress(yaml.YAMLError):  # then the text itself is what has the wrong type
-            text = text if types[key] is str else yaml.safe_load(text)
+        with suppress(Exception):  # then the text itself is what has the wrong type
+            text = text if text is None or is_text(types[key]) else yaml.safe_load(text)
         settings.append((key, text, f"--{key}"))
     settings += [(text.lstrip("-").partition("=")[0], None, "the command line") for text in unknown]
     values = {}
     for key, value, source in settings:
         if key not in types:
-            near = difflib.get_close_matches(str(key), types, 1, cutoff=0)[0]
-            raise UserError(f"unknown key {key!r} in {source}; the nearest known key is {near!r}")
-        if isinstance(value, bool) and typing.get_origin(types[key]) is typing.Literal:
-            value = "on" if value else "off"  # YAML 1.1 takes these words for booleans
-        try:
-            values[key] = pydantic.TypeAdapter(types[key]).validate_python(value, strict=True)
-        except pydantic.ValidationError as e:
-            want = e.errors()[0]["msg"].removeprefix("Input should be ")
-            raise UserError(f"{key} in {source} should be {want}, not {value!r} (default {defaults[key]!r})") from None
+            near = difflib.get_close_matches(str(key)[:99], types, 1, cutoff=0)[0]
+            raise UserError(f"unknown key {reprlib.repr(key)} in {source}; the nearest known key is {near!r}")
+        values[key] = checked(types[key], value, f"{key} in {source}", f" (default {defaults[key]!r})")
     return cls(**values)
+
+
+def checked(kind, value, what, more=""):
+    """A value as a pydantic type has it, or a UserError that says what `what` should be."""
+    if isinstance(value, bool) and typing.get_origin(kind) is typing.Literal:
+        value = "on" if value else "off"  # YAML 1.1 takes these words for booleans
+    try:
+        value = pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError as e:
+        raise UserError(f"{what} should {wanted(e)}, not {reprlib.repr(value)}{more}") from None
+    if isinstance(value, str) and "\0" in value:  # no path can have it
+        raise UserError(f"{what} has a zero byte: {value!r}")
+    return value
+
+
+def flag(kind):
+    """A pydantic type, such as Positive, as the `type` of an argparse argument."""
+    def parse(text):
+        try:
+            return pydantic.TypeAdapter(kind).validate_python(text)
+        except pydantic.ValidationError as e:
+            raise argparse.ArgumentTypeError(f"{text!r} should {wanted(e)}") from None
+
+    return parse
+
+
+def wanted(error):
+    """What pydantic says that a value should have been."""
+    return re.sub(r"^\w+ should ", "", error.errors()[0]["msg"])
+
+
+def some_path(text):
+    """A path as the `type` of an argparse argument. An empty one, of a shell's unset variable, would be here."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def read_yaml(path):
     """The mapping in a YAML file. UserError where it is missing or something else."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"cannot read the config {path}: {' '.join(str(e).split())}") from None
+    except Exception as e:  # dates, numbers, tags, depth: each kind of nonsense has its own
+        raise UserError(f"cannot read the config {path}: {' '.join(str(e).split()) or type(e).__name__}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold 'key: value' lines, but holds one {type(values).__name__}")
     return values
@@ -253,173 +340,15 @@ def autocast(device, dtype):
 
 
 def catch_signals():
-    """Returns an Event that SIGINT or SIGTERM sets. A second SIGINT interrupts at once."""
+    """Returns an Event that SIGINT or SIGTERM sets; `run` then ends with its status. A second SIGINT interrupts at
+    once."""
     stop = threading.Event()
 
     def handler(number, frame):
         stop.set()
+        _caught.append(number)
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)
 
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGTERM, handler)
     return stop
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Run folder: RUN/{config.yaml, metrics.jsonl, code/, checkpoints/{step_00001000/, latest -> …, best -> …}}
-
-def open_run(out_dir, config, script, resume, rank):
-    """Make the run folder, with the effective config and the code as it is now, beside that which the run began with.
-
-    Returns the checkpoint folder to go on from, None for a fresh run. UserError where there is one, and not `resume`.
-    """
-    out_dir, here = Path(out_dir), Path(__file__).parents[1]
-    latest = out_dir / "checkpoints" / "latest"
-    checkpoint = latest.resolve() if latest.exists() else None
-    if checkpoint and not resume:
-        raise UserError(f"{out_dir} already holds a run: --resume goes on with it, --out_dir names another folder")
-    barrier()
-    if rank == 0:
-        code = out_dir / "code" / (f"from_{checkpoint.name}" if checkpoint else "")
-        code.mkdir(parents=True, exist_ok=True)
-        for source in (Path(script), here / "model.py"):
-            if checkpoint and (code.parent / source.name).read_bytes() != source.read_bytes():
-                print(f"note: {source.name} is not what this run was started with: that is in {code.parent}")
-            shutil.copy(source, code)
-        git = subprocess.run("git rev-parse HEAD; git diff HEAD", shell=True, cwd=here, capture_output=True, text=True)
-        (code / "git.diff").write_text(git.stdout)
-        if checkpoint:
-            before = read_yaml(checkpoint / "config.yaml")
-            for key in [key for key in config if key != "resume" and before.get(key) != config[key]]:
-                print(f"note: {key} was {before.get(key)!r} and is now {config[key]!r}")
-        (out_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return checkpoint
-
-
-def save_checkpoint(out_dir, step, weights, state, config, best, keep_last):
-    """Write checkpoints/step_N at once and whole, or not at all; then point `latest` (and `best`) at it.
-
-    weights: {file stem: state dict}, written as safetensors. state: tensors, numbers and containers of them. All but
-    the newest `keep_last` and the best are then deleted. UserError where the disk refuses; what was there stays.
-    """
-    folder = Path(out_dir) / "checkpoints"
-    name, tmp = f"step_{step:08d}", folder / ".saving"
-    shutil.rmtree(tmp, ignore_errors=True)
-    try:
-        tmp.mkdir(parents=True)
-        for stem, tensors in weights.items():
-            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, tmp / f"{stem}.safetensors")
-        torch.save(state, tmp / "state.pt")
-        (tmp / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        for path in tmp.iterdir():  # on the disk before the rename makes it visible
-            with path.open("rb") as f:
-                os.fsync(f)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        tmp.rename(folder / name)
-        for link in ["best"] * best + ["latest"]:  # killed in between, `latest` is still the step before
-            (folder / ".link").unlink(missing_ok=True)
-            (folder / ".link").symlink_to(name)
-            (folder / ".link").replace(folder / link)
-    except (OSError, RuntimeError, SafetensorError) as e:  # torch reports a full disk as a RuntimeError
-        shutil.rmtree(tmp, ignore_errors=True)
-        last = (folder / "latest").resolve() if (folder / "latest").exists() else "none"
-        raise UserError(f"could not save step {step}: {e}; the last good checkpoint is {last}") from None
-    keep = sorted(folder.glob("step_*"))[-keep_last:] + [folder / name, (folder / "best").resolve()]
-    for old in {path.resolve() for path in folder.glob("step_*")} - {path.resolve() for path in keep}:
-        shutil.rmtree(old)
-
-
-def find_checkpoint(path):
-    """The checkpoint folder behind a run folder (its best, else its latest), a checkpoint folder or a file in one."""
-    path = Path(path)
-    for candidate in (path / "checkpoints" / "best", path / "checkpoints" / "latest", path, path.parent):
-        if (candidate / "config.yaml").exists() and list(candidate.glob("*.safetensors")):
-            return candidate.resolve()
-    raise UserError(f"no checkpoint at {path}: give a run folder, a checkpoint folder or a .safetensors file in one")
-
-
-def load_checkpoint(folder, system, *stems):
-    """Read a checkpoint of one system. Returns (config, weights of each stem, …); "state" is the trainer's state.
-
-    Nothing in the files is executed. UserError for another system's checkpoint and for a missing or damaged file.
-    """
-    config = read_yaml(folder / "config.yaml")
-    if config.get("system") != system:
-        raise UserError(f"{folder} is a checkpoint of the {config.get('system')!r} system, not of {system!r}")
-    parts = []
-    for stem in stems:
-        path = folder / ("state.pt" if stem == "state" else f"{stem}.safetensors")
-        try:
-            parts.append(torch.load(path, "cpu", weights_only=True) if stem == "state" else load_file(path))
-        except Exception as e:  # each library has its own exceptions for a damaged file
-            raise UserError(f"cannot read {path} ({type(e).__name__}: {str(e).partition(chr(10))[0]})") from None
-    return config, *parts
-
-
-def load_weights(model, weights, source):
-    """Copy a state dict into a model; UserError names the first key that is missing, unknown or of another shape."""
-    own = model.state_dict()
-    for key in [*own, *weights]:
-        if key not in weights or key not in own:
-            raise UserError(f"{source} has {'an unknown' if key in weights else 'no'} tensor {key!r}: another model?")
-        if (there := weights[key].shape) != (here := own[key].shape):
-            raise UserError(f"{key} is {tuple(there)} in {source}, but {tuple(here)} in the model")
-    model.load_state_dict(weights)
-
-
-def load_run(checkpoint, c, models, optimizers, scaler, base=None):
-    """Go on from a checkpoint of this run: load weights into {file stem: model}, and the optimizers' and the scaler's
-    state. base: where an adapter is trained, the digest of the model that it is for, which has all other weights.
-
-    Returns the trainer's own state. UserError for a checkpoint of another system, model or optimizer.
-    """
-    before, *found, state = load_checkpoint(checkpoint, c.system, *models, "state")
-    for model, weights in zip(models.values(), found):
-        if base is not None:
-            if not torch.equal(weights.pop("base"), base):
-                raise UserError(f"{checkpoint} is an adapter for another model than is now at {c.init_from}")
-            weights = model.state_dict() | weights
-        load_weights(model, weights, checkpoint)
-    if before["optimizer"] != c.optimizer:
-        raise UserError(f"{checkpoint} has the state of the optimizer {before['optimizer']}, not of {c.optimizer}; "
-                        "--init_from starts a fresh one")
-    for optimizer, saved in zip(optimizers, state["optimizers"]):
-        optimizer.load_state_dict(saved)
-    scaler.load_state_dict(state["scaler"])
-    return state
-
-
-def save_run(c, step, weights, optimizers, scaler, is_best, **state):
-    """Save what `load_run` goes on from: {file stem: state dict}, and the trainer's own state. The first process writes
-    it, and the others wait."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        state |= {"step": step, "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict()}
-        save_checkpoint(c.out_dir, step, weights, state, dataclasses.asdict(c), is_best, c.keep_last)
-    barrier()
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Log
-
-def open_log(out_dir, step, config, wandb_mode, wandb_url):
-    """Returns log(step, **numbers), which appends to metrics.jsonl and to W&B. Call it on rank 0 alone.
-
-    Lines beyond `step`, of a run that was killed after its last checkpoint, are dropped.
-    """
-    path = Path(out_dir) / "metrics.jsonl"
-    old = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    path.write_text("".join(line + "\n" for line in old if json.loads(line)["step"] <= step))
-    run = None
-    if wandb_mode != "disabled":
-        import wandb
-        server = {"base_url": wandb_url} if wandb_url else {}
-        run = wandb.init(project="trivox", name=Path(out_dir).name, dir=out_dir, config=config, mode=wandb_mode,
-                         settings=wandb.Settings(silent=True, **server))
-
-    def log(step, **numbers):
-        with path.open("a") as f:
-            f.write(json.dumps({"step": step, **numbers}) + "\n")
-        if run:
-            run.log(numbers, step=step)
-
-    return log

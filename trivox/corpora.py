@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from trivox.audio import read_wav
 from trivox.common import UserError
+from trivox.files import read_text
+from trivox.files import write_whole
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
@@ -68,13 +70,16 @@ def read_metadata(path, columns="id|text|normalized|speaker"):
 
 def clip_path(root, id):
     """The recording of a clip: wavs/<id> with any known ending. Raises UserError for an id that leads out of wavs/."""
-    wavs = (root / "wavs").resolve()
-    path = (wavs / f"{id}.wav").resolve()
-    if not path.is_relative_to(wavs):
-        raise UserError(f"the id {id!r} leads out of {wavs.name}/")
-    for ending in AUDIO_ENDINGS:
-        if (found := path.with_name(path.stem + ending)).exists():
-            return found
+    try:
+        wavs = (root / "wavs").resolve()
+        path = (wavs / f"{id}.wav").resolve()
+        if not path.is_relative_to(wavs):
+            raise UserError(f"the id {id!r} leads out of {wavs.name}/")
+        for ending in AUDIO_ENDINGS:
+            if (found := path.with_name(path.stem + ending)).exists():
+                return found
+    except (OSError, RuntimeError, ValueError) as e:  # too long, a link to itself, a zero byte
+        raise UserError(f"the id {id[:40]!r} names no file ({getattr(e, 'strerror', None) or e})") from None
     return path
 
 
@@ -95,7 +100,7 @@ def transcribe(root, out):
         text = model.transcribe(read_wav(path, 16000), language="en")["text"].strip().replace("|", " ")
         lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    write_whole(out / "metadata.csv", "".join(lines))
     return out / "metadata.csv"
 
 
@@ -116,12 +121,17 @@ def corpus_sources(root, columns="id|text|normalized|speaker"):
         sources = [{"id": str(Path(f).with_suffix("")), "text": "", "speaker": "", "source": f} for f in files]
     if not sources:
         raise UserError(f"{root} holds neither metadata.csv nor a recording ({', '.join(AUDIO_ENDINGS)})")
-    if (root / "heldout.txt").exists():
-        heldout = set((root / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    if (heldout := held_out(root)) is not None:
         val = {s["source"] for s in sources if s["id"] in heldout}
     else:
         val = draw_validation(sorted({s["source"] for s in sources}), 0.05)
     return [{**s, "split": "val" if s["source"] in val else "train"} for s in sources]
+
+
+def held_out(root):
+    """The ids that heldout.txt names, a set; None where there is none."""
+    path = root / "heldout.txt"
+    return {line.strip() for line in read_text(path).splitlines()} if path.exists() else None
 
 
 def draw_validation(ids, share=0.02):

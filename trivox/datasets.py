@@ -1,9 +1,10 @@
 """Data sets as trainers read them: log-mels, codes, sentences. prepare.py makes them.
 
 A data set is a folder of shards made from a corpus: `mels_00000.f16` holds log-mels, (frames, n_mels) float16, one clip
-after the other, and `mels_00000.jsonl` a line a clip. `dataset_stats.json` is written last and marks a whole one. A
-data set of tokens is made likewise; what is written last is `codec.json`, and beside it mel_rvq leaves its centroids,
-`codec.safetensors`. It holds
+after the other, `mels_00000.jsonl` a line a clip, and `mels_00000.idx` two int64 a clip, which are read in no time: the
+end of its frames, counted from the shard's start, and 0 for train or 1 for val. `dataset_stats.json` is written last
+and marks a whole one. A data set of tokens is made likewise; what is written last is `codec.json`, and beside it
+mel_rvq leaves its centroids, `codec.safetensors`. It holds
 
     tokens_00000.u16             codes, (frames, Q) uint16
     tokens_00000.jsonl           a line a clip, for TokenDataset; Emilia has none
@@ -15,62 +16,181 @@ data set of tokens is made likewise; what is written last is `codec.json`, and b
                                  there, `speaker_NAME.json` is written
 """
 
-import json
+import math
+import os
 import shutil
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import FiniteFloat, PositiveInt
 
-from trivox.audio import MelConfig
+from trivox.audio import read_mel_config
 from trivox.codecs import read_codec
-from trivox.common import UserError
-from trivox.files import map_file, read_json, read_jsonl
-from trivox.text import characters_text
+from trivox.common import Positive, UserError
+from trivox.files import map_file, read_json, read_rows, read_text
+from trivox.text import SYMBOLS, characters_text
 
 SPLITS = ("train", "val")
+AGAIN = "delete the files of that shard, and give the data.py command that made it again"
+MISSING = "shards are missing; give the data.py command that made it again"
 
 
-class MelDataset:
+class ClipDataset:
+    """Clips in shards, as MelDataset and TokenDataset have them: of each a line of a .jsonl, and rows of an array.
+
+    rows: a sequence of dicts, read as they are asked for. frames: how many each clip has, (N,) int64. Raises UserError
+    where a shard is missing, cut off or not what its index says. Of a data set without .idx, as they were before, all
+    lines are read at once.
+
+    dtype: of a number; columns: numbers a frame. clips: how many there should be, None where that is not known.
+    """
+
+    def __init__(self, folder, stem, ending, dtype, columns, clips):
+        self.folder, self.ending, self.dtype, self.columns = folder, ending, dtype, columns
+        self.frames = None
+        self.lines, self.mapped = {}, lru_cache(8192)(self.map)  # of shards: rows that were read, and arrays
+        with os.scandir(folder) as entries:
+            size = {entry.name: entry.stat().st_size for entry in entries if entry.name.startswith(f"{stem}_")}
+        self.names = sorted(name.removesuffix(".jsonl") for name in size if name.endswith(".jsonl"))
+        for n, name in enumerate(self.names):
+            if name != f"{stem}_{n:05d}":
+                raise UserError(f"{folder / f'{stem}_{n:05d}.jsonl'} is missing: {AGAIN}")
+        ends, splits = [], []
+        for n, name in enumerate(self.names):
+            if (file := f"{name}.idx") in size:
+                index = read_index(f"{folder}/{file}", size[file], 4 if stem == "tokens" else 2)
+            else:
+                index = np.array([(row["offset"] + row["frames"], SPLITS.index(row["split"]))
+                                  for row in self.read_lines(n)], np.int64).reshape(-1, 2)
+            ends.append(index[:, 0])
+            splits.append(index[:, -1])
+            frames, file = int(index[-1, 0]) if len(index) else 0, f"{name}{ending}"
+            if size.get(file, 0) != frames * columns * np.dtype(dtype).itemsize:
+                what = (f"does not hold the {frames:,} x {columns} numbers of its index" if file in size else
+                        "is missing")
+                raise UserError(f"{folder / file} {what}: {AGAIN}")
+        self.first = np.cumsum([0, *map(len, ends)])
+        self.ends, self.split = (np.concatenate([np.zeros(0, np.int64), *some]) for some in (ends, splits))
+        self.frames = np.diff(self.ends, prepend=0)
+        begin = self.first[:-1][np.diff(self.first) > 0]
+        self.frames[begin] = self.ends[begin]
+        if (wrong := np.flatnonzero((self.frames <= 0) | (self.split < 0) | (self.split > 1))).size:
+            path = folder / self.names[self.shard(int(wrong[0]))]
+            raise UserError(f"{path}.idx is damaged, it has clips without frames or for neither train nor val: {AGAIN}")
+        if clips not in (None, len(self.frames)):
+            raise UserError(f"{folder} holds {len(self.frames):,} of its {clips:,} clips: {MISSING}")
+        self.rows = Rows(self)
+
+    def shard(self, i):
+        """The number of the shard that clip i is in."""
+        return int(np.searchsorted(self.first, i, "right")) - 1
+
+    def read_lines(self, n):
+        """The rows of shard n. Raises UserError for a line that is none, and for one at odds with the shard's index."""
+        if n in self.lines:
+            return self.lines[n]
+        path = self.folder / f"{self.names[n]}.jsonl"
+        rows = kept_rows(path)
+        if self.frames is not None:
+            here = slice(self.first[n], self.first[n + 1])
+            indexed = [*zip(self.frames[here].tolist(), self.split[here].tolist())]
+            if [(row["frames"], SPLITS.index(row["split"])) for row in rows] != indexed:
+                raise UserError(f"{path} does not list the clips of its .idx: {AGAIN}")
+        return self.lines.setdefault(n, rows)
+
+    def clips(self, split):
+        """Indices of the clips of "train", "val" or "all"; UserError where there is none."""
+        of = self.split == SPLITS.index(split) if split != "all" else np.ones(len(self.split), bool)
+        if clips := np.flatnonzero(of).tolist():
+            return clips
+        raise UserError(f"{self.folder} has no {split} clips")
+
+    def numbers(self, i):
+        """What the shard holds of clip i, (frames, columns), mapped."""
+        return self.mapped(self.shard(i))[self.ends[i] - self.frames[i]:self.ends[i]]
+
+    def map(self, n):
+        return map_file(self.folder / f"{self.names[n]}{self.ending}", self.dtype, self.columns)
+
+
+CLIP = {"id": str, "text": str, "split": str, "offset": int, "frames": int}  # what is known of each clip
+
+
+def kept_rows(path, **kinds):
+    """The rows of a shard's .jsonl but for those that were skipped. kinds: of what they have besides CLIP. Raises
+    UserError for a line that is no such row, and for clips that do not stand one behind the other."""
+    rows, end = [], 0
+    for number, row in read_rows(path):
+        if "skipped" in row:
+            continue
+        for key, kind in (CLIP | kinds).items():
+            if not isinstance(value := row.get(key), kind) or isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"line {number} of {path} has the {key} {value!r}: {AGAIN}")
+        if row["split"] not in SPLITS or not 0 < row["frames"] < 2**40 or row["offset"] != end:
+            raise UserError(f"line {number} of {path} has the split {row['split']!r}, the offset {row['offset']} and "
+                            f"{row['frames']} frames, where the clip before ends at {end}: {AGAIN}")
+        rows.append(row)
+        end += row["frames"]
+    return rows
+
+
+class Rows(Sequence):
+    """The rows of a ClipDataset: a shard's are read when the first of them is asked for."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data.frames)
+
+    def __getitem__(self, i):
+        i = range(len(self))[i]
+        n = self.data.shard(i)
+        return self.data.read_lines(n)[i - self.data.first[n]]
+
+    def __iter__(self):
+        return chain.from_iterable(map(self.data.read_lines, range(len(self.data.names))))
+
+
+def read_index(path, size, columns):
+    """An .idx of so many bytes, (N, columns) int64. A small one is read: there may be more than a process may map."""
+    if size % (8 * columns):
+        raise UserError(f"{path} is cut off: {AGAIN}")
+    if size > 1 << 20:
+        return map_file(Path(path), np.int64, columns)
+    return np.fromfile(path, np.int64).reshape(-1, columns)
+
+
+class MelDataset(ClipDataset):
     """Read-only view of a prepared data set.
 
     rows: a dict a clip, with id, text, speaker, split, frames. stats: dataset_stats.json. grammar: JSGF or None.
-    Raises UserError where the folder holds no data set, or one of other mel settings than `mel`.
+    Raises UserError where the folder holds no data set, a damaged one, or one of other mel settings than `mel`.
     """
 
     def __init__(self, folder, mel):
         folder = Path(folder)
-        try:
-            self.stats = json.loads((folder / "dataset_stats.json").read_text())
-        except (OSError, ValueError):
-            raise UserError(f"no prepared data set at {folder}: python data.py demo, or data.py ljspeech") from None
-        if (made_with := MelConfig(**self.stats["mel"])) != mel:
+        path = folder / "dataset_stats.json"
+        if not path.exists():
+            raise UserError(f"no prepared data set at {folder}: python data.py demo, or data.py ljspeech")
+        self.stats = read_json(path, mel=dict, mel_mean=FiniteFloat, mel_std=Positive, clips=PositiveInt)
+        if (made_with := read_mel_config(self.stats["mel"], path)) != mel:
             raise UserError(f"{folder} was made with {made_with}, but the config asks for {mel}")
-        self.folder, self.rows, self.shards = folder, [], []
-        grammar = folder / "grammar.jsgf"
-        self.grammar = grammar.read_text() if grammar.exists() else None
-        for index in sorted(folder.glob("mels_*.jsonl")):
-            rows = [json.loads(line) for line in index.open(encoding="utf-8")]
-            if all("skipped" in row for row in rows):  # an empty file cannot be mapped
-                continue
-            self.rows += [{**row, "shard": len(self.shards)} for row in rows if "skipped" not in row]
-            shard = np.asarray(np.memmap(index.with_suffix(".f16"), np.float16, "r"))
-            self.shards.append(shard.reshape(-1, mel.n_mels))
-
-    def clips(self, split):
-        """Indices of the clips of "train", "val" or "all"; UserError where there is none."""
-        if clips := [i for i, row in enumerate(self.rows) if split in (row["split"], "all")]:
-            return clips
-        raise UserError(f"{self.folder} has no {split} clips")
-
-    def stored(self, i):
-        """The log-mel of clip i, (frames, n_mels) float16, mapped, not normalised."""
-        row = self.rows[i]
-        return self.shards[row["shard"]][row["offset"]:row["offset"] + row["frames"]]
+        self.grammar = read_grammar(folder)
+        super().__init__(folder, "mels", ".f16", np.float16, mel.n_mels, self.stats["clips"])
 
     def mel(self, i):
-        """The same as a tensor, float32."""
-        return torch.from_numpy(self.stored(i).astype(np.float32))
+        """The log-mel of clip i, (frames, n_mels) float32, not normalised; `numbers` has it as it is stored."""
+        return torch.from_numpy(self.numbers(i).astype(np.float32))
+
+
+def read_grammar(folder):
+    path = folder / "grammar.jsgf"
+    return read_text(path) if path.exists() else None
 
 
 def check_tokens(folder, wanted):
@@ -78,15 +198,15 @@ def check_tokens(folder, wanted):
     one that is not what is wanted."""
     if not (folder / "codec.json").exists():
         raise UserError(f"no token data set at {folder}: python data.py tokenize makes one")
-    codec, grammar = read_codec(folder), folder / "grammar.jsgf"
+    codec = read_codec(folder)
     for key, value in wanted.items():
         found = codec[key]
         if value is not None and (abs(found - value) > 0.01 if key == "frame_rate" else found != value):
             raise UserError(f"the tokens at {folder} have {key} {found}, but the config asks for {value}")
-    return codec, grammar.read_text() if grammar.exists() else None
+    return codec, read_grammar(folder)
 
 
-class TokenDataset:
+class TokenDataset(ClipDataset):
     """Read-only view of a token data set.
 
     rows: a dict a clip, with id, text ("" where it is not a whole recording), speaker, split, source, start (seconds),
@@ -97,38 +217,25 @@ class TokenDataset:
     def __init__(self, folder, **wanted):
         folder = Path(folder)
         self.codec, self.grammar = check_tokens(folder, wanted)
-        self.folder, self.rows, self.shards = folder, [], []
-        for index in sorted(folder.glob("tokens_*.jsonl")):
-            rows = [{**row, "shard": len(self.shards)} for row in read_jsonl(index) if "skipped" not in row]
-            shard = index.with_suffix(".u16")
-            shape = sum(row["frames"] for row in rows), self.codec["codebooks"]
-            if not shard.exists() or shard.stat().st_size != 2 * shape[0] * shape[1]:
-                raise UserError(f"{shard} does not hold the {shape[0]} x {shape[1]} codes of its index: tokenize again")
-            self.rows += rows
-            self.shards.append(np.memmap(shard, np.uint16, "r", shape=shape) if rows else None)
-
-    def clips(self, split):
-        """Indices of the clips of "train", "val" or "all"; UserError where there is none."""
-        if clips := [i for i, row in enumerate(self.rows) if split in (row["split"], "all")]:
-            return clips
-        raise UserError(f"{self.folder} has no {split} clips")
+        if next(folder.glob("tokens_*.idx"), None) and not next(folder.glob("tokens_*.jsonl"), None):
+            raise UserError(f"{folder} holds sentences, for the LLM TTS alone: it does not say which clips they are")
+        super().__init__(folder, "tokens", ".u16", np.uint16, self.codec["codebooks"], self.codec.get("clips"))
 
     def codes(self, i):
         """The codes of clip i, (frames, Q) int64. Raises UserError for codes that the codec does not have."""
-        row = self.rows[i]
-        codes = self.shards[row["shard"]][row["offset"]:row["offset"] + row["frames"]].astype(np.int64)
+        codes = self.numbers(i).astype(np.int64)
         if codes.max() >= self.codec["codebook_size"]:
-            raise UserError(f"clip {row['id']} of {self.folder} has a code {codes.max()}, beyond the codebook's "
-                            f"{self.codec['codebook_size']}")
+            raise UserError(f"clip {self.rows[i]['id']} of {self.folder} has a code {codes.max()}, beyond the "
+                            f"codebook's {self.codec['codebook_size']}")
         return torch.from_numpy(codes)
 
 
 class SentenceDataset:
     """Read-only view of a token data set of one codebook, for the LLM TTS: sentences, each of characters and codes.
 
-    All of it stays on the disk, mapped, so that 31 million sentences can be opened. codec: codec.json. grammar: JSGF or
-    None. speakers: their names. Raises UserError where the folder holds no such data set, a damaged one, or one that is
-    not what the config asks for: codec, sample_rate, frame_rate, codebook_size.
+    Nearly all of it stays on the disk, mapped, so that 31 million sentences can be opened. codec: codec.json. grammar:
+    JSGF or None. speakers: their names. Raises UserError where the folder holds no such data set, a damaged one, or one
+    that is not what the config asks for: codec, sample_rate, frame_rate, codebook_size.
     """
 
     def __init__(self, folder, **wanted):
@@ -137,20 +244,34 @@ class SentenceDataset:
         if (books := self.codec["codebooks"]) != 1:
             raise UserError(f"the tokens at {folder} have {books} codebooks, but the LLM TTS reads one: tokenize with "
                             "--codebooks 1, or with --codec neucodec")
-        self.shards, self.embeddings = [], None  # of each shard codes (frames,), characters and index (N, 4)
-        paths = sorted({path.with_suffix("") for path in folder.glob("tokens_*.*") if path.suffix in (".u16", ".idx")})
-        if not all(path.exists() for path in [folder / "speakers.json", *(p.with_suffix(".idx") for p in paths)]):
+        self.paths, self.index, self.embeddings = [], [], None  # of each shard its path and its index (N, 4)
+        with os.scandir(folder) as entries:
+            size = {entry.name: entry.stat().st_size for entry in entries if entry.name.startswith("tokens_")}
+        names = sorted({name.rpartition(".")[0] for name in size if name.endswith((".u16", ".idx"))})
+        if not (folder / "speakers.json").exists() or not all(f"{name}.idx" in size for name in names):
             raise UserError(f"{folder} holds no characters: tokenize again, what has been encoded stays")
-        for path in paths:
-            index = map_file(path.with_suffix(".idx"), np.int64, 4)
-            shard = [map_file(path.with_suffix(".u16"), np.uint16), map_file(path.with_suffix(".u8"), np.uint8)]
-            if [len(x) for x in shard] != [*index[-1, :2]] if len(index) else any(map(len, shard)):
-                raise UserError(f"{path}.u16 and .u8 do not hold what their index says: make the data set again")
-            self.shards.append((*shard, index))
-        self.first = np.cumsum([0, *(len(index) for *_, index in self.shards)])
         self.speakers = read_json(folder / "speakers.json")
-        if len(self) != self.codec["clips"]:
-            raise UserError(f"{folder} holds {len(self):,} of its {self.codec['clips']:,} clips: make it again")
+        if not isinstance(self.speakers, list) or not all(isinstance(name, str) for name in self.speakers):
+            raise UserError(f"{folder / 'speakers.json'} should hold a list of names: {AGAIN}")
+        for name in names:
+            index = read_index(path := f"{folder}/{name}.idx", size[f"{name}.idx"], 4)
+            for ending, width, end in zip((".u16", ".u8"), (2, 1), index[-1, :2] if len(index) else (0, 0)):
+                if size.get(name + ending) != width * end:
+                    raise UserError(f"{folder / name}{ending} does not hold what its index says: {AGAIN}")
+            if ((np.diff(index[:, :2], axis=0, prepend=0) < 0).any() or (index[:, 2:] < (-1, 0)).any()
+                    or (index[:, 2:] >= (max(1, len(self.speakers)), 2)).any()):
+                raise UserError(f"{path} is damaged, it has clips that end before they begin, of no speaker or for "
+                                f"neither train nor val: {AGAIN}")
+            self.paths.append(folder / name)
+            self.index.append(index)
+        self.first = np.cumsum([0, *map(len, self.index)])
+        if (clips := self.codec.get("clips")) != len(self):
+            raise UserError(f"{folder} holds {len(self):,} of its {clips or 0:,} clips: {MISSING}")
+        self.mapped = lru_cache(8192)(self.map)
+
+    def map(self, shard, column):
+        """The codes (column 0) or the characters (1) of a shard."""
+        return map_file(self.paths[shard].with_suffix((".u16", ".u8")[column]), (np.uint16, np.uint8)[column])
 
     def __len__(self):
         return int(self.first[-1])
@@ -158,7 +279,7 @@ class SentenceDataset:
     def clips(self, split):
         """Indices (N,) int64 of the clips of "train", "val" or "all" that have codes and a text; UserError for none."""
         found = [np.zeros(0, np.int64)]
-        for first, (*_, index) in zip(self.first, self.shards):
+        for first, index in zip(self.first, self.index):
             usable = (np.diff(index[:, :2], axis=0, prepend=0) > 0).all(1)
             if split != "all":
                 usable &= index[:, 3] == SPLITS.index(split)
@@ -174,7 +295,7 @@ class SentenceDataset:
         order = np.argsort(shard, kind="stable")
         for at in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
             if len(at):
-                yield self.shards[shard[at[0]]][2], at, indices[at] - self.first[shard[at[0]]]
+                yield self.index[shard[at[0]]], at, indices[at] - self.first[shard[at[0]]]
 
     def lengths(self, indices):
         """How many codes and how many characters clips have, two (N,) int64 arrays."""
@@ -193,8 +314,8 @@ class SentenceDataset:
     def span(self, i, column):
         """The codes (column 0) or the characters (1) of clip i, mapped."""
         shard = self.first.searchsorted(i, "right") - 1
-        row, index = i - self.first[shard], self.shards[shard][2]
-        return self.shards[shard][column][index[row - 1, column] if row else 0:index[row, column]]
+        row, index = i - self.first[shard], self.index[shard]
+        return self.mapped(shard, column)[index[row - 1, column] if row else 0:index[row, column]]
 
     def codes(self, i):
         """The codes of clip i, (n,) uint16. Raises UserError for codes that the codec does not have."""
@@ -204,28 +325,42 @@ class SentenceDataset:
         return codes
 
     def characters(self, i):
-        """The characters of clip i, (m,) uint8."""
-        return self.span(i, 1)
+        """The characters of clip i, (m,) uint8. Raises UserError for characters that there are not."""
+        characters = self.span(i, 1)
+        if characters.max(initial=0) >= 5 + len(SYMBOLS):
+            raise UserError(f"clip {i} of {self.folder} has a character {characters.max()}, beyond the last, "
+                            f"{4 + len(SYMBOLS)}: {AGAIN}")
+        return characters
 
     def text(self, i):
         """The text of clip i as the model sees it: normalised, in lower case."""
         return characters_text(self.characters(i))
 
+    def name(self, i):
+        """What to call clip i: its recording where the data set tells, else its number."""
+        try:
+            return str(self.recording(i))
+        except UserError:
+            return f"sentence {i} of {self.folder}"
+
     def recording(self, i):
         """The path of the recording that clip i is of. Raises UserError where the data set does not say."""
         shard = int(np.searchsorted(self.first, i, "right")) - 1
-        path = self.folder / f"tokens_{shard:05d}.jsonl"
+        path = self.paths[shard].with_suffix(".jsonl")
         if not path.exists():
             raise UserError(f"{self.folder} does not say which recordings its tokens are of")
-        rows = [row for row in read_jsonl(path) if "skipped" not in row]
-        return Path(read_json(self.folder / "plan.json")["root"]) / rows[i - self.first[shard]]["source"]
+        rows = kept_rows(path, source=str)
+        if len(rows) != len(self.index[shard]):
+            raise UserError(f"{path} does not list the clips of its .idx: {AGAIN}")
+        root = read_json(self.folder / "plan.json", root=str)["root"]
+        return Path(root) / rows[i - self.first[shard]]["source"]
 
     def load_embeddings(self, name, width):
         """Open the speaker embeddings that `embed` has stored. Raises UserError where there are none, or of another
         width than wanted."""
         try:
-            found = read_json(self.folder / f"speaker_{name}.json")["width"]
-        except (OSError, ValueError):
+            found = read_json(self.folder / f"speaker_{name}.json", width=int)["width"]
+        except UserError:
             raise UserError(f"{self.folder} holds no speaker embeddings by {name}: python data.py embed --data "
                             f"{self.folder} --embedder {name}") from None
         if found != width:

@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from trivox.audio import write_wav
 from trivox.common import UserError
+from trivox.files import write_whole
 from trivox.parallel import parallel
 
 MUSIC_RATE = 22050  # Hz
@@ -97,8 +98,7 @@ def drum(rng, name):
 def _compose_piece(job):
     path, seed = job
     if not path.exists():
-        write_wav(path.with_suffix(".part.wav"), compose(seed), MUSIC_RATE)
-        path.with_suffix(".part.wav").replace(path)
+        write_wav(path, compose(seed), MUSIC_RATE)
 
 
 def make_demo_music(root, pieces, heldout):
@@ -109,4 +109,4 @@ def make_demo_music(root, pieces, heldout):
     with parallel() as pool:
         jobs = [(root / f"{name}.wav", seed) for seed, name in enumerate(names)]
         list(tqdm(pool.map(_compose_piece, jobs, chunksize=16), "composing", pieces, unit=" pieces", leave=False))
-    (root / "heldout.txt").write_text("".join(name + "\n" for name in names[pieces - heldout:]))
+    write_whole(root / "heldout.txt", "".join(name + "\n" for name in names[pieces - heldout:]))

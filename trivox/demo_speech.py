@@ -11,6 +11,7 @@ from tqdm import tqdm
 from trivox.audio import write_wav
 from trivox.common import UserError
 from trivox.corpora import clip_path, read_metadata
+from trivox.files import write_whole
 from trivox.parallel import parallel
 
 TEMPLATES = (
@@ -85,9 +86,7 @@ def speak(text, voice="en-us"):
 def _speak_clip(job):
     path, text, voice = job
     if not path.exists():
-        wav = speak(text, voice)
-        write_wav(path.with_suffix(".part.wav"), wav, espeak()[1])
-        path.with_suffix(".part.wav").replace(path)
+        write_wav(path, speak(text, voice), espeak()[1])
 
 
 def make_demo_corpus(root, sentences, heldout, voices, transcripts=None, heldout_voices=(), heldout_voice_clips=48):
@@ -121,11 +120,11 @@ def make_demo_corpus(root, sentences, heldout, voices, transcripts=None, heldout
     for (id, *_), line in zip(rows, lines):
         if line not in spoken:  # a recording of another text or voice
             clip_path(root, id).unlink(missing_ok=True)
-    metadata.write_text("".join(lines), encoding="utf-8")
+    write_whole(metadata, "".join(lines))
     with parallel() as pool:
         jobs = [(clip_path(root, id), text, voice) for id, text, _, voice in rows]
         list(tqdm(pool.map(_speak_clip, jobs, chunksize=64), "speaking", len(jobs), unit=" clips", leave=False))
     marked = rng.sample(clips[:heard], heldout) + clips[heard:]
-    (root / "heldout.txt").write_text("".join(id + "\n" for id, _ in marked))
+    write_whole(root / "heldout.txt", "".join(id + "\n" for id, _ in marked))
     if not transcripts:
-        (root / "grammar.jsgf").write_text(demo_grammar())
+        write_whole(root / "grammar.jsgf", demo_grammar())

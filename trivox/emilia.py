@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from trivox.common import UserError
-from trivox.files import map_file, read_json, wait_for, write_whole
+from trivox.files import map_file, read_json, wait_for, whole_file, write_whole
 from trivox.parallel import cores, parallel
 from trivox.prepare import close_tokens, open_plan
 from trivox.text import character_ids, normalise_text
@@ -135,10 +135,10 @@ def _convert_parquet(job):
         part.unlink()
     download = path.with_suffix(".download")
     file = root / name if root is not None else download_parquet(name, revision, download)
-    parts = [path.with_suffix(f".{os.getpid()}.{ending}.part") for ending in ("u16", "u8", "idx")]
     skipped, ends = Counter(), np.zeros(2, np.int64)
     try:
-        with parts[0].open("wb") as u16, parts[1].open("wb") as u8, parts[2].open("wb") as idx:
+        with (whole_file(path.with_suffix(".idx")) as idx, whole_file(path.with_suffix(".u8")) as u8,
+              whole_file(path.with_suffix(".u16")) as u16):  # which comes to its place first
             for texts, counts, codes in read_parquet(file):
                 characters = [character_ids(normalise_text(text or "")) for text in texts]
                 sizes = np.array([len(ids) for ids in characters])
@@ -153,12 +153,10 @@ def _convert_parquet(job):
                 index = np.full((len(characters), 4), -1, np.int64)
                 index[:, :2] = ends + np.cumsum(np.stack([counts[keep], sizes[keep]], 1), axis=0)
                 index[:, 3] = [zlib.crc32(ids) % 1000 == 0 for ids in characters]
-                codes[np.repeat(keep, counts)].astype(np.uint16).tofile(u16)
-                np.concatenate(characters).tofile(u8)
-                index.tofile(idx)
+                u16.write(codes[np.repeat(keep, counts)].astype(np.uint16).tobytes())
+                u8.write(np.concatenate(characters).tobytes())
+                idx.write(index.tobytes())
                 ends = index[-1, :2]
-        write_whole(path.with_suffix(".skipped"), json.dumps(skipped))
-        for part in parts:
-            part.replace(path.with_suffix(part.suffixes[-2]))
+            write_whole(path.with_suffix(".skipped"), json.dumps(skipped))
     finally:
         shutil.rmtree(download, ignore_errors=True)

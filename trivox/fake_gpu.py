@@ -188,6 +188,9 @@ class FakeGPU(TorchDispatchMode):
                 return args[0].zero_()
         if len(gpu) < len(inputs):
             args, kwargs = tree_map_only(torch.Tensor, self.on_the_cpu, (args, kwargs))
+        if f is aten._fused_sgd_.default:  # for which PyTorch has no fake implementation
+            on_one_device("the fused SGD", inputs)
+            return self.ran(gpu, [], f)
         with self.fake:
             results = f(*args, **kwargs)
         made = [*tensors_of([results])]

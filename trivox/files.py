@@ -2,27 +2,91 @@
 
 import json
 import os
+import shutil
 import time
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
 
-from trivox.common import UserError
+from trivox.common import UserError, checked
 
 
 def write_whole(path, content):
     """Write a text, or bytes, into a file at once and whole, or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(content if isinstance(content, bytes) else content.encode())
-    part.replace(path)
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+@contextmanager
+def whole_file(path):
+    """A file to write bytes into, which is `path` when it is whole, or goes. (Arrays go by `write`: their `tofile` says
+    nothing of a full disk.)"""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # processes of a killed run may still write another
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except Exception as e:
+        with suppress(OSError):
+            part.unlink()
+        if isinstance(e, OSError) and e.errno and not e.filename:  # a full disk's names none
+            e.filename = str(path)
+        raise
 
 
-def read_jsonl(path):
-    return [json.loads(line) for line in path.open(encoding="utf-8")]
+@contextmanager
+def whole_folder(path):
+    """A folder to fill. What is in it comes into the folder `path` when all of it is whole, or not at all."""
+    there, part = path.exists(), path / f".{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in part.iterdir():
+            file.replace(path / file.name)
+        part.rmdir()
+    except BaseException:
+        shutil.rmtree(part if there else path, ignore_errors=True)
+        raise
+
+
+def read_text(path):
+    """A text file whole. UserError where it is missing, or no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {path} ({getattr(e, 'strerror', None) or e})") from None
+
+
+def read_json(path, **kinds):
+    """What a JSON file holds. kinds: where it has to be an object, a pydantic type for each key that must be there.
+    UserError for a file that is missing or damaged."""
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"cannot read {path} (it is damaged, {' '.join(str(e).split())}): make it again") from None
+    if kinds and not isinstance(value, dict):
+        raise UserError(f"{path} should hold an object, but holds one {type(value).__name__}: make it again")
+    for key, kind in kinds.items():
+        value[key] = checked(kind, value.get(key), f"{key} in {path}")
+    return value
+
+
+def read_rows(path):
+    """The objects of a file of JSON lines: (number of the line, dict) after (number, dict). UserError for a line that
+    is none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as e:
+        raise UserError(f"cannot read {path} ({e.strerror}): make it again") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"line {number} of {path} is no object of JSON but {line[:40]!r}: make the file again")
+        yield number, row
 
 
 def wait_for(paths):

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shlex
 import sys
 from contextlib import redirect_stdout
@@ -13,20 +14,20 @@ import torch
 from trivox.common import UserError, run
 from trivox.recipes import TRAINERS, load_settings
 
-USAGE = "./run.sh [test | demo] [flow | codec | llm] [--gpus N] [--config FILE] [--key value …]"
+USAGE = "./run.sh [test | demo] [flow | codec | llm] [--gpus N] [--max-restarts N] [--config FILE] [--key value …]"
 PUBLISHED = {"flow": "flow_ljspeech", "codec": "codec_ljspeech", "llm": "llm_177m"}
 
 
 def read_arguments(argv, env):
-    """The arguments of run.sh: whether it is a demo, its system if it was named, the config file, the number of GPUs,
-    the flags of the trainer. UserError for wrong ones."""
+    """The arguments of run.sh: whether it is a demo, its system if it was named, the config file, the number of GPUs
+    and of restarts, the flags of the trainer. UserError for wrong ones."""
     demo = not argv or argv[0] == "demo"
     words = argv[demo:]
     system = words.pop(0) if words and words[0] in TRAINERS else None
     if words and not system and not words[0].startswith("--"):
         raise UserError(f"there is no {words[0]!r}: {USAGE}")
     name = f"{system or 'flow'}_demo" if demo else PUBLISHED[system or "flow"]
-    own = {"--config": f"configs/{name}.yaml", "--gpus": env.get("NUM_GPUS") or "1"}
+    own = {"--config": f"configs/{name}.yaml", "--gpus": env.get("NUM_GPUS") or "1", "--max-restarts": "3"}
     flags, words = [f"--batch_size={env['BATCH_SIZE']}"] if env.get("BATCH_SIZE") else [], iter(words)
     for word in words:
         key, equals, value = word.partition("=")
@@ -36,15 +37,16 @@ def read_arguments(argv, env):
             raise UserError(f"{key} needs a value")
         else:
             own[key] = value
-    if not own["--gpus"].isdecimal() or int(own["--gpus"]) < 1:
-        raise UserError(f"--gpus takes a whole number from 1, not {own['--gpus']!r}")
-    return demo, system, no_flag(own["--config"]), int(own["--gpus"]), flags
+    for key, least in (("--gpus", 1), ("--max-restarts", 0)):
+        if not re.fullmatch("[0-9]{1,9}", own[key]) or int(own[key]) < least:
+            raise UserError(f"{key} takes a whole number from {least}, not {own[key]!r}")
+    return demo, system, no_flag(own["--config"]), int(own["--gpus"]), int(own["--max-restarts"]), flags
 
 
 def assignments(argv, env):
     """The run that is asked for, as a text for a shell to evaluate: variables mode, system, config, data_dir, run,
     closing, and the array command, which trains. UserError for wrong arguments."""
-    demo, system, config, gpus, flags = read_arguments(argv, env)
+    demo, system, config, gpus, restarts, flags = read_arguments(argv, env)
     if {"-h", "--help"} & set(flags):
         return f"exec python {TRAINERS[load_settings(config, system).system]}.py --help\n"
     c, nodes = load_settings(config, system, flags), env.get("NNODES") or "1"
@@ -63,10 +65,16 @@ def assignments(argv, env):
             for name, what in (("NODE_RANK", "the number of this machine, from 0"), ("MASTER_ADDR", "the first one's")):
                 if not env.get(name):
                     raise UserError(f"NNODES is {nodes}, so set {name}, {what}")
-            machines = ["--nnodes", nodes, "--node-rank", env["NODE_RANK"], "--master-addr", env["MASTER_ADDR"],
-                        "--master-port", env.get("MASTER_PORT") or "29500"]
+            port = env.get("MASTER_PORT") or "29500"
+            for name, word in (("NNODES", nodes), ("NODE_RANK", env["NODE_RANK"]), ("MASTER_PORT", port)):
+                if not re.fullmatch("[0-9]{1,5}", word):
+                    raise UserError(f"{name} should be a whole number, not {word!r}")
+            machines = ["--nnodes", nodes, "--rdzv-backend", "c10d",  # which lets all machines start again together
+                        "--rdzv-endpoint", f"{env['MASTER_ADDR']}:{port}",
+                        "--rdzv-conf", f"is_host={int(int(env['NODE_RANK']) == 0)},read_timeout=600"]
         lines.append(f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}")
-        command = ["torchrun", "--nproc-per-node", str(gpus), *machines, *command]
+        command = ["python", "-m", "trivox.elastic", "--nproc-per-node", str(gpus), *machines,
+                   "--max-restarts", str(restarts), *command]
     folder = no_flag(c.out_dir)
     values = {"mode": "demo" if demo else "train", "system": c.system, "config": config,
               "data_dir": no_flag(c.data_dir), "run": folder, "closing": closing(c, folder)}

@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 
 from trivox.common import pick_dtype
+from trivox.finite import lerp_unless
 
 
 def orthogonalise(G, steps=5):
@@ -41,13 +42,17 @@ def shared(make, count):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; a step is scaled by 0.2 √max(M, N), to the size of AdamW's (Liu et al., 2025),
     so that both take one learning rate. `params` are matrices (M, N). One with an attribute `parts`, numbers of rows,
-    is several matrices in one. Processes, which must have the same gradients, share the work."""
+    is several matrices in one. Processes, which must have the same gradients, share the work. Like PyTorch's fused
+    optimizers it changes nothing where its attribute `found_inf`, a tensor, is 1."""
+
+    _step_supports_amp_scaling = True  # so that a GradScaler sets found_inf, instead of waiting for the GPU
 
     def __init__(self, params, lr, weight_decay=0.1, momentum=0.95):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
     def step(self):
+        bad = getattr(self, "found_inf", None)  # a tensor, as for PyTorch's fused optimizers
         for group in self.param_groups:
             some, shapes, changes = [p for p in group["params"] if p.grad is not None], {}, []
             for p in some:
@@ -56,8 +61,7 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(part[0].shape, []).append(part)
             for shape, parts in shapes.items():
                 weights, gradients, momenta = map(list, zip(*parts))
-                torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                lerp_unless(bad, momenta, gradients, 1 - group["momentum"])
 
                 def make(numbers, gradients=gradients, momenta=momenta, momentum=group["momentum"]):
                     some = [[x[i] for i in numbers] for x in (gradients, momenta)]
@@ -66,5 +70,8 @@ class Muon(torch.optim.Optimizer):
                 changes.append((weights, 0.2 * max(shape) ** 0.5, *shared(make, len(weights))))
             for weights, scale, updates, wait in changes:
                 wait()
-                updates = [*updates.to(weights[0].dtype).unbind()]
-                torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
+                # contiguous, as the fused SGD reads memory as it lies
+                updates = [*updates.to(weights[0].dtype).contiguous().unbind()]
+                torch._fused_sgd_(weights, updates, [], weight_decay=group["weight_decay"] / scale, momentum=0.0,
+                                  lr=group["lr"] * scale, dampening=0.0, nesterov=False, maximize=False,
+                                  is_first_step=False, grad_scale=None, found_inf=bad)

@@ -14,14 +14,26 @@ from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 
-from trivox.common import UserError, read_yaml
+from trivox.common import UserError, checked, read_yaml
+from trivox.files import read_json
+from trivox.files import whole_folder, write_whole
 from trivox.plots import HERE, plot_curves
 
 
 def read_rows(path):
-    """The objects of a .jsonl file, without a last line that a kill has cut; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The objects of a .jsonl file, without a last line that a kill has cut; none where there is no file. UserError for
+    any other line that is none."""
+    lines, rows = path.read_bytes().splitlines() if path.exists() else [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"line {number} of {path} is no object of JSON but {line[:40]!r}: delete that line")
+    return rows
 
 
 def seconds(wav):
@@ -38,6 +50,9 @@ def read_clips(folder):
     """{(prompt, 0, or 1 where it is there again, …): what a page shows of its clip} of a folder of samples."""
     clips = {}
     for n, row in enumerate(read_rows(folder / "clips.jsonl")):
+        for key, kind in {"text": str, "wer": float, "mel_distance": float}.items():
+            if key in row or key == "text":
+                checked(kind, row.get(key), f"{key} in line {n + 1} of {folder / 'clips.jsonl'}")
         if length := seconds(folder / f"{n:03d}.wav"):
             again = sum(text == row["text"] for text, _ in clips)
             clips[row["text"], again] = row | {"n": n, "seconds": length}
@@ -61,21 +76,31 @@ MEASURES = {  # the last value of a key of metrics.jsonl: what it is, how it is 
 LOSSES = {"flow": "loss, mean squared error", "codec": "loss, nats a code", "llm": "loss, nats a token"}
 
 
+def shown(key):
+    """Whether a page shows this key of metrics.jsonl as a number."""
+    return key in MEASURES or key.endswith("_per_second")
+
+
 def read_run(folder):
     """All that a page shows of a run. Raises UserError where the folder holds none."""
     folder = Path(folder)
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl")
     metrics, config = read_rows(folder / "metrics.jsonl"), read_yaml(folder / "config.yaml")
-    told = json.loads((folder / "page.json").read_text()) if (folder / "page.json").exists() else {}
-    defaults = told.pop("defaults", {})
+    for row in metrics:
+        for key in ("step", *filter(shown, row)):
+            checked(float, row.get(key), f"{key} in {folder / 'metrics.jsonl'}")
+    path = folder / "page.json"
+    told = checked(dict, read_json(path), f"what {path} holds") if path.exists() else {}
+    defaults = checked(dict, told.pop("defaults", {}), f"defaults in {path}")
     last = {key: value for row in metrics for key, value in row.items()}
 
     updated = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "metrics.jsonl").stat().st_mtime))
-    facts = {"steps": f"{last.get('step', 0):,} of {config.get('steps', 0):,}", "updated": updated}
+    steps = checked(int, config.get("steps", 0), f"steps in {folder / 'config.yaml'}")
+    facts = {"steps": f"{last.get('step', 0):,} of {steps:,}", "updated": updated}
     facts |= {what: write(last[key]) for key, (what, write) in MEASURES.items() if key in last}
     if "val_loss" in last:
-        loss, step = min((row["val_loss"], row["step"]) for row in metrics if "val_loss" in row)
+        loss, step = min((row["val_loss"], row.get("step", 0)) for row in metrics if "val_loss" in row)
         facts["validation loss"] += f"; best {loss:.4g}, at step {step:,}"
     for key in [key for key in last if key.endswith("_per_second")]:
         speed = statistics.median(row[key] for row in metrics if key in row)
@@ -139,8 +164,7 @@ def render(path, runs, prefixes):
         facts=dict.fromkeys(key for r in runs for key in r["facts"]),
         config=dict.fromkeys(key for r in runs for key in r["config"]),
         plots=[(r["name"], name, prefix) for r, prefix in zip(runs, prefixes) for name in r["plots"]])
-    path.with_suffix(".part").write_text(html, encoding="utf-8")
-    path.with_suffix(".part").replace(path)
+    write_whole(path, html)
 
 
 def write_page(out_dir, **facts):
@@ -156,7 +180,7 @@ def write_page(out_dir, **facts):
         facts |= {"device": device, "torch": torch.__version__, "transformers": version("transformers"),
                   "Python": platform.python_version(),
                   "trivox's commit": commit[:12] + (", changed as in code/git.diff" if changes else "")}
-        (out_dir / "page.json").write_text(json.dumps(facts))
+        write_whole(out_dir / "page.json", json.dumps(facts))
     render(out_dir / "index.html", [read_run(out_dir)], [""])
 
 
@@ -171,13 +195,14 @@ def compare(folders, out):
         raise UserError("one run is named twice")
     if not (out / "compared").exists() and ((out / "metrics.jsonl").exists() or (out / "index.html").exists()):
         raise UserError(f"{out} has a page already, of something else: --out DIR names another folder")
-    shutil.rmtree(out / "compared", ignore_errors=True)
-    for r, prefix in zip(runs, prefixes):
-        (out / prefix).mkdir(parents=True)
-        if r["steps"]:
-            shutil.copytree(r["folder"] / "samples", out / prefix / "samples")
-        for name in r["plots"]:
-            shutil.copy(r["folder"] / name, out / prefix)
+    with whole_folder(out) as new:
+        for r, prefix in zip(runs, prefixes):
+            (new / prefix).mkdir(parents=True)
+            if r["steps"]:
+                shutil.copytree(r["folder"] / "samples", new / prefix / "samples")
+            for name in r["plots"]:
+                shutil.copy(r["folder"] / name, new / prefix)
+        shutil.rmtree(out / "compared", ignore_errors=True)
     for r in runs:  # runs/a/flow and runs/b/flow
         r["name"] = r["name"] if names.count(r["name"]) == 1 else str(r["folder"])
     render(out / "index.html", runs, prefixes)

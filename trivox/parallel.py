@@ -1,11 +1,12 @@
 """Work shared by all cores of a machine."""
 
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 
 import torch
 
@@ -23,12 +24,33 @@ def parallel(threads=False):
     torch's threads can hang. Raises UserError where one of them is killed."""
     pool = ThreadPoolExecutor(cores()) if threads else ProcessPoolExecutor(cores(), get_context("spawn"), _begin)
     try:
+        if not threads:
+            with no_interrupts():  # Ctrl-C is for this process; those that work for it end with it
+                pool.submit(int)
         yield pool
+    except KeyboardInterrupt:
+        if not threads:
+            for process in [*pool._processes.values()]:  # else what they are at would be waited for
+                process.kill()
+        raise
     except BrokenProcessPool:
         raise UserError("a process of those that share this work was killed, perhaps because the memory ran out; the "
                         "same command goes on where it stopped") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def no_interrupts():
+    """Processes that are started meanwhile do not see Ctrl-C."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin():

@@ -1,11 +1,13 @@
 """Pictures: spectrograms, curves, how evenly codes are used."""
 
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 
 from trivox.audio import write_wav
+from trivox.files import write_whole
 
 HERE = Path(__file__).parent
 
@@ -30,7 +32,13 @@ def plot_spectrograms(path, title, mels, mel):
         axis.grid(False)
     axes[0, 0].set_title(title, wrap=True, parse_math=False)
     axes[-1, 0].set_xlabel("time, s")
-    fig.savefig(path)
+    save(fig, path)
+
+
+def save(fig, path, **options):
+    """Write a figure as a PNG, whole or not at all."""
+    fig.savefig(content := io.BytesIO(), format="png", **options)
+    write_whole(path, content.getvalue())
 
 
 def save_clip(path, wav, log_mel, mel):
@@ -38,7 +46,9 @@ def save_clip(path, wav, log_mel, mel):
     from matplotlib.image import imsave
 
     write_wav(path.with_suffix(".wav"), wav, mel.sample_rate)
-    imsave(path.with_suffix(".png"), np.asarray(log_mel).T, origin="lower", vmin=np.log(1e-5), vmax=2, cmap="magma")
+    imsave(content := io.BytesIO(), np.asarray(log_mel).T, origin="lower", vmin=np.log(1e-5), vmax=2, cmap="magma",
+           format="png")
+    write_whole(path.with_suffix(".png"), content.getvalue())
 
 
 CURVES = {  # what an axis shows: the keys of metrics.jsonl, in training and in validation
@@ -88,7 +98,7 @@ def plot_curves(path, runs, loss="loss"):
     legend = fig.legend(marks.values(), marks.keys(), loc="outside lower left", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    fig.savefig(path, dpi=180)
+    save(fig, path, dpi=180)
 
 
 def plot_coverage(path, counts):
@@ -103,4 +113,4 @@ def plot_coverage(path, counts):
     axes[0, 0].set(xlabel="most frequent symbols, % of the vocabulary", ylabel="occurrences covered, %", xlim=(0, 100),
                    ylim=(0, 101))
     axes[0, 0].legend(loc="lower right")
-    fig.savefig(path, dpi=180)
+    save(fig, path, dpi=180)

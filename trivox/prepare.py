@@ -16,9 +16,9 @@ from tqdm import tqdm
 from trivox.audio import log_mel, read_wav
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
-from trivox.corpora import clip_path, corpus_sources, draw_validation, read_metadata
-from trivox.datasets import SPLITS
-from trivox.files import map_file, read_json, read_jsonl, wait_for, write_whole
+from trivox.corpora import clip_path, corpus_sources, draw_validation, held_out, read_metadata
+from trivox.datasets import SPLITS, kept_rows
+from trivox.files import map_file, read_json, read_rows, wait_for, whole_file, write_whole
 from trivox.parallel import parallel
 from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
 from trivox.voices import load_embedder
@@ -33,8 +33,9 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
     listed with the reason. Raises UserError where no clip is left or `out` holds other shards.
     """
     clips = read_metadata(metadata or root / "metadata.csv", columns)
-    heldout = root / "heldout.txt"
-    val = set(heldout.read_text().split()) if heldout.exists() else draw_validation([c["id"] for c in clips])
+    val = held_out(root)
+    if val is None:
+        val = draw_validation([clip["id"] for clip in clips])
     for clip in clips:
         clip["split"] = "val" if clip["id"] in val else "train"
     jobs = [(out / f"mels_{i:05d}", root, clips[i * SHARD_CLIPS:(i + 1) * SHARD_CLIPS], mel, max_seconds)
@@ -42,12 +43,11 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
     plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve()),
             "clips": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "plan.json").exists() and json.loads((out / "plan.json").read_text()) != plan:
+    if (out / "plan.json").exists() and read_json(out / "plan.json") != plan:
         raise UserError(f"{out} holds shards of another corpus or other settings: delete it, or choose another --out")
     for part in out.glob("*.part"):  # of a run that was killed
         part.unlink()
-    (out / ".plan").write_text(json.dumps(plan))
-    (out / ".plan").replace(out / "plan.json")
+    write_whole(out / "plan.json", json.dumps(plan))
 
     todo = [job for job in jobs if not job[0].with_suffix(".jsonl").exists()]
     if todo:
@@ -55,13 +55,11 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
         with parallel() as pool, bar:
             for clips_done in pool.map(_prepare_shard, todo):
                 bar.update(clips_done)
-    rows = [json.loads(line) for job in jobs for line in job[0].with_suffix(".jsonl").open(encoding="utf-8")]
-    skipped = [r for r in rows if "skipped" in r]
-    kept = [r for r in rows if "skipped" not in r]
-    for r in skipped:
-        print(f"skipped {r['id']}: {r['skipped']}")
+    indices = [job[0].with_suffix(".jsonl") for job in jobs]
+    skipped = told_skipped(indices)
+    kept = [row for index in indices for row in kept_rows(index, sum=float, sum_sq=float)]
     if not kept:
-        raise UserError(f"none of the {len(rows)} clips of {root} could be used")
+        raise UserError(f"none of the {len(clips)} clips of {root} could be used")
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
     frames, text_bytes = sum(r["frames"] for r in kept), [len(r["text"].encode()) for r in kept]
@@ -73,10 +71,17 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
         "text_bytes": {"min": min(text_bytes), "mean": sum(text_bytes) / len(kept), "max": max(text_bytes)},
         "mel": asdict(mel),
     }
-    (out / ".stats").write_text(json.dumps(stats, indent=2) + "\n")
-    (out / ".stats").replace(out / "dataset_stats.json")
+    write_whole(out / "dataset_stats.json", json.dumps(stats, indent=2) + "\n")
     print(f"{out}: {len(kept):,} clips, {stats['seconds'] / 3600:.2f} h, {stats['validation_clips']} held out, "
           f"{len(skipped)} skipped; log-mel mean {mean:.4f}, std {stats['mel_std']:.4f}")
+
+
+def told_skipped(indices):
+    """The rows of .jsonl files that were skipped, after each was told with its reason."""
+    rows = [row for index in indices for _, row in read_rows(index) if "skipped" in row]
+    for row in rows:
+        print(f"skipped {row.get('id')}: {row['skipped']}")
+    return rows
 
 
 def _prepare_shard(job):
@@ -84,22 +89,21 @@ def _prepare_shard(job):
     path, root, clips, mel, max_seconds = job
     clips = [clip | {"text": normalise_text(clip["text"], accents=True)} for clip in clips]  # as it is spoken later
     torch.set_num_threads(1)
-    lines, offset = [], 0
-    part = path.with_suffix(f".{os.getpid()}.part")  # the workers of a killed run may still be at this shard
-    with part.open("wb") as f:
+    lines, index, offset = [], [], 0
+    with whole_file(path.with_suffix(".f16")) as f:
         for clip in clips:
             try:
                 features = prepare_clip(root, clip, mel, max_seconds)
             except UserError as e:
                 lines.append({**clip, "skipped": str(e)})
                 continue
-            features.numpy().astype(np.float16).tofile(f)
+            f.write(features.numpy().astype(np.float16).tobytes())
+            index.append((offset + len(features), SPLITS.index(clip["split"])))
             lines.append({**clip, "offset": offset, "frames": len(features), "sum": features.double().sum().item(),
                           "sum_sq": features.double().square().sum().item()})
             offset += len(features)
-    part.replace(path.with_suffix(".f16"))
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    part.replace(path.with_suffix(".jsonl"))
+    write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
+    write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
     return len(clips)
 
 
@@ -112,7 +116,10 @@ def prepare_clip(root, clip, mel, max_seconds):
         raise UserError(f"{len(wav) / mel.sample_rate:.1f} s are more than {max_seconds:.1f} s")
     if np.abs(wav).max() < 1e-4:
         raise UserError("it is silent")
-    return log_mel(wav, mel)
+    features = log_mel(wav, mel)
+    if not features.half().isfinite().all():
+        raise UserError("its log-mel has numbers that are not finite")
+    return features
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -178,11 +185,9 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
         return
 
     wait_for([job[0].with_suffix(".idx") for job in jobs])
-    rows = [row for job in jobs for row in read_jsonl(job[0].with_suffix(".jsonl"))]
-    skipped = [r for r in rows if "skipped" in r]
-    kept = [r for r in rows if "skipped" not in r]
-    for r in skipped:
-        print(f"skipped {r['id']}: {r['skipped']}")
+    indices = [job[0].with_suffix(".jsonl") for job in jobs]
+    skipped = told_skipped(indices)
+    kept = [row for index in indices for row in kept_rows(index)]
     if not kept:
         raise UserError(f"none of the {len(sources)} recordings of {root} could be used")
     if (root / "grammar.jsgf").exists():
@@ -228,7 +233,11 @@ def fit_mel_rvq(corpora, mel, sizes):
         jobs = [(root / source, mel, -(-FIT_FRAMES // len(corpora) // len(drawn))) for source in drawn]
         with parallel() as pool:
             some = list(tqdm(pool.map(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
-        mels.append(np.concatenate(some))
+        for source, found in zip(drawn, some):
+            if isinstance(found, str):
+                print(f"mel_rvq is fitted without {source}: {found}")
+        some = [found for found in some if not isinstance(found, str)]
+        mels.append(np.concatenate([np.zeros((0, mel.n_mels), np.float32), *some]))
         print(f"fitting mel_rvq to {len(mels[-1]):,} frames of {len(jobs):,} recordings of {root}")
     most = max(map(len, mels))
     mels = [np.tile(x, (round(most / max(1, len(x))), 1)) for x in mels]
@@ -236,12 +245,14 @@ def fit_mel_rvq(corpora, mel, sizes):
 
 
 def _some_mels(job):
-    """At most so many frames of a recording, evenly spaced; none of one that cannot be read."""
+    """At most so many frames of a recording, evenly spaced; or why there are none, a text."""
     path, mel, count = job
     try:
         mels = log_mel(read_wav(path, mel.sample_rate), mel).numpy()
-    except UserError:
-        return np.zeros((0, mel.n_mels), np.float32)
+    except UserError as e:
+        return str(e)
+    if not np.isfinite(mels).all():
+        return "its log-mel has numbers that are not finite"
     return mels[np.linspace(0, len(mels) - 1, min(count, len(mels))).astype(int)]
 
 
@@ -255,15 +266,14 @@ def _tokenize_shard(job):
     index = path.with_suffix(".jsonl")
     if not index.exists():
         encode_shard(path, root, sources, cached_codec(*codec) if isinstance(codec, tuple) else codec, chunk_frames)
-    write_sentences(path, [row for row in read_jsonl(index) if "skipped" not in row], speakers)
+    write_sentences(path, kept_rows(index, speaker=str), speakers)
     return len(sources)
 
 
 def encode_shard(path, root, sources, codec, chunk_frames):
     """The codes of a shard and then, as the mark that they are whole, their index, a line a clip."""
     lines, offset, waiting = [], 0, []  # waiting: (line, wav) that have been read
-    part = path.with_suffix(f".{os.getpid()}.part")  # the workers of a killed run may still be at this shard
-    with part.open("wb") as f:
+    with whole_file(path.with_suffix(".u16")) as f:
         for n, source in enumerate(sources):
             source = source | {"text": normalise_text(source["text"], accents=True)}  # as it is spoken later
             try:
@@ -275,11 +285,10 @@ def encode_shard(path, root, sources, codec, chunk_frames):
                 with on_gpu:
                     codes = codec.encode([wav for _, wav in waiting])
                 for (line, _), c in zip(waiting, codes):
-                    c.astype(np.uint16).tofile(f)
+                    f.write(c.astype(np.uint16).tobytes())
                     lines.append({**line, "offset": offset, "frames": len(c)})
                     offset += len(c)
                 waiting = []
-    part.replace(path.with_suffix(".u16"))
     write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -384,7 +393,7 @@ def _embed_shard(job):
     """The embeddings of one shard's clips, after a list of those that are missing: [row, id, reason]."""
     path, file, root, codec, name, device = job
     embedder, source, missing = cached_embedder(name, device), None, []
-    rows = [row for row in read_jsonl(path.with_suffix(".jsonl")) if "skipped" not in row]
+    rows = kept_rows(path.with_suffix(".jsonl"), source=str, start=(int, float))
     vectors = np.zeros((len(rows), embedder.width), np.float32)
     for n, row in enumerate(rows):
         try:
@@ -392,7 +401,10 @@ def _embed_shard(job):
                 wav, source = read_wav(root / row["source"], codec["sample_rate"]), row["source"]
             start = round(row["start"] * codec["sample_rate"])
             with on_gpu:
-                vectors[n] = embedder(wav[start:start + row["frames"] * codec["hop_length"]], codec["sample_rate"])
+                vector = embedder(wav[start:start + row["frames"] * codec["hop_length"]], codec["sample_rate"])
+            if not np.isfinite(vector).all():
+                raise UserError(f"its embedding by {name} has numbers that are not finite")
+            vectors[n] = vector
         except UserError as e:
             missing.append((n, row["id"], str(e)))
     write_whole(file.with_suffix(".missing"), json.dumps(missing))

@@ -12,11 +12,13 @@
 import difflib
 import importlib
 import shlex
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pydantic
 
-from trivox.common import UserError, load_config, read_yaml
+from trivox.common import UserError, checked, load_config, read_yaml
 
 TRAINERS = {"flow": "train_flow_tts", "codec": "train_codec_lm", "llm": "train_llm_tts"}
 
@@ -42,6 +44,19 @@ def load_settings(path, system=None, flags=()):
         raise UserError(f"{path} is of the system {said!r}, not of {system!r}")
     trainer = importlib.import_module(TRAINERS[said])  # not above, as it takes seconds and imports run the other way
     return load_config(trainer.Config, ["--config", str(path), *flags])
+
+
+def defaults(system):
+    """The default of each setting of a system's trainer: what a run has that was made before there was the setting."""
+    return {f.name: f.default for f in fields(importlib.import_module(TRAINERS[system]).Config)}
+
+
+def complete(config, path):
+    """The config of a run, a dict with its `system`, with the defaults of settings that there were not yet when it was
+    made. Raises UserError for a value that the setting cannot have; path: where it is from."""
+    kinds = get_type_hints(importlib.import_module(TRAINERS[config["system"]]).Config, include_extras=True)
+    return defaults(config["system"]) | {
+        key: checked(kinds[key], value, f"{key} in {path}") if key in kinds else value for key, value in config.items()}
 
 
 def read_recipe(path, c, parse):

@@ -6,6 +6,7 @@ recording that is heard beside it, or None.
 
 import json
 
+from trivox.files import write_whole
 from trivox.metrics import mel_distances, word_error_rate
 from trivox.plots import save_clip
 
@@ -30,5 +31,5 @@ def write_samples(speaker, prompts, hear, folder):
             if prompt["reference"]:
                 rows[n]["mel_distance"] = mel_distances(clip.mel, prompt["reference"].mel)[0]
         save_clip(folder / f"{n:03d}", clip.wav, clip.mel, speaker.mel)
-    (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(folder / "clips.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return word_error_rate(texts, heard) if texts else None

@@ -4,6 +4,7 @@ export.py copies this script beside the model. A voice is an embedding in a .npy
 """
 
 import argparse
+import io
 import json
 import re
 import time
@@ -182,11 +183,17 @@ def main():
     wav, rate, took = np.concatenate(wavs[:-1] or [np.zeros(1)]), speaker.c["sample_rate"], time.perf_counter() - start
     seconds = len(wav) / rate
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(args.out), "wb") as file:
+    with wave.open(content := io.BytesIO(), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes((np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes())
+    try:
+        args.out.write_bytes(content.getvalue())
+    except OSError as e:
+        if args.out.is_file():
+            args.out.unlink()
+        raise SystemExit(f"error: cannot write {args.out}: {e.strerror}") from None
     print(f"{args.out}: {seconds:.2f} s of audio in {took:.2f} s, real-time factor {took / seconds:.2f}")
 
 

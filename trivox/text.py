@@ -233,7 +233,13 @@ class TextFeatures:
                 return
             states = np.memmap(path.with_suffix(".part"), np.float16, "w+", shape=(int(ends[-1]), width))
             for i in tqdm(range(0, len(texts), 32), "text states", leave=False):  # sorted, so with little padding
-                some = torch.cat(self.encode(texts[i:i + 32]))
+                some = self.encode(texts[i:i + 32])
+                for text, own in zip(texts[i:], some):
+                    if not own.half().isfinite().all():
+                        path.with_suffix(".part").unlink()
+                        raise UserError(f"the states of {self.encoder} for {text!r} are not finite in float16: take "
+                                        "--cache_text off, or leave that text out")
+                some = torch.cat(some)
                 end = ends[min(i + 32, len(texts)) - 1]
                 states[end - len(some):end] = some
             states.flush()

@@ -109,7 +109,7 @@ def read_voice(path, config, device="cpu"):
     if Path(path).suffix == ".npy":
         try:
             embedding = np.load(path, allow_pickle=False).astype(np.float32)
-        except (OSError, ValueError, EOFError) as e:
+        except Exception as e:  # missing, damaged, pickled, an archive: each its own class
             raise UserError(f"cannot read the embedding {path}: {e}") from None
     else:
         embedder, wav = load_embedder(config["speaker_embedder"], device), read_wav(path, config["sample_rate"])
@@ -119,4 +119,6 @@ def read_voice(path, config, device="cpu"):
             raise UserError(f"no voice can be heard in {path}: {e}") from None
     if embedding.shape != (wanted,):
         raise UserError(f"{path} gives an embedding of shape {embedding.shape}; the checkpoint reads ({wanted},)")
+    if not np.isfinite(embedding).all():
+        raise UserError(f"{path} gives an embedding with numbers that are not finite")
     return torch.from_numpy(embedding)

@@ -1,0 +1,80 @@
+"""Steps that would spoil a model, as their loss or gradient is not finite: found without a wait for the GPU, left out
+to the last bit, and told with the clips that did it."""
+
+import torch
+import torch.distributed as dist
+
+from trivox.common import UserError
+
+IN_A_ROW = 10  # so many such steps end a run
+
+
+def lerp_unless(bad, x, ends, weight):
+    """Move the tensors x towards their ends by a weight, in place; not at all where the tensor `bad` is 1. That is what
+    PyTorch's fused SGD does with a gradient of -ends and a weight decay of 1, and the GPU need not be asked."""
+    torch._fused_sgd_(x, ends, [], weight_decay=1.0, momentum=0.0, lr=weight, dampening=0.0, nesterov=False,
+                      maximize=True, is_first_step=False, grad_scale=None, found_inf=bad)
+
+
+class Watch:
+    """Over the steps of a run. `bad` is a tensor, 1 in a step that must change nothing: the optimizers, fused ones of
+    PyTorch's and Muon, look at it."""
+
+    def __init__(self, device, optimizers, scaler):
+        self.bad, self.scales = torch.zeros((), device=device), scaler.is_enabled()
+        self.steps, self.in_a_row, self.tried = [], 0, {}
+        for optimizer in optimizers:
+            optimizer.grad_scale, optimizer.found_inf = None, self.bad
+
+    def see(self, step, drawn, losses, norm):
+        """Whether this step is finite, in all processes. drawn: what it was made of. losses (N,), norm (): of this
+        process, on the device. Returns 1 where it is and 0 where not, a tensor."""
+        fine = torch.stack((losses.sum(), losses.sum() + norm)).isfinite().float()
+        if dist.is_initialized():
+            dist.all_reduce(fine, dist.ReduceOp.MIN)
+        self.bad.copy_(1 - fine[1])
+        # gradients beyond float16 are no fault: the scaler finds its scale by them
+        self.steps.append((step, drawn, fine[0] if self.scales else fine[1]))
+        return fine[1]
+
+    def look(self, loss, name):
+        """The steps since the last look that were left out: for each (step, the names of its clips, those that alone
+        have a loss that is not finite). Waits for the GPU. All processes call it.
+
+        loss(one of what a step was drawn) is a tensor, name(one) a string; each clip is tried once in a run.
+        """
+        fine = torch.stack([flag for *_, flag in self.steps]).tolist() if self.steps else []
+        found = [(step, drawn) for (step, drawn, _), flag in zip(self.steps, fine) if not flag]
+        for flag in fine:
+            self.in_a_row = 0 if flag else self.in_a_row + 1
+        self.steps = []
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for _, drawn in found:
+            for one in drawn[rank::world]:
+                if name(one) not in self.tried:
+                    with torch.no_grad():
+                        self.tried[name(one)] = bool(loss(one).isfinite())
+        if found and world > 1:
+            of_all = [None] * world
+            dist.all_gather_object(of_all, self.tried)
+            self.tried = {clip: fine for some in of_all for clip, fine in some.items()}
+        return [(step, [*map(name, drawn)], sorted({name(one) for one in drawn if not self.tried[name(one)]}))
+                for step, drawn in found]
+
+    def must_stop(self):
+        return self.in_a_row >= IN_A_ROW
+
+    def give_up(self, step, out_dir):
+        """Raises UserError: what to try after so many such steps."""
+        known = sorted(clip for clip, fine in self.tried.items() if not fine)
+        clips = f", or leave out the clips {', '.join(known[:10])}" if known else ""
+        raise UserError(f"the last {self.in_a_row} steps, to {step}, had losses or gradients that are not finite, and "
+                        f"changed nothing; {out_dir} is saved as it was before them. Try a smaller --lr, or --dtype "
+                        f"float32{clips}")
+
+
+def sentence(step, clips, culprits):
+    """What is said of a step that was left out."""
+    shown = ", ".join(clips[:5]) + (f" and {len(clips) - 5} more" if len(clips) > 5 else "")
+    alone = f"by themselves {', '.join(culprits)}" if culprits else "none of them by itself"
+    return f"step {step}: its loss or gradient is not finite, so it changes nothing; its clips: {shown}; {alone}"
