@@ -63,7 +63,11 @@ def run(main, argv):
         sys.exit(f"error: {problem}")  # here main's frame is gone, and its progress bar has ended its line
     if _says_first(problem):
         print(f"error: {problem}", file=sys.stderr)
-    sys.exit(TO_MEND)
+    if not dist.is_initialized():
+        sys.exit(TO_MEND)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(TO_MEND)  # at once: as Python leaves, Gloo's threads can end it by SIGABRT, and all would start again
 
 
 def disk_is_full(error):
