@@ -107,7 +107,7 @@ def make_batch(c, data, features, draws, device):
 def counts(c, data, draws):
     """How many frames the clips of these draws have, and how many of the clips have text."""
     room = c.context - c.codebooks
-    return sum(min(data.rows[d["clip"]]["frames"], room) for d in draws), max(1, sum(not d["drop"] for d in draws))
+    return sum(min(int(data.frames[d["clip"]]), room) for d in draws), max(1, sum(not d["drop"] for d in draws))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def by_book(name, values):
 
 def validate(c, model, data, features, clips, rank, world, device, dtype):
     """Cross-entropy and accuracy of each book over all validation clips with their texts, and the duration loss."""
-    clips = sorted(clips, key=lambda clip: data.rows[clip]["frames"])
+    clips = sorted(clips, key=lambda clip: data.frames[clip])
     frames = counts(c, data, [{"clip": clip, "drop": False} for clip in clips])[0]
     sums = torch.zeros(2 * c.codebooks + 1, dtype=common.widest(device), device=device)
     for i in range(rank * c.batch_size, len(clips), world * c.batch_size):
@@ -188,9 +188,8 @@ def main(argv):
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
-    frames = data.frames.tolist()
-    if c.cross_every and max(frames) > c.context - c.codebooks - 1:
-        raise UserError(f"a clip of {max(frames)} frames and its end do not fit into a context of {c.context} delayed "
+    if c.cross_every and (longest := data.frames.max()) > c.context - c.codebooks - 1:
+        raise UserError(f"a clip of {longest} frames and its end do not fit into a context of {c.context} delayed "
                         "steps, and a text needs its whole clip: raise --context")
 
     # Model
@@ -251,8 +250,8 @@ def main(argv):
     def batches(place):
         """From a place in the data on: this process's micro-batches, each with the counts of its step over all
         processes, and beside it the step's draws and the place behind it."""
-        micro, lengths = c.batch_size * world, np.array(frames)
-        for pairs, behind in steps(c.seed, train, lambda clips: lengths[clips], micro * c.grad_accum_steps, place,
+        micro = c.batch_size * world
+        for pairs, behind in steps(c.seed, train, lambda clips: data.frames[clips], micro * c.grad_accum_steps, place,
                                    step * (place is None)):
             draws = [draw(c, *pair) for pair in pairs]
             n = dict(zip(("n_frames", "n_texts"), torch.tensor(counts(c, data, draws), dtype=torch.float32)))
@@ -329,14 +328,17 @@ def main(argv):
                     steps_per_second=n / took, clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps,
                     **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {loss['loss']:.3f}", refresh=False)
-            for at, clips, alone in watch.look(loss_alone, lambda one: data.rows[one["clip"]]["id"]):
-                if rank == 0:
-                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
-                    bar.write(finite.sentence(at, clips, alone))
             if step % c.log_every == 0:
                 sums.zero_()
         # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+
+        # Steps that were left out
+        if stopping or step == c.steps or step % min(c.log_every, finite.IN_A_ROW) == 0:
+            for at, clips, alone in watch.look(loss_alone, lambda one: data.rows[one["clip"]]["id"]):
+                if rank == 0:
+                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
+                    bar.write(finite.sentence(at, clips, alone))
         ending = stopping or watch.must_stop()
 
         # Evaluate and save
@@ -368,8 +370,7 @@ def main(argv):
         if ending:
             break
     run_folder.close_run()  # once the last save is on the disk
-    if watch.must_stop():
-        watch.give_up(step, c.out_dir)
+    watch.end(step, c.out_dir)
     if stopping:
         say(f"stopped by a signal after step {step}; the same command with --resume goes on")
 

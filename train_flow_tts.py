@@ -95,7 +95,7 @@ def make_batch(c, data, features, draws, device):
     """The tensors of a micro-batch, on the device, to which float16 goes as the disk holds it, and is float32 there.
     Lengths are padded to multiples of 16: so there are fewer shapes."""
     text, length = features.stored(["" if d["drop"] else data.rows[d["clip"]]["text"] for d in draws], multiple=16)
-    frames = [data.rows[d["clip"]]["frames"] + d["silence"] for d in draws]
+    frames = [int(data.frames[d["clip"]]) + d["silence"] for d in draws]
     longest = -(-max(frames) // (16 * c.patch)) * 16 * c.patch
     batch = {
         "mel": padded([data.numbers(d["clip"]) for d in draws], longest),  # (B, T, n_mels)
@@ -129,7 +129,7 @@ def flow_loss(c, model, batch):
 
 def counts(data, draws):
     """The denominators of those sums: frames, and clips with text."""
-    return sum(data.rows[d["clip"]]["frames"] + d["silence"] for d in draws), max(1, sum(not d["drop"] for d in draws))
+    return sum(int(data.frames[d["clip"]]) + d["silence"] for d in draws), max(1, sum(not d["drop"] for d in draws))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def counts(data, draws):
 def validate(c, model, data, features, clips, rank, world, device, dtype):
     """Mean losses over all validation clips with their text; noise, time and added silence are the same each time."""
     model.eval()
-    draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.rows[clip]["frames"])]
+    draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.frames[clip])]
     sums = torch.zeros(2, dtype=common.widest(device), device=device)
     for i in range(rank * c.batch_size, len(draws), world * c.batch_size):
         with autocast(device, dtype):
@@ -177,7 +177,6 @@ def main(argv):
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
-    frames = data.frames.tolist()
     for writes in (True, False):  # two rounds: the first process writes the cache of text states, the others read it
         if writes == (rank == 0):
             features.fill_cache(data.folder, (row["text"] for row in data.rows), c.cache_text, writes)
@@ -242,8 +241,8 @@ def main(argv):
     def batches(place):
         """From a place in the data on: this process's micro-batches, each with the counts of its step over all
         processes, its draws and the place behind it."""
-        micro, lengths = c.batch_size * world, np.array(frames)
-        for pairs, behind in steps(c.seed, train, lambda clips: lengths[clips], micro * c.grad_accum_steps, place,
+        micro = c.batch_size * world
+        for pairs, behind in steps(c.seed, train, lambda clips: data.frames[clips], micro * c.grad_accum_steps, place,
                                    step * (place is None)):
             draws = [draw(c, *pair) for pair in pairs]
             for i in range(0, len(draws), micro):
@@ -308,14 +307,17 @@ def main(argv):
                 log(step, loss=flow, duration_loss=duration, grad_norm=norm, lr=lr, steps_per_second=n / took,
                     clips_per_second=n / took * c.batch_size * world * c.grad_accum_steps, **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {flow:.3f}", refresh=False)
-            for at, clips, alone in watch.look(loss_alone, lambda one: data.rows[one["clip"]]["id"]):
-                if rank == 0:
-                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
-                    bar.write(finite.sentence(at, clips, alone))
             if step % c.log_every == 0:
                 sums.zero_()
         # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+
+        # Steps that were left out
+        if stopping or step == c.steps or step % min(c.log_every, finite.IN_A_ROW) == 0:
+            for at, clips, alone in watch.look(loss_alone, lambda one: data.rows[one["clip"]]["id"]):
+                if rank == 0:
+                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
+                    bar.write(finite.sentence(at, clips, alone))
         ending = stopping or watch.must_stop()
 
         # Evaluate and save
@@ -342,8 +344,7 @@ def main(argv):
         if ending:
             break
     run_folder.close_run()  # once the last save is on the disk
-    if watch.must_stop():
-        watch.give_up(step, c.out_dir)
+    watch.end(step, c.out_dir)
     if stopping:
         say(f"stopped by a signal after step {step}; the same command with --resume goes on")
 

@@ -368,14 +368,17 @@ def main(argv):
                 log(step, **found, grad_norm=norm / max(finite_steps, 1), lr=lr, steps_per_second=n / took,
                     tokens_per_second=(totals[2] + totals[3]) / took, **common.gpu_memory(device))
                 bar.set_postfix_str(f"loss {found['loss']:.3f}", refresh=False)
-            for at, clips, alone in watch.look(loss_alone, lambda row: data.name(row[0])):
-                if rank == 0:
-                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
-                    bar.write(finite.sentence(at, clips, alone))
             if step % c.log_every == 0:
                 sums.zero_()
         # several processes agree on it only where they talk anyway
         stopping = (world == 1 or step % c.log_every == 0) and all_sum([stop.is_set()], device)[0] > 0
+
+        # Steps that were left out
+        if stopping or step == c.steps or step % min(c.log_every, finite.IN_A_ROW) == 0:
+            for at, clips, alone in watch.look(loss_alone, lambda row: data.name(row[0])):
+                if rank == 0:
+                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
+                    bar.write(finite.sentence(at, clips, alone))
         ending = stopping or watch.must_stop()
 
         # Evaluate and save
@@ -404,8 +407,7 @@ def main(argv):
         if ending:
             break
     run_folder.close_run()  # once the last save is on the disk
-    if watch.must_stop():
-        watch.give_up(step, c.out_dir)
+    watch.end(step, c.out_dir)
     if stopping:
         say(f"stopped by a signal after step {step}; the same command with --resume goes on")
 

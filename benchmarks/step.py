@@ -51,6 +51,7 @@ def training(c, device):
     from train_codec_lm import codec_loss
     from train_flow_tts import flow_loss
     from train_llm_tts import llm_loss
+    from trivox.finite import Watch, lerp_unless
     from trivox.gpu import replayed
     from trivox.muon import Muon
 
@@ -69,6 +70,7 @@ def training(c, device):
     others = [p for p in parameters if all(p is not m for m in matrices)]
     optimizers = [Muon(matrices, 1e-4)] if c.optimizer == "muon" else []
     optimizers += [torch.optim.AdamW(others if optimizers else parameters, lr=1e-4, fused=True)]
+    watch = Watch(device, optimizers, torch.amp.GradScaler(device.type, enabled=False))
 
     def learn(batch):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -84,12 +86,13 @@ def training(c, device):
     def step(batch):
         for _ in range(c.grad_accum_steps):
             loss = learn(batch)
-        torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
+        watch.steps = []
+        watch.see(1, [], loss, torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=c.system != "codec")
         with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1e-3)
+            lerp_unless(watch.bad, averages, parameters, 1e-3)
         return loss
 
     return model, step

@@ -72,8 +72,8 @@ def run(request, data_dir, codec_tokens, llm_tokens, tmp_path, monkeypatch):
     return trainer, train, tmp_path / "run"
 
 
-def spoil(trainer, monkeypatch, steps):
-    """Make the gradient's norm NaN in these steps, and the gradients with it."""
+def spoil(trainer, monkeypatch, steps, then=lambda: None):
+    """Make the gradient's norm NaN in these steps, and the gradients with it; then do something more."""
     seen, clip = [], torch.nn.utils.clip_grad_norm_
 
     def clipped(parameters, most):
@@ -81,6 +81,7 @@ def spoil(trainer, monkeypatch, steps):
         seen.append(1)
         if len(seen) in steps:
             parameters[0].grad.view(-1)[0] = float("nan")
+            then()
         return clip(parameters, most)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
@@ -124,8 +125,26 @@ def test_ten_in_a_row_end_the_run(run, monkeypatch):
     trainer, train, folder = run
     spoil(trainer, monkeypatch, range(3, 100))
     said = refusal(lambda argv: train())
-    assert "the last 10 steps, to 12" in said and "--lr" in said
+    assert "10 steps in a row" in said and "as of step 12" in said and "--lr" in said
     assert run_folder.newest(folder).name == "step_00000012" and run_folder.not_finite(weights(folder, 12)[0]) is None
+
+
+def test_ten_in_a_row_count_wherever_the_log_looks(run, monkeypatch):
+    """Also where its lines are farther apart, and where the run had recovered when it was looked at."""
+    trainer, train, folder = run
+    spoil(trainer, monkeypatch, range(3, 13))
+    assert "10 steps in a row" in refusal(lambda argv: train(log_every=16, steps=40))
+    assert run_folder.newest(folder).name == "step_00000020"
+
+
+def test_left_out_steps_are_told_when_a_signal_ends_the_run(run, monkeypatch):
+    trainer, train, folder = run
+    stop = Event()
+    spoil(trainer, monkeypatch, {2}, then=stop.set)
+    monkeypatch.setattr(trainer.common, "catch_signals", lambda: stop)
+    train(log_every=10)
+    assert [row["left_out_step"] for row in rows(folder) if "left_out_step" in row] == [2]
+    assert run_folder.newest(folder).name == "step_00000002"
 
 
 def test_one_clip_of_nan(run, monkeypatch):

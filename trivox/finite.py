@@ -22,7 +22,7 @@ class Watch:
 
     def __init__(self, device, optimizers, scaler):
         self.bad, self.scales = torch.zeros((), device=device), scaler.is_enabled()
-        self.steps, self.in_a_row, self.tried = [], 0, {}
+        self.steps, self.in_a_row, self.most, self.tried = [], 0, 0, {}
         for optimizer in optimizers:
             optimizer.grad_scale, optimizer.found_inf = None, self.bad
 
@@ -47,6 +47,7 @@ class Watch:
         found = [(step, drawn) for (step, drawn, _), flag in zip(self.steps, fine) if not flag]
         for flag in fine:
             self.in_a_row = 0 if flag else self.in_a_row + 1
+            self.most = max(self.most, self.in_a_row)
         self.steps = []
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for _, drawn in found:
@@ -62,15 +63,18 @@ class Watch:
                 for step, drawn in found]
 
     def must_stop(self):
-        return self.in_a_row >= IN_A_ROW
+        """Whether so many steps in a row were left out, as far as has been looked."""
+        return self.most >= IN_A_ROW
 
-    def give_up(self, step, out_dir):
-        """Raises UserError: what to try after so many such steps."""
+    def end(self, step, out_dir):
+        """What a run that has been saved ends with. Raises UserError where it had to stop: what to try."""
+        if not self.must_stop():
+            return
         known = sorted(clip for clip, fine in self.tried.items() if not fine)
         clips = f", or leave out the clips {', '.join(known[:10])}" if known else ""
-        raise UserError(f"the last {self.in_a_row} steps, to {step}, had losses or gradients that are not finite, and "
-                        f"changed nothing; {out_dir} is saved as it was before them. Try a smaller --lr, or --dtype "
-                        f"float32{clips}")
+        raise UserError(f"{self.most} steps in a row had losses or gradients that are not finite, and changed nothing; "
+                        f"{out_dir} is saved as of step {step}, without them. Try a smaller --lr, or --dtype float32"
+                        f"{clips}")
 
 
 def sentence(step, clips, culprits):
