@@ -32,7 +32,7 @@ from trivox.echolancer import is_one as is_echolancer
 from trivox.files import write_whole
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
                             name_speakers, score_clips, score_sentences, shuffled, unigram_cross_entropy)
-from trivox.pages import read_rows
+from trivox.pages import logged
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import load_recogniser
 from trivox.run_folder import find_checkpoint
@@ -302,7 +302,7 @@ def write_summary(out, summary, rows):
 
 def training_speed(ckpt):
     """The median of the steps a second that the run of a checkpoint logged; None where there is no log."""
-    rows = read_rows(find_checkpoint(ckpt).parent.parent / "metrics.jsonl")
+    rows = logged(find_checkpoint(ckpt).parent.parent / "metrics.jsonl")
     speeds = [row["steps_per_second"] for row in rows if isinstance(row.get("steps_per_second"), (int, float))]
     return float(np.median(speeds)) if speeds else None
 

@@ -1,5 +1,7 @@
 """corpora.py: whatever a metadata.csv holds, folders that are no corpus, which clips are for validation."""
 
+import json
+
 import pytest
 from conftest import refusal
 from helpers import make_corpus, tone
@@ -56,3 +58,21 @@ def test_validation_is_drawn_by_file(tmp_path):
     lines = (root / "metadata.csv").read_text().splitlines()
     (root / "metadata.csv").write_text("\n".join(lines[::-1]))
     assert {s["source"] for s in corpus_sources(root) if s["split"] == "val"} == val
+
+
+@pytest.mark.parametrize("said, found", [
+    ("a\nc d\n", {"a", "c d"}), ("\n  b \r\n", {"b"}), ("", set()), ("a b\n", "line 1"), ("a\nb.wav\n", "line 2"),
+], ids=["with a space", "blanks", "empty", "two in a line", "an ending"])
+def test_what_is_held_out(tmp_path, one_process, said, found):
+    """By either kind of data set; an id that is none holds nothing out, and is refused with the nearest."""
+    root = make_corpus(tmp_path / "corpus", {id: tone(0.3) for id in ("a", "b", "c d")})
+    (root / "heldout.txt").write_text(said)
+    mels = ("ljspeech", "--root", root, "--out", tmp_path / "mels")
+    if isinstance(found, str):
+        for words in refusal(data.main, *mels), refusal(lambda argv: corpus_sources(root)):
+            assert found in words and "the nearest is" in words
+    else:
+        data.main([*map(str, mels)])
+        rows = [json.loads(line) for line in (tmp_path / "mels" / "mels_00000.jsonl").open()]
+        for clips in rows, corpus_sources(root):
+            assert {clip["id"] for clip in clips if clip["split"] == "val"} == found

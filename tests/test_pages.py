@@ -146,6 +146,17 @@ def test_facts(visit, finished):
     assert tab.locator("[aria-label=config] tr:visible").count() == 2  # lr and eval_prompts
 
 
+def test_what_was_not_finite_is_shown(tmp_path):
+    """Steps that were left out; and a validation loss of NaN is not the best. A last line may have been cut."""
+    lines = [{"step": 1, "val_loss": float("nan")}, {"step": 2, "val_loss": 0.5}, {"step": 2, "left_out_step": 2},
+             {"step": 3, "left_out_step": 3}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+    (tmp_path / "config.yaml").write_text("system: flow\nsteps: 4\n")
+    facts = pages.read_run(tmp_path)["facts"]
+    assert facts["validation loss"] == "0.5; best 0.5, at step 2"
+    assert facts["steps left out, not finite"] == "2, the last 3"
+
+
 CONTRAST = """() => {
     const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255)
         .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -291,7 +302,7 @@ def test_a_log_that_was_cut(tmp_path):
     lines = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": {"a": 1}'
     for cut in range(30, len(lines)):
         (folder / "metrics.jsonl").write_text(lines[:cut])
-        assert pages.read_rows(folder / "metrics.jsonl") == [{"step": 1, "loss": 2.0}][:1]
+        assert pages.logged(folder / "metrics.jsonl") == [{"step": 1, "loss": 2.0}][:1]
     (folder / "metrics.jsonl").write_text(lines + '\n{"step": 3}\n')
     assert "line 2 of " in refusal(lambda argv: pages.write_page(folder))
 

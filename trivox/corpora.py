@@ -7,6 +7,7 @@ tokens. `grammar.jsgf` says which sentences can occur, for evaluate.py. Other or
 """
 
 import csv
+import difflib
 import hashlib
 import shutil
 from pathlib import Path
@@ -15,8 +16,7 @@ from tqdm import tqdm
 
 from trivox.audio import read_wav
 from trivox.common import UserError
-from trivox.files import read_text
-from trivox.files import write_whole
+from trivox.files import read_text, write_whole
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
@@ -121,17 +121,25 @@ def corpus_sources(root, columns="id|text|normalized|speaker"):
         sources = [{"id": str(Path(f).with_suffix("")), "text": "", "speaker": "", "source": f} for f in files]
     if not sources:
         raise UserError(f"{root} holds neither metadata.csv nor a recording ({', '.join(AUDIO_ENDINGS)})")
-    if (heldout := held_out(root)) is not None:
+    if (heldout := held_out(root, {s["id"] for s in sources})) is not None:
         val = {s["source"] for s in sources if s["id"] in heldout}
     else:
         val = draw_validation(sorted({s["source"] for s in sources}), 0.05)
     return [{**s, "split": "val" if s["source"] in val else "train"} for s in sources]
 
 
-def held_out(root):
-    """The ids that heldout.txt names, a set; None where there is none."""
+def held_out(root, ids):
+    """Those of a corpus's ids that its heldout.txt names, a set; None where there is no such file. Raises UserError for
+    a line that is none of them."""
     path = root / "heldout.txt"
-    return {line.strip() for line in read_text(path).splitlines()} if path.exists() else None
+    if not path.exists():
+        return None
+    named = {line: number for number, line in enumerate(map(str.strip, read_text(path).split("\n")), 1) if line}
+    for id, number in named.items():
+        if id not in ids:
+            near = difflib.get_close_matches(id[:99], ids, 1, cutoff=0)
+            raise UserError(f"line {number} of {path} is {id[:99]!r}, no clip's id; the nearest is {near[0]!r}")
+    return {*named}
 
 
 def draw_validation(ids, share=0.02):

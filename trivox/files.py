@@ -72,9 +72,9 @@ def read_json(path, **kinds):
     return value
 
 
-def read_rows(path):
-    """The objects of a file of JSON lines: (number of the line, dict) after (number, dict). UserError for a line that
-    is none."""
+def read_rows(path, grows=False):
+    """The objects of a file of JSON lines: (number of the line, dict) after (number, dict). grows: of a file that a
+    kill may have cut, a last line that is no object is left out. UserError for any other line that is none."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as e:
@@ -84,9 +84,11 @@ def read_rows(path):
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict):
-            raise UserError(f"line {number} of {path} is no object of JSON but {line[:40]!r}: make the file again")
-        yield number, row
+        if isinstance(row, dict):
+            yield number, row
+        elif not grows or number < len(lines):
+            raise UserError(f"line {number} of {path} is no object of JSON but {line[:40]!r}: "
+                            + ("delete that line" if grows else "make the file again"))
 
 
 def wait_for(paths):

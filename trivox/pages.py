@@ -6,6 +6,7 @@ spectrogram, a line a clip of clips.jsonl what is known about it, and reference/
 """
 
 import json
+import math
 import platform
 import shutil
 import statistics
@@ -15,25 +16,13 @@ from itertools import combinations
 from pathlib import Path
 
 from trivox.common import UserError, checked, read_yaml
-from trivox.files import read_json
-from trivox.files import whole_folder, write_whole
+from trivox.files import read_json, read_rows, whole_folder, write_whole
 from trivox.plots import HERE, plot_curves
 
 
-def read_rows(path):
-    """The objects of a .jsonl file, without a last line that a kill has cut; none where there is no file. UserError for
-    any other line that is none."""
-    lines, rows = path.read_bytes().splitlines() if path.exists() else [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number < len(lines):
-            raise UserError(f"line {number} of {path} is no object of JSON but {line[:40]!r}: delete that line")
-    return rows
+def logged(path):
+    """The objects of a .jsonl file that a run writes, none where there is no file. See `read_rows`."""
+    return [row for _, row in read_rows(path, grows=True)] if path.exists() else []
 
 
 def seconds(wav):
@@ -49,7 +38,7 @@ def seconds(wav):
 def read_clips(folder):
     """{(prompt, 0, or 1 where it is there again, …): what a page shows of its clip} of a folder of samples."""
     clips = {}
-    for n, row in enumerate(read_rows(folder / "clips.jsonl")):
+    for n, row in enumerate(logged(folder / "clips.jsonl")):
         for key, kind in {"text": str, "wer": float, "mel_distance": float}.items():
             if key in row or key == "text":
                 checked(kind, row.get(key), f"{key} in line {n + 1} of {folder / 'clips.jsonl'}")
@@ -86,7 +75,7 @@ def read_run(folder):
     folder = Path(folder)
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is not the folder of a run: it has no metrics.jsonl")
-    metrics, config = read_rows(folder / "metrics.jsonl"), read_yaml(folder / "config.yaml")
+    metrics, config = logged(folder / "metrics.jsonl"), read_yaml(folder / "config.yaml")
     for row in metrics:
         for key in ("step", *filter(shown, row)):
             checked(float, row.get(key), f"{key} in {folder / 'metrics.jsonl'}")
@@ -99,9 +88,10 @@ def read_run(folder):
     steps = checked(int, config.get("steps", 0), f"steps in {folder / 'config.yaml'}")
     facts = {"steps": f"{last.get('step', 0):,} of {steps:,}", "updated": updated}
     facts |= {what: write(last[key]) for key, (what, write) in MEASURES.items() if key in last}
-    if "val_loss" in last:
-        loss, step = min((row["val_loss"], row.get("step", 0)) for row in metrics if "val_loss" in row)
-        facts["validation loss"] += f"; best {loss:.4g}, at step {step:,}"
+    if losses := [(row["val_loss"], row["step"]) for row in metrics if math.isfinite(row.get("val_loss", math.nan))]:
+        facts["validation loss"] += "; best {:.4g}, at step {:,}".format(*min(losses))
+    if left_out := [row for row in metrics if "left_out_step" in row]:
+        facts["steps left out, not finite"] = f"{len(left_out):,}, the last {left_out[-1]['left_out_step']:,}"
     for key in [key for key in last if key.endswith("_per_second")]:
         speed = statistics.median(row[key] for row in metrics if key in row)
         facts[key.replace("_", " ")] = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"

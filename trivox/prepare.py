@@ -33,7 +33,7 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
     listed with the reason. Raises UserError where no clip is left or `out` holds other shards.
     """
     clips = read_metadata(metadata or root / "metadata.csv", columns)
-    val = held_out(root)
+    val = held_out(root, {clip["id"] for clip in clips})
     if val is None:
         val = draw_validation([clip["id"] for clip in clips])
     for clip in clips:
