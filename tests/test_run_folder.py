@@ -414,8 +414,9 @@ def test_a_target_that_fails_does_not_end_the_run(tmp_path, capsys):
     (tmp_path / "file").touch()
     trained(tmp_path / "run", f"file://{tmp_path}/file/a")
     assert "could not be copied" in capsys.readouterr().out and step_of(newest(tmp_path / "run")) == 3
-    assert "cannot copy to" in refusal(lambda argv: run_folder.open_run(
-        Config(out_dir=str(tmp_path / "other"), copy_to="nosuch://a", resume=True)))
+    for resume in (False, True):  # before anything is trained
+        assert "cannot copy to" in refusal(lambda argv: run_folder.open_run(
+            Config(out_dir=str(tmp_path / "other"), copy_to="nosuch://a", resume=resume)))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -450,6 +451,14 @@ def test_a_wandb_run_goes_on(tmp_path, monkeypatch):
     save(tmp_path, 2)
     open_log(c, __file__, newest(tmp_path), {"step": 2, "wandb_id": log.wandb_id})
     assert asked == [(None, None), ("fresh", "allow")]
+
+
+def test_what_a_kill_has_left_goes(tmp_path):
+    save(tmp_path, 2)
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        (folder / "latest.123.part").touch()
+    open_log(Config(out_dir=str(tmp_path)), __file__, newest(tmp_path), {"step": 2})
+    assert not [*tmp_path.rglob("*.part")]
 
 
 def test_changes_are_told(tmp_path, capsys):

@@ -301,6 +301,13 @@ def test_adapters(flags, base, tmp_path, in_process, capsys):
 
 
 
+def test_a_run_that_is_no_adapter_cannot_go_on_as_one(flags, base, tmp_path, in_process):
+    shutil.copytree(base, tmp_path / "run")
+    said = refusal(in_process, *flags("--resume", steps=200, lora_rank=2, packed=False, init_from=base,
+                                      out_dir=tmp_path / "run"))
+    assert "is no adapter" in said and "--init_from" in said
+
+
 def test_what_an_adapter_stands_on(flags, base, tmp_path, in_process):
     """The very step: it is found when both runs have been moved, it stays when its own run goes on, and what is another
     model is refused."""

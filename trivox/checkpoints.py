@@ -87,7 +87,11 @@ def keep_base(source, run, checkpoint):
     """The absolute path of the checkpoint that an adapter is trained on in the folder `run`, of `source`, or of
     `checkpoint`, an adapter to go on with. There a file `kept_for` keeps it from being deleted by its own run."""
     if checkpoint:
-        return str(find_base(read_yaml(checkpoint / "config.yaml")["init_from"], run).resolve())
+        before = read_yaml(checkpoint / "config.yaml")
+        if not before.get("lora_rank"):
+            raise UserError(f"{checkpoint} is no adapter, and cannot go on as one: --init_from {run} with another "
+                            "--out_dir begins one on it")
+        return str(find_base(before["init_from"], run).resolve())
     if echolancer.is_one(source):
         return str(Path(source).resolve())
     folder = find_checkpoint(source)

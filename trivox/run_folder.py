@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from trivox.common import UserError, barrier, read_yaml
-from trivox.copies import fetch_newest, send_copy
+from trivox.copies import fetch_newest, open_target, send_copy
 from trivox.files import write_whole
 
 # ------------------------------------------------------------------------------------------------------------
@@ -197,6 +197,8 @@ def _open(c):
     if there and not c.resume:
         raise UserError(f"{c.out_dir} already holds a run: --resume goes on with it, --out_dir names another folder")
     lock(c.out_dir)
+    if c.copy_to:
+        open_target(c.copy_to)  # what cannot be is told now, and not at the first checkpoint
     if not there and c.resume and c.copy_to:
         fetch_newest(c.copy_to, Path(c.out_dir))
         there = newest(c.out_dir)
@@ -282,6 +284,8 @@ def open_log(c, script, checkpoint=None, state=None):
     code = out_dir / "code"
     now = code / f"from_{checkpoint.name}" if checkpoint else code
     now.mkdir(parents=True, exist_ok=True)
+    for part in (*out_dir.glob("*.part"), *(out_dir / "checkpoints").glob("*.part")):  # of a run that was killed
+        part.unlink()
     for source in (Path(script), here / "model.py"):
         began = code / source.name
         if not began.exists():
