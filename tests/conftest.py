@@ -1,12 +1,13 @@
 """What the tests share: a spoken corpus and the data sets made of it; a model that trains in seconds; processes to be
 killed; precision.
 
-    pytest --all                       the compilation of all Triton kernels too, though nothing in them has changed
+    pytest --all                       also what takes long, as CI does: inductor, restarts, all kernels compiled anew …
     TRIVOX_TEST_DTYPE=bfloat16 pytest  as on a chip that multiplies bfloat16, or float32 as on one that does not
 """
 
 import json
 import os
+import signal
 import sys
 from contextlib import nullcontext
 from multiprocessing import get_context
@@ -44,7 +45,7 @@ TINY_LLM = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebook_size
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="compile the Triton kernels though nothing has changed")
+    parser.addoption("--all", action="store_true", help="also what takes long")
     parser.addoption("--kills", type=int, help="how often each of the tests named sigkills kills; they then tell when")
     parser.addoption("--kill-seed", type=int, help="of the moments")
 
@@ -52,8 +53,12 @@ def pytest_addoption(parser):
 LONG = "train_flow", "runs", "train_llm", "delta_rule_kernels", "export", "train_codec", "speak"  # the longest first
 
 
-def pytest_collection_modifyitems(items):
-    """Files that take half a minute and more begin first, so that no process is left with one at the end."""
+def pytest_collection_modifyitems(config, items):
+    """Files that take half a minute and more begin first, so that no process is left with one at the end. What is
+    marked as long is left out, but with --all."""
+    for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--all"):
+            item.add_marker(pytest.mark.skip(reason="it takes long: ./run.sh test --all"))
     place = {f"test_{name}.py": n for n, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
 
@@ -67,6 +72,8 @@ def chip(dtype):
 
 
 def pytest_configure():
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if forced := os.environ.get("TRIVOX_TEST_DTYPE"):
         torch.cpu.get_capabilities = chip(forced)  # in this process alone, not in those that tests start
 
@@ -203,12 +210,13 @@ def run(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def sigkills(request, tmp_path):
-    """sigkills(start, system, kills): sigkills.survives, as often as --kills says."""
+    """sigkills(start, system, kills): sigkills.survives, as often as --kills says; once, but so often with --all."""
     def kill(start, system, kills):
         from sigkills import survives
 
-        asked = request.config.getoption("--kills")
-        moments = survives(start, tmp_path, system, asked or kills, request.config.getoption("--kill-seed"))
+        option = request.config.getoption
+        asked = option("--kills")
+        moments = survives(start, tmp_path, system, asked or (kills if option("--all") else 1), option("--kill-seed"))
         if asked:
             print(f"\n{system}: {asked} SIGKILLs while", ", ".join(f"{what} {n}" for what, n in moments.items()))
 

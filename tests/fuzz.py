@@ -467,8 +467,8 @@ def _audit(event, args):
             continue
         place = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path)))) + os.sep
         name = os.path.basename(os.fsdecode(path))
-        if not (place.startswith((_watched[0], "/dev/")) or "/__pycache__/" in place or name.startswith("trivox-yin-")
-                or event == "os.mkdir" and os.path.isdir(path)):
+        if not (place.startswith((_watched[0], "/dev/")) or "__pycache__" in [name, *place.split(os.sep)]
+                or name.startswith("trivox-yin-") or event == "os.mkdir" and os.path.isdir(path)):
             raise Escape(f"{event} {place}")
     if event in FORBIDDEN:
         raise Escape(f"{event} {args[:2]}")

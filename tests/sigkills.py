@@ -4,7 +4,7 @@ nobody disturbed.
     python tests/sigkills.py                  100 kills over the three systems
     python tests/sigkills.py --count 30       so many
 
-The tests named sigkills do the same, with ten.
+The tests named sigkills do the same, once for each system, and ten times in all with --all.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """fake_gpu.py, and on it the three trainers and a step of every config: nothing on the wrong device, and each wait for
-the GPU has its reason. Two processes of their own do that, as a stand-in for CUDA must be there before torch is:
+the GPU has its reason. Processes of their own do that, as a stand-in for CUDA must be there before torch is:
 
-    python tests/test_fake_gpu.py trainers | faults_and_configs    what they do, in words
+    python tests/test_fake_gpu.py trainers | configs | faults    what they do, in words
 
 Not covered, as it needs a true GPU: what kernels compute, and whether what is captured in a CUDA graph may be; torch's
 compiler (test_precision.py has its front); the thread in which batches are made ahead (it is run without one); several
@@ -57,7 +57,7 @@ def say(*rows):
         print(json.dumps(row), flush=True)
 
 
-def run_trainers():
+def run_trainers(gpu):
     """Each trainer's `main`: a run of three steps with evaluation, samples and a checkpoint; one that goes on with it;
     and one that starts from its weights, for the LLM TTS with voices. Says for each how many steps it made, the waits
     between the second step and the third, and all."""
@@ -67,27 +67,27 @@ def run_trainers():
 
     folders, out = json.loads(os.environ["FOLDERS"]), Path(os.environ["OUT"])
     clip, of_steps = torch.nn.utils.clip_grad_norm_, []
-    with fake_gpu.FakeGPU() as gpu:
-        def clipped(*args):
-            of_steps.append(Counter(gpu.waits))
-            return clip(*args)
 
-        torch.nn.utils.clip_grad_norm_ = clipped
-        for system, trainer in dict(flow=train_flow_tts, codec=train_codec_lm, llm=train_llm_tts).items():
-            trainer.write_page, trainer.common.catch_signals = lambda *args, **more: None, Event
-            first, sampled = out / system, "speak_every" if system == "flow" else "sample_every"
-            common = TINY[system] | dict(
-                data_dir=folders[system], out_dir=first, batch_size=3, overfit=3, warmup_steps=2, eval_every=3,
-                save_every=3, log_every=3, device="cuda", wandb_mode="disabled")
-            starts = dict(steps=1, init_from=first, out_dir=out / f"{system}_2", **{sampled: int(system == "llm")})
-            starts |= VOICES if system == "llm" else {}
-            for changes in {"steps": 3, sampled: 3}, {"steps": 4, "resume": "true", sampled: 0}, starts:
-                gpu.begin()
-                of_steps.clear()
-                with redirect_stdout(sys.stderr):
-                    trainer.main([f"--{key}={value}" for key, value in (common | changes).items()])
-                between = of_steps[2] - of_steps[1] if len(of_steps) > 2 else {}
-                say([system, len(of_steps), [*between], [*gpu.waits]])
+    def clipped(*args):
+        of_steps.append(Counter(gpu.waits))
+        return clip(*args)
+
+    torch.nn.utils.clip_grad_norm_ = clipped
+    for system, trainer in dict(flow=train_flow_tts, codec=train_codec_lm, llm=train_llm_tts).items():
+        trainer.write_page, trainer.common.catch_signals = lambda *args, **more: None, Event
+        first, sampled = out / system, "speak_every" if system == "flow" else "sample_every"
+        common = TINY[system] | dict(
+            data_dir=folders[system], out_dir=first, batch_size=3, overfit=3, warmup_steps=2, eval_every=3,
+            save_every=3, log_every=3, device="cuda", wandb_mode="disabled")
+        starts = dict(steps=1, init_from=first, out_dir=out / f"{system}_2", **{sampled: int(system == "llm")})
+        starts |= VOICES if system == "llm" else {}
+        for changes in {"steps": 3, sampled: 3}, {"steps": 4, "resume": "true", sampled: 0}, starts:
+            gpu.begin()
+            of_steps.clear()
+            with redirect_stdout(sys.stderr):
+                trainer.main([f"--{key}={value}" for key, value in (common | changes).items()])
+            between = of_steps[2] - of_steps[1] if len(of_steps) > 2 else {}
+            say([system, len(of_steps), [*between], [*gpu.waits]])
 
 
 def run_faults(gpu):
@@ -150,12 +150,7 @@ def say_of(what, **environment):
     return rows
 
 
-@pytest.fixture(scope="module")
-def found():
-    """What is said of faults and of configs, {its first word: the rest}."""
-    return {row[0]: row[1:] for row in say_of("faults_and_configs")}
-
-
+@pytest.mark.long
 def test_trainers(data_dir, codec_tokens, llm_tokens, tmp_path):
     """They come to their end, so that nothing was on the wrong device. Steps do not wait for the GPU; whoever does
     stands in REASONS."""
@@ -167,16 +162,18 @@ def test_trainers(data_dir, codec_tokens, llm_tokens, tmp_path):
     assert unexplained == []
 
 
-def test_configs(found):
+@pytest.mark.long
+def test_configs():
     """A step of each waits for nothing, and moves each byte that it holds at least once."""
-    rows = {name: row for name, row in found.items() if name.endswith(".yaml")}
+    rows = {name: row for name, *row in say_of("configs")}
     assert rows.keys() == {path.name for path in (ROOT / "configs").glob("*.yaml")}
     wrong = {name for name, (operators, moved, peak, waits) in rows.items() if waits or not moved > peak > operators}
     assert wrong == set()
 
 
-def test_faults(found):
+def test_faults():
     """Each is found; and peak memory and bytes moved, counted by hand."""
+    found = {what: said for what, *said in say_of("faults")}
     assert [what for who, what in found.items() if "y.mean().item()" in who] == [["a number is read"]]
     assert found["captured"] == ["while a CUDA graph is captured, a number is read"]
     assert "cuda:0 and cpu" in found["mixed"][0] and "device cpu" in found["kernel"][0]
@@ -184,14 +181,9 @@ def test_faults(found):
     assert found["memory"] == [3 * 4096, 2 * 4096 + 512, 4 * 3960, 4] and found["freed"] == [0]
 
 
-def faults_and_configs():
-    with fake_gpu.FakeGPU() as gpu:
-        run_faults(gpu)
-        run_configs(gpu)
-
-
 if __name__ == "__main__":
     if fake_gpu.LACKS:
         say(["lacks", fake_gpu.LACKS])
     else:
-        {"trainers": run_trainers, "faults_and_configs": faults_and_configs}[sys.argv[1]]()
+        with fake_gpu.FakeGPU() as gpu:
+            {"trainers": run_trainers, "configs": run_configs, "faults": run_faults}[sys.argv[1]](gpu)

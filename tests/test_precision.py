@@ -99,6 +99,7 @@ def compiling(monkeypatch, **options):
     assert graphs[0] > 0 and graphs[3] == graphs[-1] and not counters["graph_break"]
 
 
+@pytest.mark.long
 def test_compiled(losses, monkeypatch):
     """What stands behind the compiler's front is not inductor here, which takes minutes: the next test has that, and
     benchmarks/trainers.py on a GPU."""
@@ -116,10 +117,9 @@ def inductor_cache(tmp_path_factory):
         yield
 
 
-def test_inductor(losses, monkeypatch, request, inductor_cache):
+@pytest.mark.long
+def test_inductor(losses, monkeypatch, inductor_cache):
     """The same with the compiler that users have, and in two processes. About two minutes of one core."""
-    if not request.config.getoption("--all"):
-        pytest.skip("inductor takes minutes: ./run.sh test --all")
     if not shutil.which(os.environ.get("CXX", "g++")):
         pytest.skip("inductor needs a C++ compiler, and there is none")
     few = dict(text_layers=0) if losses.system == "flow" else {}  # that block is the codec LM's too

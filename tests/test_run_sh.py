@@ -248,14 +248,18 @@ def at_once(process):
     return process.returncode, out + said
 
 
-def test_killed_processes(house, flags, tmp_path):
-    """One of two dies, then the other: run.sh goes on by itself, to the same bits. So do two machines."""
-    def start(out, gpus=2, **env):
-        return house.start("flow", "--config", "configs/flow_demo.yaml", f"--gpus={gpus}",
-                           *flags(out_dir=tmp_path / out, **SEVERAL), stub=TRAINS, OMP_NUM_THREADS="1", **env)
+@pytest.fixture
+def start(house, flags):
+    """start(gpus, settings, **environment): processes that train by run.sh."""
+    return lambda gpus, settings, **env: house.start(
+        "flow", "--config", "configs/flow_demo.yaml", f"--gpus={gpus}", *flags(**SEVERAL | settings), stub=TRAINS,
+        OMP_NUM_THREADS="1", **env)
 
-    whole = start("whole")
-    killed = start("killed")
+
+@pytest.mark.long
+def test_killed_processes(start, tmp_path):
+    """One of two dies, then the other: run.sh goes on by itself, to the same bits. So do two machines."""
+    whole, killed = [start(2, dict(out_dir=tmp_path / name)) for name in ("whole", "killed")]
     kill_at(9, tmp_path / "killed", killed)
     kill_at(21, tmp_path / "killed", killed, other=True)
     for process, times in ((whole, []), (killed, [1, 2])):
@@ -263,7 +267,7 @@ def test_killed_processes(house, flags, tmp_path):
         assert status == 0 and restarts(said) == times, said
 
     machines = dict(NNODES="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    pair = [start("pair", 1, NODE_RANK=str(n), **machines) for n in (0, 1)]
+    pair = [start(1, dict(out_dir=tmp_path / "pair"), NODE_RANK=str(n), **machines) for n in (0, 1)]
     kill_at(15, tmp_path / "pair", pair[0])
     for process in pair:
         status, said = at_once(process)
@@ -274,15 +278,12 @@ def test_killed_processes(house, flags, tmp_path):
         assert (tmp_path / out / "metrics.jsonl").read_text().count('"loss"') == 30
 
 
-def test_what_is_not_tried_again(house, flags, tmp_path):
-    """What the user has to mend is said once; a signal to one process ends all, which save."""
-    def start(gpus, settings, **env):
-        return house.start("flow", "--config", "configs/flow_demo.yaml", f"--gpus={gpus}", *flags(**SEVERAL | settings),
-                           stub=TRAINS, OMP_NUM_THREADS="1", **env)
-
+def test_a_users_mistake_is_not_tried_again(start):
     status, said = at_once(start(2, dict(data_dir="nowhere")))
     assert (status, said.count("error:"), restarts(said)) == (1, 1, []) and "nowhere" in said.splitlines()[-1], said
 
+
+def test_a_signal_to_one_process_ends_all(start, tmp_path):
     process, log = start(2, dict(steps=2000, log_every=2)), tmp_path / "run" / "metrics.jsonl"
     while not (log.exists() and '"step": 4,' in log.read_text()):
         time.sleep(0.01)
@@ -291,6 +292,9 @@ def test_what_is_not_tried_again(house, flags, tmp_path):
     step = checkpoint(tmp_path / "run")[1]["state"]["step"]
     assert (status, restarts(said)) == (143, []) and f"stopped by a signal after step {step};" in said, said
 
+
+@pytest.mark.long
+def test_machines_without_a_common_disk(start, tmp_path):
     machines = dict(NNODES="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     pair = [start(1, dict(out_dir=tmp_path / f"disk{n}"), NODE_RANK=str(n), **machines) for n in (0, 1)]
     for status, said in map(at_once, pair):
