@@ -522,6 +522,8 @@ def bench_delta_rule_gpu(only_check=False):
 
 
 def main(argv):
+    if argv in (["-h"], ["--help"]):
+        return print(__doc__.strip())
     if argv[:1] == ["params"]:
         return params(argv[1:])
     if argv[:1] == ["memory"] and len(argv) > 1:

@@ -181,7 +181,18 @@ def demo_tokens(corpus, tmp_path_factory):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# A run of the flow TTS
+# Runs
+
+@pytest.fixture
+def tiny_run(data_dir, codec_tokens, llm_tokens, tmp_path):
+    """tiny_run(system): the settings of a run of seconds of one of the three systems, into tmp_path/run."""
+    own = {"flow": TINY_FLOW | dict(layers=1, data_dir=data_dir, speak_every=0),
+           "codec": TINY_CODEC | dict(context=256, pattern="GA", data_dir=codec_tokens, sample_every=0),
+           "llm": TINY_LLM | dict(packed=False, data_dir=llm_tokens, sample_every=0)}
+    return lambda system: own[system] | dict(
+        out_dir=tmp_path / "run", batch_size=3, warmup_steps=2, lr=1e-3, optimizer="muon", eval_every=1000,
+        device="cpu", dtype="float32", wandb_mode="disabled")
+
 
 @pytest.fixture
 def flags(data_dir, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,10 @@ def mend_interpreter():
 
     interpreter._convert_float, interpreter.InterpreterBuilder.create_dot = rounded, widened
     interpreter._patch_lang_tensor = patched
+
+
+def free_port():
+    """Of this machine, for processes to meet at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

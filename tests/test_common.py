@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -117,6 +118,17 @@ def test_configs_survive_being_written(tmp_path, path):
     c = load_config(cls, ["--config", str(path)])
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(asdict(c)))
     assert load_config(cls, ["--config", str(tmp_path / "c.yaml")]) == c
+
+
+@pytest.mark.parametrize("ask, words", [
+    (lambda: torch.empty(10**14), "372,529.0 GiB"), (lambda: torch.empty(2**62), ""),
+    (lambda: np.empty(10**14), "728 TiB"), (lambda: bytearray(2**60), ""),
+    (lambda: exec("raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0')"), "2.5 GiB"),
+], ids=["torch", "numpy", "Python", "beyond numbers", "a GPU"])
+def test_where_memory_runs_out(ask, words):
+    said = refusal(lambda argv: ask())
+    assert "the memory ran out" in said and words in said and "trivox" not in said
+    assert common.memory_lacks(RuntimeError("shapes differ")) is None
 
 
 def test_what_the_system_refuses_is_told_in_a_sentence():

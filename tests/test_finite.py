@@ -6,7 +6,7 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CODEC, TINY_FLOW, TINY_LLM, refusal, same
+from conftest import refusal, same
 
 import train_codec_lm
 import train_flow_tts
@@ -53,20 +53,14 @@ def test_a_step_that_is_not_finite_changes_no_bit(bad):
 
 
 @pytest.fixture(params=TRAINERS)
-def run(request, data_dir, codec_tokens, llm_tokens, tmp_path, monkeypatch):
+def run(request, tiny_run, tmp_path, monkeypatch):
     """(the trainer, train(key=value, …), the run's folder): a tiny run, in this process."""
-    system = request.param
-    trainer, folder = TRAINERS[system], {"flow": data_dir, "codec": codec_tokens, "llm": llm_tokens}[system]
-    tiny = {"flow": TINY_FLOW | dict(layers=1), "codec": TINY_CODEC | dict(context=256, pattern="GA"),
-            "llm": TINY_LLM | dict(packed=False)}[system]
+    system, trainer = request.param, TRAINERS[request.param]
     monkeypatch.setattr(trainer, "write_page", lambda *args, **more: None)
     monkeypatch.setattr(trainer.common, "catch_signals", Event)
 
     def train(*flags, **changes):
-        settings = tiny | dict(data_dir=folder, out_dir=tmp_path / "run", batch_size=3, steps=16, warmup_steps=2,
-                               lr=1e-3, eval_every=1000, save_every=4, log_every=4, keep_last=50, device="cpu",
-                               dtype="float32", optimizer="muon", wandb_mode="disabled",
-                               **{"speak_every" if system == "flow" else "sample_every": 0}) | changes
+        settings = tiny_run(system) | dict(steps=16, save_every=4, log_every=4, keep_last=50) | changes
         trainer.main([f"--{key}={value}" for key, value in settings.items()] + list(flags))
 
     return trainer, train, tmp_path / "run"

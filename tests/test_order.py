@@ -1,12 +1,25 @@
 """order.py: each clip once an epoch, whatever a run goes on with."""
 
+import json
+import os
 import random
 from collections import Counter
 from itertools import islice
 
 import pytest
+import torch
+from conftest import finish, launch
+from helpers import free_port
 
+import train_codec_lm
+import train_flow_tts
+import train_llm_tts
+from trivox import common
+from trivox.finite import Watch
 from trivox.order import POOL, steps
+from trivox.run_folder import newest
+
+TRAINERS = {"flow": train_flow_tts, "codec": train_codec_lm, "llm": train_llm_tts}
 
 
 def lengths(clips):
@@ -68,3 +81,47 @@ def test_other_clips_begin_a_new_epoch(capsys):
     pairs = taken(steps(0, list(range(30)), lengths, 5, place), 6)
     assert {epoch for epoch, _ in pairs} <= {2, 3, 4, 5} and sorted(clip for _, clip in pairs)[-1] < 30
     assert "30 clips, and there were 40" in capsys.readouterr().out
+
+# ------------------------------------------------------------------------------------------------------------
+# In the trainers
+
+def train_noting(path, system, argv, rank, world, port):
+    """A trainer as one of several processes. The first writes what each step was drawn, a line of JSON for each clip.
+    """
+    os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    see = Watch.see
+
+    def noted(self, step, drawn, *more):
+        if rank == 0:
+            with path.open("a") as f:
+                f.writelines(json.dumps(one) + "\n" for one in drawn)
+        return see(self, step, drawn, *more)
+
+    Watch.see = noted
+    common.run(TRAINERS[system].main, argv)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("system", TRAINERS)
+def test_trainers_stopped_and_resumed_with_any_batch_and_processes(system, tiny_run, tmp_path):
+    """1 process with 4 clips, 3 with 2, 2 with 8, 1 with 2: each clip, with those that wait in the pool, as often as
+    any other, but for the epoch that has begun, and never with the noise it had before."""
+    path, steps = tmp_path / "drawn", 0
+    for world, batch, more in (1, 4, 5), (3, 2, 6), (2, 8, 3), (1, 2, 11):
+        steps += more
+        argv = [f"--{key}={value}" for key, value in tiny_run(system).items()] + [
+            "--resume", f"--out_dir={tmp_path / 'run'}", f"--steps={steps}", f"--batch_size={batch}"]
+        port = free_port()
+        for process in [launch(train_noting, path, system, argv, rank, world, port) for rank in range(world)]:
+            status, said = finish(process)
+            assert status == 0, said
+    drawn = [json.loads(line) for line in path.read_text().splitlines()]
+    place = torch.load(newest(tmp_path / "run") / "state.pt", weights_only=True)["place"]
+    if system == "llm":  # which draws nothing about a clip
+        took, waits = [clip for clip, in drawn], [clip for row in place["rows"] for clip in row]
+    else:
+        took, waits = [one["clip"] for one in drawn], [clip for _, clip in place["rows"]]
+        assert len({*map(str, drawn)}) == len(drawn)
+    assert len(took) == 5 * 4 + 6 * 6 + 3 * 16 + 11 * 2 and len(took) + len(waits) == place["taken"]
+    times = Counter(took + waits)
+    assert len(times) == place["of"] and {*times.values()} <= {n := place["taken"] // place["of"], n + 1}

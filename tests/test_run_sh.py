@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, checkpoint, refusal, same
+from helpers import free_port
 
 from trivox import launch
 
@@ -236,12 +236,6 @@ def kill_at(step, run, process, other=False):
     os.kill(int(pid), signal.SIGKILL)
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def at_once(process):
     """What a process says to its end."""
     out, said = process.communicate(timeout=200)
@@ -299,3 +293,14 @@ def test_machines_without_a_common_disk(start, tmp_path):
     pair = [start(1, dict(out_dir=tmp_path / f"disk{n}"), NODE_RANK=str(n), **machines) for n in (0, 1)]
     for status, said in map(at_once, pair):
         assert (status, said.count("error:"), restarts(said)) == (1, 1, []) and "not the same folder" in said, said
+
+
+@pytest.mark.long
+def test_where_run_sh_is_killed_with_torchrun_processes_save_and_end(start, tmp_path):
+    process, log = start(2, dict(steps=2000, log_every=2)), tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and '"step": 4,' in log.read_text()):
+        time.sleep(0.01)
+    pid = int((tmp_path / "run" / ".lock").read_text().split()[1])
+    os.kill(int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]), signal.SIGKILL)
+    assert at_once(process)[0] != 0  # which waits for all that write to its pipes
+    assert checkpoint(tmp_path / "run")[1]["state"]["step"] < 2000

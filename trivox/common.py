@@ -38,7 +38,8 @@ _caught = []  # the signals that asked this process to stop
 
 def run(main, argv):
     """Call `main(argv)`, and end the process by what came of it: with 128 + N where signal N stopped it, with one line
-    on stderr and exit status 1 after a UserError, and where the disk is full."""
+    on stderr and exit status 1 after a UserError, and where the disk is full or the memory ran out."""
+    status = TO_MEND
     try:
         result = main(argv)
         if dist.is_initialized():
@@ -53,6 +54,8 @@ def run(main, argv):
     except Exception as e:
         if disk_is_full(e):
             problem = f"the disk is full: {e}"
+        elif (size := memory_lacks(e)) is not None:
+            problem, status = f"the memory ran out{size}: a smaller model or batch needs less", 1  # may be tried again
         elif not isinstance(e, OSError) or e.filename is None:
             raise
         else:  # a place that the user named, and that is not what it should be
@@ -64,10 +67,10 @@ def run(main, argv):
     if _says_first(problem):
         print(f"error: {problem}", file=sys.stderr)
     if not dist.is_initialized():
-        sys.exit(TO_MEND)
+        sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(TO_MEND)  # at once: as Python leaves, Gloo's threads can end it by SIGABRT, and all would start again
+    os._exit(status)  # at once: as Python leaves, Gloo's threads can end it by SIGABRT, and all would start again
 
 
 def disk_is_full(error):
@@ -75,6 +78,18 @@ def disk_is_full(error):
     reasons = (errno.ENOSPC, errno.EDQUOT)
     words = [*map(os.strerror, reasons), "problem writing element"]  # the last are numpy's
     return getattr(error, "errno", None) in reasons or any(word in str(error) for word in words)
+
+
+def memory_lacks(error):
+    """", as N bytes were asked for" where an exception tells that memory ran out, "" where it does not say how many;
+    None for any other."""
+    words = "can't allocate memory", "Storage size calculation overflowed"  # PyTorch's on a CPU
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and all(word not in str(error) for word in words):
+        return None
+    size = re.search(r"allocate (\d+(?:\.\d+)?)\.? (\w+)", str(error))
+    if size and size[2] == "bytes":
+        return f", as {int(size[1]) / 2**30:,.1f} GiB more were asked for"
+    return f", as {size[1]} {size[2]} more were asked for" if size else ""
 
 
 def _says_first(problem):
@@ -247,6 +262,8 @@ def init_distributed(device):
     else:
         keep_freed_memory()
     if world > 1:
+        if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: where torchrun is killed, save and end
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return rank, world, torch.device(device)
 
