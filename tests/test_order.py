@@ -78,6 +78,9 @@ def test_a_walk_is_taken_up_where_it_was_left():
 
 def test_other_clips_begin_a_new_epoch(capsys):
     *_, (_, place) = islice(steps(0, list(range(40)), lengths, 4), 3)
+    others = [*range(3, 43)]
+    assert {clip for _, clip in taken(steps(0, others, lengths, 5, place), 8 * POOL)} == {*others}
+    assert "40 clips, and they are other ones" in capsys.readouterr().out
     pairs = taken(steps(0, list(range(30)), lengths, 5, place), 6)
     assert {epoch for epoch, _ in pairs} <= {2, 3, 4, 5} and sorted(clip for _, clip in pairs)[-1] < 30
     assert "30 clips, and there were 40" in capsys.readouterr().out

@@ -244,6 +244,63 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys, file, c
     assert "none of the 1 checkpoints" in refusal(lambda argv: newest(tmp_path))
 
 
+@pytest.mark.parametrize("file", ["config.yaml", "model.safetensors", "ema.safetensors", "state.pt", "files.json"])
+def test_what_a_copy_has_spoilt_is_passed_over(tmp_path, capsys, file):
+    """Files as long as they were, but zeros from their middle on: as a lost connection, or a disk, leaves them."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    path = tmp_path / "checkpoints/step_00000002" / file
+    content = path.read_bytes()
+    path.write_bytes(content[:len(content) // 2] + bytes(len(content) - len(content) // 2))
+    assert step_of(newest(tmp_path)) == 1 and f"passed over, as {file} is" in capsys.readouterr().out
+
+
+def test_the_best_alone_as_a_folder(tmp_path):
+    """As cp -rL of an older run makes it, and nothing else came along: it stays the best."""
+    save(tmp_path, 1, best=True)
+    folder = tmp_path / "checkpoints"
+    (folder / "best").unlink()
+    (folder / "step_00000001").rename(folder / "best")
+    (folder / "latest").unlink()
+    checkpoint = newest(tmp_path)
+    open_log(Config(out_dir=str(tmp_path)), __file__, checkpoint, {"step": 1, "is_best": True})
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+    assert step_of(named(folder, "best")) == 1 and step_of(named(folder, "latest")) == 4
+
+
+def test_checkpoints_on_another_disk(tmp_path):
+    """Links to what lies elsewhere: of a folder that is not there now, nothing begins anew; of one checkpoint, nothing
+    is written beside what it leads to, and what is no longer needed goes as a link."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    save(run, 1)
+    shutil.move(run / "checkpoints/step_00000001", disk / "step_00000001")
+    (run / "checkpoints/step_00000001").symlink_to(disk / "step_00000001")
+    open_log(Config(out_dir=str(run)), __file__, newest(run), {"step": 1, "is_best": True})
+    for step in (2, 3, 4):
+        save(run, step)
+    assert kept(run) == ["best", "latest", "step_00000001", "step_00000003", "step_00000004"]
+    save(run, 5, best=True)
+    assert kept(run) == ["best", "latest", "step_00000004", "step_00000005"] and os.listdir(disk) == ["step_00000001"]
+    shutil.move(run / "checkpoints", disk / "checkpoints")
+    (run / "checkpoints").symlink_to(tmp_path / "unmounted")
+    for resume in (False, True):
+        said = refusal(lambda argv: run_folder.open_run(Config(out_dir=str(run), resume=resume)))
+        assert "unmounted" in said and "mounted?" in said
+
+
+def test_what_cannot_be_deleted_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_00000000").touch()  # somebody's file
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or os.rmdir(path))
+        for step in (1, 2, 3):
+            save(tmp_path, step)
+    assert "could not be deleted: Directory not empty" in capsys.readouterr().out
+    save(tmp_path, 4)
+    assert kept(tmp_path) == ["latest", "step_00000000", "step_00000003", "step_00000004"]
+
+
 def test_newest_step_deleted_to_go_back(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
@@ -324,6 +381,9 @@ def test_what_the_config_says_is_what_the_optimizer_does(tmp_path):
         (0.7, (0.5, 0.6), 1e-3, 1e-4), (1e-2, (0.5, 0.6), 1e-3, 1e-4)]
     moments = zip(before.state_dict()["state"].values(), now.state_dict()["state"].values())
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in moments)
+    scaler = torch.amp.GradScaler("cpu")  # the run was in float32, and goes on in float16
+    run_folder.load_run(tmp_path / "checkpoints/step_00000001", c, {"model": model}, [now], scaler)
+    assert scaler.get_scale() == 2.0**16
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -391,6 +451,68 @@ def test_checkpoints_are_copied_and_fetched(tmp_path, url):
         "best", *(name for n in (1, 2, 3) for name in (f"step_0000000{n}", f"step_0000000{n}.json"))]
 
 
+def test_what_is_newer_elsewhere_is_fetched(tmp_path, url, capsys):
+    """Into the folder of an old disk, or in place of what is damaged; the best, too, is not what a run goes on from."""
+    trained(tmp_path / "run", url)
+    c = Config(out_dir=str(tmp_path / "run"), copy_to=url, resume=True)
+    for spoil in (lambda folder: shutil.rmtree(folder / "step_00000003"),
+                  lambda folder: (folder / "step_00000003/state.pt").write_bytes(b"")):
+        spoil(tmp_path / "run/checkpoints")
+        assert step_of(run_folder.open_run(c)) == 3 and "fetching step_00000003" in capsys.readouterr().out
+        run_folder.close_run()
+    files, root = fsspec.url_to_fs(url)
+    files.pipe_file(f"{root}/step_00000003/state.pt", b"")
+    c = Config(out_dir=str(tmp_path / "new"), copy_to=url, resume=True)
+    assert "delete step_00000003.json there" in refusal(lambda argv: run_folder.open_run(c))
+    files.rm_file(f"{root}/step_00000003.json")
+    assert step_of(run_folder.open_run(c)) == 2
+    run_folder.close_run()
+    assert step_of(find_checkpoint(tmp_path / "new")) == 1
+
+
+def test_one_place_is_for_the_copies_of_one_run(tmp_path, url):
+    trained(tmp_path / "run", url, (1, 2))
+    trained(tmp_path / "other", "", (5,))
+    for resume, words in (True, "of another run than"), (False, "already holds copies"):
+        c = Config(out_dir=str(tmp_path / ("other" if resume else "new")), copy_to=url, resume=resume)
+        assert words in refusal(lambda argv: run_folder.open_run(c))
+    c = Config(out_dir=str(tmp_path / "run"), copy_to=f"{tmp_path}/run/code/copies", resume=True)
+    assert "is within out_dir" in refusal(lambda argv: run_folder.open_run(c))
+
+
+def test_what_was_not_copied_is_made_up_for(tmp_path, url):
+    """Nothing of a copy that failed is left; whatever else lies there is let alone."""
+    files, root = fsspec.url_to_fs(url)
+    files.makedirs(root, exist_ok=True)
+    files.pipe_file(f"{root}/manifest.json", b"{}")
+    trained(tmp_path / "run", url, (1,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(files), "pipe_file", lambda *args, **more: 1 / 0)
+        trained(tmp_path / "run", url, (2,))
+    assert not files.exists(f"{root}/step_00000002")
+    assert step_of(run_folder.open_run(Config(out_dir=str(tmp_path / "run"), copy_to=url, resume=True))) == 2
+    run_folder.wait_for_save()
+    run_folder.close_run()
+    names = {path.rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False)}
+    assert {"step_00000002.json", "manifest.json"} <= names
+
+
+def test_a_copy_that_is_written_anew_does_not_count_meanwhile(tmp_path, url):
+    trained(tmp_path / "run", url, (1, 2))
+    files, root = fsspec.url_to_fs(url)
+
+    def dies(*args, **more):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(files), "put_file", dies)
+        with pytest.raises(Killed):
+            trained(tmp_path / "run", url, (2,))
+    shutil.rmtree(tmp_path / "run")
+    assert step_of(run_folder.open_run(Config(out_dir=str(tmp_path / "run"), copy_to=url, resume=True))) == 1
+    run_folder.close_run()
+
+
 def test_a_copy_that_was_not_finished_does_not_count(tmp_path, url):
     trained(tmp_path / "run", url, (1, 2), best=1)
     files, root = fsspec.url_to_fs(url)
@@ -433,6 +555,24 @@ def test_log_goes_on_at_the_checkpoint(tmp_path, capsys):
     assert "line 6" in capsys.readouterr().out
 
 
+def test_the_log_of_a_run_without_checkpoints_is_kept(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    open_log(Config(out_dir=str(tmp_path)), __file__)
+    assert (tmp_path / "metrics.old").read_text() == '{"step": 1}\n' and "metrics.old" in capsys.readouterr().out
+
+
+def test_bytes_that_are_no_text(tmp_path, capsys):
+    """In the log, and in the lock."""
+    save(tmp_path, 1)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "clip": "\xc3\xa4"}\n\xff\xfe\n')
+    (tmp_path / ".lock").write_bytes(b"\xff")
+    c = Config(out_dir=str(tmp_path), resume=True)
+    open_log(c, __file__, run_folder.open_run(c), {"step": 1})
+    run_folder.close_run()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "clip": "ä"}\n'
+    assert "line 2 of" in capsys.readouterr().out
+
+
 def test_code_that_is_gone_is_kept_again_and_a_diff_may_hold_any_bytes(tmp_path, monkeypatch):
     save(tmp_path, 2)
     monkeypatch.setattr(run_folder.subprocess, "run", lambda *args, **more: type("Done", (), {"stdout": b"\xff\xfe"}))
@@ -457,8 +597,10 @@ def test_what_a_kill_has_left_goes(tmp_path):
     save(tmp_path, 2)
     for folder in (tmp_path, tmp_path / "checkpoints"):
         (folder / "latest.123.part").touch()
+    (tmp_path / ".123.part").mkdir()  # of an export into the run
+    (tmp_path / "third.part").touch()  # somebody's own
     open_log(Config(out_dir=str(tmp_path)), __file__, newest(tmp_path), {"step": 2})
-    assert not [*tmp_path.rglob("*.part")]
+    assert [path.name for path in tmp_path.rglob("*.part")] == ["third.part"]
 
 
 def test_changes_are_told(tmp_path, capsys):

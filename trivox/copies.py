@@ -7,12 +7,16 @@ them.
 """
 
 import json
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from trivox.common import UserError
+from trivox.files import write_whole
 
 RUN_FILES = ("metrics.jsonl", "config.yaml", "code", "codec")
 
@@ -25,11 +29,36 @@ def open_target(url):
         raise UserError(f"cannot copy to {url}: {e}") from None
 
 
+def newest_copy(url, out_dir):
+    """The name of the newest checkpoint that is whole at a URL, "" where there is none. UserError where the URL cannot
+    be read, lies within `out_dir`, or holds copies of another run than stands there."""
+    files, root = open_target(url)
+    if isinstance(files, LocalFileSystem) and Path(root).resolve().is_relative_to(out_dir.resolve()):
+        raise UserError(f"copy_to {url} is within out_dir {out_dir}, and would be lost with it: name another place")
+    try:
+        if not (names := copies_at(files, root)):
+            return ""
+        log, own = f"{root}/{names[0]}/run/metrics.jsonl", out_dir / "metrics.jsonl"
+        there = files.cat_file(log).splitlines()[:1] if files.exists(log) else []
+    except Exception as e:  # each file system has its own exceptions
+        raise UserError(f"cannot read copy_to {url}: {type(e).__name__}: {e}") from None
+    here = own.read_bytes().splitlines()[:1] if own.exists() else []
+    if here and there and here != there:  # it has losses and times: no two runs begin alike
+        raise UserError(f"copy_to {url} holds copies of another run than {out_dir}: name another place")
+    return names[0]
+
+
 def send_copy(out_dir, name, url, keep_last, best):
-    """Copy a checkpoint, and what else a run needs to go on, to a URL: whole, or it does not count. All but the newest
-    `keep_last` there and the best are then deleted. What fails is said, and training goes on."""
+    """Copy a checkpoint, and what else a run needs to go on, to a URL: whole, or it does not count. All older ones but
+    the newest `keep_last` there and the best are then deleted, and what failed copies left. What fails is said, and
+    training goes on."""
+    files = None
     try:
         files, root = open_target(url)
+        delete(files, root, name)
+        whole = copies_at(files, root)
+        for left in folders_at(files, root) - {*whole}:
+            delete(files, root, left)
         sources = {f"{path.relative_to(out_dir / 'checkpoints' / name)}": path
                    for path in sorted((out_dir / "checkpoints" / name).rglob("*")) if path.is_file()}
         for kind in RUN_FILES:
@@ -48,49 +77,78 @@ def send_copy(out_dir, name, url, keep_last, best):
         files.pipe_file(f"{root}/{name}.json", json.dumps(sizes).encode())
         if best:
             files.pipe_file(f"{root}/best", name.encode())
-        keep = {*copies_at(files, root)[:keep_last], files.cat_file(f"{root}/best").decode()
-                if files.exists(f"{root}/best") else name}
-        for old in set(copies_at(files, root)) - keep:
-            files.rm_file(f"{root}/{old}.json")
-            files.rm(f"{root}/{old}", recursive=True)
+        kept = files.cat_file(f"{root}/best").decode() if files.exists(f"{root}/best") else name
+        for old in [old for old in copies_at(files, root) if old <= name][keep_last:]:
+            if old != kept:
+                delete(files, root, old)
     except Exception as e:  # each file system has its own exceptions, and none of them is to end a training run
         print(f"note: {name} could not be copied to {url} ({type(e).__name__}: {e}); the next one will be tried again",
               flush=True)
+        with suppress(Exception):  # half of it would keep a full disk full
+            if not files.exists(f"{root}/{name}.json"):
+                delete(files, root, name)
+
+
+def delete(files, root, name):
+    """Delete a copy, or what there is of it: first what makes it count."""
+    if files.exists(f"{root}/{name}.json"):
+        files.rm_file(f"{root}/{name}.json")
+    if files.exists(f"{root}/{name}"):
+        files.rm(f"{root}/{name}", recursive=True)
+
+
+def names_at(files, root, pattern):
+    """The names at a path that match a pattern, each without its ending."""
+    if not files.exists(root):
+        return set()
+    files.invalidate_cache()
+    names = (path.rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False))
+    return {found[1] for name in names if (found := re.fullmatch(pattern, name))}
+
+
+def folders_at(files, root):
+    return names_at(files, root, r"(step_\d{8,})")
 
 
 def copies_at(files, root):
     """The names of the checkpoints that are whole at a path, the newest first."""
-    if not files.exists(root):
-        return []
-    files.invalidate_cache()
-    names = [Path(path).stem for path in files.ls(root, detail=False) if path.endswith(".json")]
-    return sorted(names, key=lambda name: int(name.removeprefix("step_")), reverse=True)
+    return sorted(names_at(files, root, r"(step_\d{8,})\.json"), key=lambda name: int(name[5:]), reverse=True)
 
 
 def fetch_newest(url, out_dir):
-    """Fetch the newest whole copy at a URL, and the best, into a run folder without checkpoints; nothing where there is
-    none. UserError where a copy is not what it was."""
+    """Fetch the newest whole copy at a URL, and the best, into a run folder, where what is damaged gives way; nothing
+    where there is none. UserError where a copy is not what it was."""
     files, root = open_target(url)
+    folder = out_dir / "checkpoints"
+    part = folder / ".fetching"
     try:
         if not (names := copies_at(files, root)):
             return
-        best = files.cat_file(f"{root}/best").decode() if files.exists(f"{root}/best") else names[0]
+        best = files.cat_file(f"{root}/best").decode() if files.exists(f"{root}/best") else ""
+        wanted = [names[0]] + [best] * (best in names[1:] and not (folder / best).exists())
         print(f"fetching {names[0]} from {url}", flush=True)
-        for name in [best] * (best in names[1:]) + names[:1]:
-            fetch(files, root, name, out_dir)
+        shutil.rmtree(part, ignore_errors=True)
+        for name in wanted:
+            fetch(files, root, name, part / name)
     except UserError:
         raise
     except Exception as e:  # each file system has its own exceptions
         raise UserError(f"cannot fetch from {url}: {type(e).__name__}: {e}") from None
+    for name in wanted:  # the newest is there first: what goes on from the best alone would go back
+        if name == names[0] and (part / name / "run").exists():
+            shutil.copytree(part / name / "run", out_dir, dirs_exist_ok=True)
+        shutil.rmtree(part / name / "run", ignore_errors=True)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (part / name).rename(folder / name)
+    part.rmdir()
     for pointer, name in {"best": best, "latest": names[0]}.items():
-        (out_dir / "checkpoints" / pointer).write_text(name)
+        if name:
+            write_whole(folder / pointer, name)
 
 
-def fetch(files, root, name, out_dir):
-    """Fetch one copy into a run folder, the checkpoint at once and last."""
-    sizes, part = json.loads(files.cat_file(f"{root}/{name}.json")), out_dir / "checkpoints" / ".fetching"
-    shutil.rmtree(part, ignore_errors=True)
-    for there, size in sizes.items():
+def fetch(files, root, name, part):
+    """Fetch one copy into a new folder."""
+    for there, size in json.loads(files.cat_file(f"{root}/{name}.json")).items():
         target = part / there
         if not target.resolve().is_relative_to(part.resolve()):
             raise UserError(f"{root}/{name}.json names a file outside the run: {there}")
@@ -99,7 +157,3 @@ def fetch(files, root, name, out_dir):
         if (found := target.stat().st_size) != size:
             raise UserError(f"{root}/{name}/{there} has {found} bytes, not {size}: delete {name}.json there, and "
                             "--resume takes the copy before it")
-    if (part / "run").exists():
-        shutil.copytree(part / "run", out_dir, dirs_exist_ok=True)
-        shutil.rmtree(part / "run")
-    part.rename(out_dir / "checkpoints" / name)

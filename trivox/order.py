@@ -1,5 +1,6 @@
 """In which order a run takes its clips: epoch after epoch, shuffled. It knows numbers of clips, not what they are."""
 
+import zlib
 from itertools import islice
 
 import numpy as np
@@ -29,10 +30,12 @@ def walk(seed, clips, count, size, arrange, place=None, within=False):
     `count` and `size`: so a run that goes on with another batch or another number of processes still takes each clip
     once an epoch. Where there are other clips than there were, a new epoch begins, and that is said.
     """
-    place = {"taken": 0, "rows": [], "of": len(clips), "behind": 0} | (place or {})
+    which = zlib.crc32(np.array(clips, np.int64).tobytes())
+    place = {"taken": 0, "rows": [], "of": len(clips), "which": which, "behind": 0} | (place or {})
     taken, rows, behind = place["taken"], place["rows"], place["behind"]
-    if (of := place["of"]) != len(clips):
-        print(f"note: there are {len(clips):,} clips, and there were {of:,}: a new epoch begins", flush=True)
+    if (of := place["of"]) != len(clips) or place["which"] != which:
+        what = "they are other ones" if of == len(clips) else f"there were {of:,}"
+        print(f"note: there are {len(clips):,} clips, and {what}: a new epoch begins", flush=True)
         taken, rows, behind = -(-taken // of) * len(clips), [], 0
     epoch, order = -1, None
     while True:
@@ -50,4 +53,4 @@ def walk(seed, clips, count, size, arrange, place=None, within=False):
             rows = rows + arrange(pool, np.random.default_rng([seed, 2, *key]))[behind:]
             behind = 0
         step, rows = rows[:count], rows[count:]
-        yield step, {"taken": taken, "rows": rows, "of": len(clips)}
+        yield step, {"taken": taken, "rows": rows, "of": len(clips), "which": which}

@@ -3,8 +3,9 @@
     RUN/config.yaml                     the settings as they are now
     RUN/metrics.jsonl                   the log, an object a line
     RUN/code/                           the trainer and the model as the run began, and as it went on from a step
-    RUN/checkpoints/step_00001000/      config.yaml, model.safetensors, ema.safetensors, state.pt; `kept_for` where
-                                        an adapter of another run stands on it
+    RUN/checkpoints/step_00001000/      config.yaml, model.safetensors, ema.safetensors, state.pt; files.json, how long
+                                        they are and their checksums; `kept_for` where an adapter of another run stands
+                                        on it
     RUN/checkpoints/{latest,best}       files that name two of them. Older runs have links instead, and copies of
                                         those can be folders: all are read
     RUN/.lock                           which process trains here
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,18 +32,33 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from trivox.common import UserError, barrier, read_yaml
-from trivox.copies import fetch_newest, open_target, send_copy
-from trivox.files import write_whole
+from trivox.common import UserError, barrier, checked, read_yaml
+from trivox.copies import fetch_newest, newest_copy, send_copy
+from trivox.files import read_json, write_whole
 
 # ------------------------------------------------------------------------------------------------------------
 # Finding checkpoints
 
 STEP = re.compile(r"step_(\d+)$")
+FILES = "files.json"  # of a checkpoint: {name: [bytes, CRC-32]}
 
 
-def fault(folder):
-    """What is wrong with a checkpoint folder, or "" where a run can go on from it."""
+def fault(folder, read=False):
+    """What is wrong with a checkpoint folder, or "" where a run can go on from it. read: also whether its files are
+    still what was written, for which all of them are read."""
+    if (folder / FILES).exists():
+        try:
+            written = checked(dict[str, list[int]], read_json(folder / FILES), f"{folder / FILES}")
+            for name, (size, crc) in written.items():
+                if (there := (folder / name).stat().st_size) != size:
+                    return f"{name} is cut off" if there < size else f"{name} is not what was written"
+                if read and checksum(folder / name) != crc:
+                    return f"{name} is not what was written"
+            return ""
+        except OSError:
+            return f"{name} is missing"
+        except (UserError, ValueError):
+            return f"{FILES} is damaged"
     for name in ("config.yaml", "model.safetensors", "ema.safetensors", "state.pt"):
         path = folder / name
         try:
@@ -50,8 +67,8 @@ def fault(folder):
             if name.endswith(".safetensors"):
                 with safe_open(path, "pt"):  # looks whether the file is as long as its head says
                     pass
-            if name == "config.yaml":
-                read_yaml(path)
+            if name == "config.yaml" and "system" not in read_yaml(path):
+                return f"{name} is cut off"
         except (OSError, SafetensorError, zipfile.BadZipFile):
             return f"{name} is {'cut off' if path.exists() else 'missing'}"
         except UserError as e:
@@ -59,9 +76,19 @@ def fault(folder):
     return ""
 
 
+def checksum(path):
+    """The CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
 def steps_in(folder):
     """The checkpoint folders step_N in a folder, the newest first."""
-    found = {int(match[1]): path for path in folder.glob("step_*") if (match := STEP.match(path.name))}
+    found = {int(match[1]): path for path in folder.glob("step_*") if (match := STEP.match(path.name))
+             and path.is_dir()}
     return [found[step] for step in sorted(found, reverse=True)]
 
 
@@ -101,10 +128,10 @@ def newest(out_dir):
     folder, faults = Path(out_dir) / "checkpoints", {}
     copies = [path for name in ("latest", "best") if (path := folder / name).is_dir() and not path.is_symlink()]
     for path in [*steps_in(folder), *copies]:
-        if not (wrong := fault(path)):
+        if not (wrong := fault(path, read=True)):
             for name, what in faults.items():
                 print(f"note: {folder / name} is passed over, as {what}")
-            return path.resolve()
+            return path.absolute()
         faults[path.name] = wrong
     if faults:
         name, what = next(iter(faults.items()))
@@ -130,10 +157,10 @@ def lock(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         held = filelock.FileLock(path, timeout=0)  # by flock; where a share has no such thing, by what the file says
         held.acquire()
-        if not (said := path.read_text()) or said.startswith("process "):
+        if not (said := path.read_text(errors="replace")) or said.startswith("process "):
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except filelock.Timeout:
-        said = " ".join(path.read_text().split())
+        said = " ".join(path.read_text(errors="replace").split())
         raise UserError(f"another process trains into {out_dir} now ({said}): wait for its end, or name another "
                         "--out_dir") from None
     except OSError as e:
@@ -157,7 +184,7 @@ def close_run():
 
 def open_run(c):
     """Where the run of a config stands: the checkpoint folder to go on from, None for a fresh run. Nothing is written
-    yet but the lock. Where there is no checkpoint here, and --resume is given, the newest at `copy_to` is fetched.
+    yet but the lock. Where --resume is given, and `copy_to` has a newer checkpoint than there is here, it is fetched.
 
     UserError where there is a run and no --resume, another process is at it, or a machine does not see the folder.
     """
@@ -187,21 +214,32 @@ def open_run(c):
 def _holder(c):
     """What the lock of a run says."""
     try:
-        return (Path(c.out_dir) / ".lock").read_text()
+        return (Path(c.out_dir) / ".lock").read_text(errors="replace")
     except OSError:
         return ""
 
 
 def _open(c):
-    there = newest(c.out_dir) if Path(c.out_dir).exists() else None
+    out_dir = Path(c.out_dir)
+    if (link := out_dir / "checkpoints").is_symlink() and not link.exists():
+        raise UserError(f"{link} leads to {os.readlink(link)}, which is not there now: is that disk mounted?")
+    there = newest(out_dir) if out_dir.exists() else None
     if there and not c.resume:
         raise UserError(f"{c.out_dir} already holds a run: --resume goes on with it, --out_dir names another folder")
-    lock(c.out_dir)
-    if c.copy_to:
-        open_target(c.copy_to)  # what cannot be is told now, and not at the first checkpoint
-    if not there and c.resume and c.copy_to:
-        fetch_newest(c.copy_to, Path(c.out_dir))
-        there = newest(c.out_dir)
+    lock(out_dir)
+    if not c.copy_to:
+        return there
+    copy = newest_copy(c.copy_to, out_dir)  # what cannot be is told now, and not at the first checkpoint
+    if copy and not c.resume:
+        raise UserError(f"{c.copy_to} already holds copies of a run: --resume goes on with it, --copy_to names another "
+                        "place")
+    here = STEP.match(there.name) if there else None
+    if copy and (not there or here and int(copy[5:]) > int(here[1])):  # also where a newer one here is damaged
+        fetch_newest(c.copy_to, out_dir)
+        there = newest(out_dir)
+    elif here and copy != there.name:  # its copy failed, or was not asked for
+        best = named(there.parent, "best")
+        _saving.append(_writer.submit(send_copy, out_dir, there.name, c.copy_to, c.keep_last, best == there))
     return there
 
 
@@ -264,7 +302,8 @@ def load_run(checkpoint, c, models, optimizers, scaler, base=None):
             optimizer.load_state_dict(saved)
             for group, own in zip(optimizer.param_groups, told):
                 group.update(own)
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # that of a run which had none, in another precision, is empty
+            scaler.load_state_dict(state["scaler"])
     except Exception as e:  # each part of it fails in a way of its own
         raise UserError(f"{checkpoint / 'state.pt'} is no whole state of training ({type(e).__name__}: {e}): move that "
                         "checkpoint away to go on from the one before") from None
@@ -284,8 +323,9 @@ def open_log(c, script, checkpoint=None, state=None):
     code = out_dir / "code"
     now = code / f"from_{checkpoint.name}" if checkpoint else code
     now.mkdir(parents=True, exist_ok=True)
-    for part in (*out_dir.glob("*.part"), *(out_dir / "checkpoints").glob("*.part")):  # of a run that was killed
-        part.unlink()
+    for part in (*out_dir.glob("*.part"), *(out_dir / "checkpoints").glob("*.part")):
+        if re.search(r"\.\d+\.part$", part.name):  # a process's that was killed
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
     for source in (Path(script), here / "model.py"):
         began = code / source.name
         if not began.exists():
@@ -302,16 +342,18 @@ def open_log(c, script, checkpoint=None, state=None):
         if world not in (None, processes()):
             print(f"note: {world} processes shared the work, and now {processes()} do")
         for pointer in ["best"] * state.get("is_best", False) + ["latest"]:  # a kill may have come between
-            point(checkpoint.parent, pointer, checkpoint.name)
+            point(out_dir / "checkpoints", pointer, f"step_{step:08d}")
     write_whole(out_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     path, lines = out_dir / "metrics.jsonl", []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
-            lines += [line + "\n"] * (json.loads(line)["step"] <= step)
+            lines += [line + b"\n"] * (json.loads(line)["step"] <= step)
         except (ValueError, TypeError, KeyError):
-            print(f"note: line {number} of {path} is no line of a log, and is dropped: {line[:60]}")
-    write_whole(path, "".join(lines))
+            print(f"note: line {number} of {path} is no line of a log, and is dropped: {line[:60]!r}")
+    if not checkpoint and path.exists() and path.stat().st_size:
+        print(f"note: {path} is of a run that has no checkpoint: it is now {path.replace(path.with_suffix('.old'))}")
+    write_whole(path, b"".join(lines))
     run = None
     if c.wandb_mode != "disabled":
         import wandb
@@ -394,6 +436,8 @@ def save_checkpoint(out_dir, step, weights, state, config, best, keep_last):
             save_file({key: x.detach().contiguous().cpu() for key, x in tensors.items()}, tmp / f"{stem}.safetensors")
         torch.save(state, tmp / "state.pt")
         (tmp / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        written = {path.name: [path.stat().st_size, checksum(path)] for path in sorted(tmp.iterdir())}
+        (tmp / FILES).write_text(json.dumps(written))
         for path in tmp.iterdir():  # on the disk before the rename makes it visible
             with path.open("rb") as f:
                 os.fsync(f)
@@ -409,7 +453,10 @@ def save_checkpoint(out_dir, step, weights, state, config, best, keep_last):
     keep = {*whole[:keep_last], folder / name, named(folder, "best")}
     for old in steps_in(folder):
         if old not in keep and not (old / "kept_for").exists():
-            shutil.rmtree(old)
+            try:
+                old.unlink() if old.is_symlink() else shutil.rmtree(old)
+            except OSError as e:  # which is no reason to end a training run
+                print(f"note: {old}, which is no longer needed, could not be deleted: {e.strerror or e}", flush=True)
 
 
 def point(folder, pointer, name):
