@@ -27,13 +27,14 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from trivox.common import UserError, autocast, keep_freed_memory, pick_dtype, run  # first: see evaluate.py
+
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step import SECONDS, TEXT_BYTES, random_batch, training
-from trivox.common import UserError, autocast, keep_freed_memory, pick_dtype, run
 from trivox.recipes import load_settings
 
 ROOT = Path(__file__).resolve().parent

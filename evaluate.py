@@ -19,11 +19,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from trivox import common  # first: from here on Ctrl-C is quiet
+
 import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from trivox import common
 from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
 from trivox.checkpoints import cast_matrices, codec_of, read_config
 from trivox.common import UserError, flag, init_distributed, pick_dtype, some_path

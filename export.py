@@ -28,6 +28,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from trivox import echolancer  # first: from here on Ctrl-C is quiet
+
 import numpy as np
 import torch
 import torch.nn as nn
@@ -35,7 +37,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from model import CHARACTERS
-from trivox import echolancer
 from trivox.audio import mel_filters
 from trivox.codecs import load_codec
 from trivox.checkpoints import codec_of, load_model, read_config

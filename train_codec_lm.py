@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from trivox import common, finite, run_folder  # first: from here on Ctrl-C is quiet
+
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from model import CodecConfig, CodecLM, delayed_batch
-from trivox import common, finite, run_folder
 from trivox.audio import log_mel
 from trivox.codecs import load_codec
 from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast

@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from trivox import common, finite, run_folder  # first: from here on Ctrl-C is quiet
+
 import numpy as np
 import torch
 from pydantic import FiniteFloat, NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from model import FlowConfig, FlowTTS
-from trivox import common, finite, run_folder
 from trivox.audio import LOG_FLOOR, mel_config
 from trivox.common import Folder, Fraction, Limit, NotNegative, Share, UserError, all_sum, autocast, barrier
 from trivox.datasets import MelDataset

@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from trivox import common, finite, run_folder  # first: from here on Ctrl-C is quiet
+
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
-from trivox import common, finite, run_folder
 from trivox.audio import log_mel
 from trivox.checkpoints import digest, initial_weights, keep_base
 from trivox.codecs import load_codec

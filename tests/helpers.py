@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
+from trivox import common
 from trivox.audio import write_wav
 from trivox.prepare import write_sentences
+from trivox.run_folder import load_checkpoint
 from trivox.text import text_ids
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,6 +203,24 @@ def mend_interpreter():
 
     interpreter._convert_float, interpreter.InterpreterBuilder.create_dot = rounded, widened
     interpreter._patch_lang_tensor = patched
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Runs: the settings that all have, and what a checkpoint holds that tests write by hand
+
+@dataclass
+class Config(common.RunConfig):
+    system: str = "flow"
+    optimizer: str = "adamw"
+    out_dir: str = ""
+    wandb_mode: str = "disabled"
+
+
+def step_of(folder):
+    """The step of a checkpoint all of whose files agree on it."""
+    _, model, ema, state = load_checkpoint(folder, "flow", "model", "ema", "state")
+    assert {*model["a"].tolist(), *ema["a"].tolist(), *state["moments"][0]["m"].tolist()} == {state["step"]}
+    return state["step"]
 
 
 def free_port():

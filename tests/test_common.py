@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -129,6 +131,28 @@ def test_where_memory_runs_out(ask, words):
     said = refusal(lambda argv: ask())
     assert "the memory ran out" in said and words in said and "trivox" not in said
     assert common.memory_lacks(RuntimeError("shapes differ")) is None
+
+
+def test_a_reader_that_leaves_does_not_end_the_work(tmp_path):
+    """As `head -1` does; and what its encoding lacks is written otherwise."""
+    program = ("import sys; from pathlib import Path; from trivox import common\n"
+               "common.run(lambda argv: [print('ä', n, flush=True) for n in range(3000)] "
+               f"and Path({str(tmp_path / 'done')!r}).touch(), [])")
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert process.stdout.readline() == b"\\xe4 0\n"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0) and (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("script", ["train_flow_tts.py", "train_codec_lm.py", "train_llm_tts.py", "evaluate.py",
+                                    "sample.py", "data.py", "export.py", "serve.py", "page.py", "bench.py"])
+def test_an_interrupt_while_a_command_imports_is_quiet(script, tmp_path):
+    """Whatever it imports first comes after trivox, whose hook this is."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    found = subprocess.run([sys.executable, ROOT / script], capture_output=True, text=True,
+                           env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (found.returncode, found.stderr) == (-signal.SIGINT, "")
 
 
 def test_what_the_system_refuses_is_told_in_a_sentence():

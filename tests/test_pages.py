@@ -146,6 +146,20 @@ def test_facts(visit, finished):
     assert tab.locator("[aria-label=config] tr:visible").count() == 2  # lr and eval_prompts
 
 
+def test_folders_that_are_no_step(tmp_path, capsys):
+    """What else lies in samples/ is left out. A trainer, which gives facts, goes on where there can be no page."""
+    for name in ("step_00000002", "step_00000002 copy"):
+        (tmp_path / "samples" / name).mkdir(parents=True)
+    (tmp_path / "samples/step_00000004.zip").touch()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
+    (tmp_path / "config.yaml").write_text("system: flow\nsteps: 4\n")
+    assert [*pages.read_run(tmp_path)["steps"]] == ["step_00000002"]
+    (tmp_path / "samples/step_00000002/clips.jsonl").write_text("3\n4\n")
+    assert "line 1 of" in refusal(lambda argv: pages.write_page(tmp_path))
+    pages.write_page(tmp_path, parameters="3")
+    assert "is not renewed: line 1 of" in capsys.readouterr().out
+
+
 def test_what_was_not_finite_is_shown(tmp_path):
     """Steps that were left out; and a validation loss of NaN is not the best. A last line may have been cut."""
     lines = [{"step": 1, "val_loss": float("nan")}, {"step": 2, "val_loss": 0.5}, {"step": 2, "left_out_step": 2},

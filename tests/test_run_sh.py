@@ -104,6 +104,10 @@ def test_no_python(house, tmp_path):
     (["--gpus", "2"], {"NNODES": "2", "MASTER_ADDR": "first"}, "NODE_RANK"),
     (["--gpus", "2"], {"NNODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR"), (["--max-restarts", "-1"], {}, "'-1'"),
     ([], {"NNODES": "2", "NODE_RANK": "one", "MASTER_ADDR": "first"}, "'one'"),
+    ([], {"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "first"}, "from 0 to 1, not '2'"),
+    ([], {"NNODES": "0", "NODE_RANK": "0", "MASTER_ADDR": "first"}, "'0'"),
+    ([], {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "first", "MASTER_PORT": "99999"}, "to 65,535"),
+    (["--gpus", "5000", "--device", "cpu"], {}, "'5000'"),
 ], ids=str)
 def test_refusals(house, monkeypatch, args, env, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -40,6 +40,7 @@ def run(main, argv):
     """Call `main(argv)`, and end the process by what came of it: with 128 + N where signal N stopped it, with one line
     on stderr and exit status 1 after a UserError, and where the disk is full or the memory ran out."""
     status = TO_MEND
+    sys.stdout, sys.stderr = (stream and Listened(stream) for stream in (sys.stdout, sys.stderr))
     try:
         result = main(argv)
         if dist.is_initialized():
@@ -71,6 +72,35 @@ def run(main, argv):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # at once: as Python leaves, Gloo's threads can end it by SIGABRT, and all would start again
+
+
+class Listened:
+    """A stream that goes on where nobody reads it any more, as after `| head`: work is not to be lost by that. It
+    writes what its encoding lacks in its own way."""
+
+    def __init__(self, stream):
+        self.stream = getattr(stream, "stream", stream)
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            return self.deafen()
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.deafen()
+
+    def deafen(self):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return 0
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def disk_is_full(error):

@@ -37,10 +37,15 @@ def read_arguments(argv, env):
             raise UserError(f"{key} needs a value")
         else:
             own[key] = value
-    for key, least in (("--gpus", 1), ("--max-restarts", 0)):
-        if not re.fullmatch("[0-9]{1,9}", own[key]) or int(own[key]) < least:
-            raise UserError(f"{key} takes a whole number from {least}, not {own[key]!r}")
-    return demo, system, no_flag(own["--config"]), int(own["--gpus"]), int(own["--max-restarts"]), flags
+    gpus, restarts = (whole(key, own[key], least, 10**9) for key, least in (("--gpus", 1), ("--max-restarts", 0)))
+    return demo, system, no_flag(own["--config"]), gpus, restarts, flags
+
+
+def whole(name, text, least, most):
+    """The whole number that a text is, from `least` to `most`; UserError where it is none."""
+    if not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) <= most:
+        raise UserError(f"{name} takes a whole number from {least} to {most:,}, not {text!r}")
+    return int(text)
 
 
 def assignments(argv, env):
@@ -56,6 +61,7 @@ def assignments(argv, env):
     else:
         found, threads = 0 if c.device in ("cpu", "mps") else torch.cuda.device_count(), 8
         if found == 0:
+            whole("--gpus, where there is no GPU,", str(gpus), 1, max(64, os.cpu_count()))
             threads = -(-os.cpu_count() // gpus)
             lines.append(f"echo 'no GPU here: {gpus} processes share the CPU and talk over gloo'")
         elif gpus > found:
@@ -66,9 +72,9 @@ def assignments(argv, env):
                 if not env.get(name):
                     raise UserError(f"NNODES is {nodes}, so set {name}, {what}")
             port = env.get("MASTER_PORT") or "29500"
-            for name, word in (("NNODES", nodes), ("NODE_RANK", env["NODE_RANK"]), ("MASTER_PORT", port)):
-                if not re.fullmatch("[0-9]{1,5}", word):
-                    raise UserError(f"{name} should be a whole number, not {word!r}")
+            machines = whole("NNODES", nodes, 1, 10**5)
+            whole("NODE_RANK", env["NODE_RANK"], 0, machines - 1)
+            whole("MASTER_PORT", port, 1, 65535)
             machines = ["--nnodes", nodes, "--rdzv-backend", "c10d",  # which lets all machines start again together
                         "--rdzv-endpoint", f"{env['MASTER_ADDR']}:{port}",
                         "--rdzv-conf", f"is_host={int(int(env['NODE_RANK']) == 0)},read_timeout=600"]

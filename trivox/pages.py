@@ -103,7 +103,8 @@ def read_run(folder):
     return {"folder": folder, "name": folder.resolve().name, "metrics": metrics, "facts": facts,
             "config": {key: (say(value), say(defaults[key]) if defaults.get(key, value) != value else None)
                        for key, value in config.items()},
-            "steps": {path.name: read_clips(path) for path in sorted((folder / "samples").glob("step_*"))},
+            "steps": {path.name: read_clips(path) for path in sorted((folder / "samples").glob("step_*"))
+                      if path.is_dir() and path.name[5:].isdecimal()},
             "plots": sorted(path.name for path in folder.glob("*.png") if path.name != "curves.png")}
 
 
@@ -159,7 +160,8 @@ def render(path, runs, prefixes):
 
 def write_page(out_dir, **facts):
     """RUN/index.html and RUN/curves.png of the run as it stands. `facts`, text by name, are kept in page.json beside
-    what is known of the machine; `defaults` is the config's, a dict."""
+    what is known of the machine; `defaults` is the config's, a dict. A trainer gives them, and is not to end where
+    there can be no page: that is a note."""
     import torch
 
     out_dir = Path(out_dir)
@@ -171,7 +173,12 @@ def write_page(out_dir, **facts):
                   "Python": platform.python_version(),
                   "trivox's commit": commit[:12] + (", changed as in code/git.diff" if changes else "")}
         write_whole(out_dir / "page.json", json.dumps(facts))
-    render(out_dir / "index.html", [read_run(out_dir)], [""])
+    try:
+        render(out_dir / "index.html", [read_run(out_dir)], [""])
+    except (UserError, OSError) as e:
+        if not facts:
+            raise
+        print(f"note: the page of {out_dir} is not renewed: {e}", flush=True)
 
 
 def compare(folders, out):

@@ -24,11 +24,13 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import filelock
 import torch
 import torch.distributed as dist
 import yaml
+from pydantic import NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -279,6 +281,9 @@ def load_weights(model, weights, source):
     model.load_state_dict(weights)
 
 
+Place = dict[Literal["taken", "rows", "of", "which", "behind"], int | list]  # order.py's; lists are of older runs
+
+
 def load_run(checkpoint, c, models, optimizers, scaler, base=None):
     """Go on from a checkpoint of this run: load weights into {file stem: model}, and the optimizers' and the scaler's
     state; learning rates and the like are those of the config. base: where an adapter is trained, the digest of the
@@ -287,6 +292,9 @@ def load_run(checkpoint, c, models, optimizers, scaler, base=None):
     Returns the trainer's own state. UserError for a checkpoint of another system, model or optimizer.
     """
     before, *found, state = load_checkpoint(checkpoint, c.system, *models, "state")
+    state = {"best": float("inf"), "sums": [], "place": None} | state  # older runs had none
+    for key, kind in {"step": NonNegativeInt, "best": float, "sums": list[float], "place": Place | list | None}.items():
+        checked(kind, state.get(key), f"{key} in {checkpoint / 'state.pt'}")
     if (optimizer := before.get("optimizer")) != c.optimizer:
         raise UserError(f"{checkpoint} has the state of the optimizer {optimizer}, not of {c.optimizer}; --init_from "
                         "starts a fresh one")
@@ -319,6 +327,7 @@ def open_log(c, script, checkpoint=None, state=None):
     was killed after it, are dropped.
     """
     out_dir, here, config = Path(c.out_dir), Path(__file__).parents[1], dataclasses.asdict(c)
+    run = c.wandb_mode != "disabled" and begin_wandb(c, out_dir, config, (state or {}).get("wandb_id"))
     step, world = (state["step"], state.get("world")) if checkpoint else (0, None)
     code = out_dir / "code"
     now = code / f"from_{checkpoint.name}" if checkpoint else code
@@ -354,12 +363,6 @@ def open_log(c, script, checkpoint=None, state=None):
     if not checkpoint and path.exists() and path.stat().st_size:
         print(f"note: {path} is of a run that has no checkpoint: it is now {path.replace(path.with_suffix('.old'))}")
     write_whole(path, b"".join(lines))
-    run = None
-    if c.wandb_mode != "disabled":
-        import wandb
-        server, known = {"base_url": c.wandb_url} if c.wandb_url else {}, (state or {}).get("wandb_id")
-        run = wandb.init(project="trivox", name=out_dir.name, dir=out_dir, config=config, mode=c.wandb_mode, id=known,
-                         resume="allow" if known else None, settings=wandb.Settings(silent=True, **server))
 
     def log(step, **numbers):
         with path.open("a", encoding="utf-8") as f:
@@ -369,6 +372,19 @@ def open_log(c, script, checkpoint=None, state=None):
 
     log.wandb_id = run.id if run else None
     return log
+
+
+def begin_wandb(c, out_dir, config, known):
+    """The run at W&B, with the id that is known of it. UserError where it cannot be begun."""
+    import wandb
+
+    server = {"base_url": c.wandb_url} if c.wandb_url else {}
+    try:
+        return wandb.init(project="trivox", name=out_dir.name, dir=out_dir, config=config, mode=c.wandb_mode, id=known,
+                          resume="allow" if known else None, settings=wandb.Settings(silent=True, **server))
+    except Exception as e:  # it has dozens
+        raise UserError(f"cannot log to W&B ({' '.join(str(e).split())[:200]}): --wandb_mode offline or disabled goes "
+                        "without") from None
 
 
 def processes():
