@@ -337,6 +337,7 @@ def test_weights_of_another_model(change, words):
 
 @pytest.mark.parametrize("path", ["nothing", "", "checkpoints"])
 def test_no_checkpoint(tmp_path, path):
+    (tmp_path / "best").write_text("of something else\n" * 1000)
     (tmp_path / "config.yaml").write_text("system: flow\n")
     assert "no checkpoint at" in refusal(lambda argv: find_checkpoint(tmp_path / path))
 
@@ -361,6 +362,11 @@ def test_what_the_config_says_is_what_the_optimizer_does(tmp_path):
         (0.7, (0.5, 0.6), 1e-3, 1e-4), (1e-2, (0.5, 0.6), 1e-3, 1e-4)]
     moments = zip(before.state_dict()["state"].values(), now.state_dict()["state"].values())
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in moments)
+    wider = torch.nn.Linear(3, 2)
+    c.seed, words = 5, ["weight is (2, 2) in", "seed was 0 and is now 5"]
+    said = refusal(lambda argv: run_folder.load_run(tmp_path / "checkpoints/step_00000001", c, {"model": wider}, [now],
+                                                    scaler))
+    assert all(word in said for word in words)
     scaler = torch.amp.GradScaler("cpu")  # the run was in float32, and goes on in float16
     run_folder.load_run(tmp_path / "checkpoints/step_00000001", c, {"model": model}, [now], scaler)
     assert scaler.get_scale() == 2.0**16

@@ -57,6 +57,10 @@ def run(main, argv):
             problem = f"the disk is full: {e}"
         elif (size := memory_lacks(e)) is not None:
             problem, status = f"the memory ran out{size}: a smaller model or batch needs less", 1  # may be tried again
+        elif _marks() and (isinstance(e, dist.DistError) or "by peer" in str(e)):  # Gloo has no exception of its own
+            if _marks().exists():
+                os._exit(1)  # another process has said why it left, and this one only misses it
+            problem, status = f"a process has lost the others: {str(e).partition(chr(10))[0]}", 1
         elif not isinstance(e, OSError) or e.filename is None:
             raise
         else:  # a place that the user named, and that is not what it should be
@@ -122,11 +126,18 @@ def memory_lacks(error):
     return f", as {size[1]} {size[2]} more were asked for" if size else ""
 
 
+def _marks():
+    """The folder in which the processes that torchrun started together on this machine mark what they have said; None
+    for a process alone."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(file).parents[1] / "said" if file else None
+
+
 def _says_first(problem):
-    """Whether no other of the processes that torchrun started together on this machine has said the same."""
-    mark = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / hashlib.sha256(problem.encode()).hexdigest()
+    """Whether no other of these processes has said the same."""
     try:
-        mark.touch(exist_ok=False)
+        _marks().mkdir(exist_ok=True)
+        (_marks() / hashlib.sha256(problem.encode()).hexdigest()).touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:  # of a full disk, say
@@ -295,6 +306,8 @@ def init_distributed(device):
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: where torchrun is killed, save and end
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        if device == "cpu":
+            dist.barrier()  # where one left now, others would still look for it
     return rank, world, torch.device(device)
 
 
@@ -303,7 +316,9 @@ def distribute(model, world, device):
     if world == 1:
         return model
     own = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from PyTorch 2.13 on
+    return DistributedDataParallel(model, device_ids=own,  # buffers never change
+                                   **{"forward_sync_buffers" if new else "broadcast_buffers": False})
 
 
 def unwrapped(model):

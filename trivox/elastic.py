@@ -92,6 +92,7 @@ def main(argv):
     # A store of its own for each restart: in that which torchrun shares, processes find the addresses of dead ones, and
     # wait for them (https://github.com/pytorch/pytorch/issues/135712)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages of warnings where a process misses another
     for number in SIGNALS:  # not SIG_IGN, which the processes would inherit
         signal.signal(number, lambda *_: None)
     api.LocalElasticAgent = Agent

@@ -101,7 +101,8 @@ def named(folder, name):
         path = folder / Path(os.readlink(path)).name
     elif path.is_file():
         with suppress(OSError, UnicodeDecodeError):
-            path = folder / Path(path.read_text(encoding="utf-8").strip()).name
+            said = path.read_text(encoding="utf-8").strip() if path.stat().st_size < 100 else ""
+            path = folder / said if STEP.match(said) else path
     return path if has_weights(path) else None
 
 
@@ -303,7 +304,14 @@ def load_run(checkpoint, c, models, optimizers, scaler, base=None):
             if "base" not in weights or not torch.equal(weights.pop("base"), base):
                 raise UserError(f"{checkpoint} is an adapter for another model than is now at {c.init_from}")
             weights = model.state_dict() | weights
-        load_weights(model, weights, checkpoint)
+        try:
+            load_weights(model, weights, checkpoint)
+        except UserError as e:
+            now = dataclasses.asdict(c)
+            changed = [f"{key} was {value!r} and is now {now[key]!r}" for key, value in before.items()
+                       if key in now and value != now[key] and key != "resume"]
+            raise UserError(f"{e}; {', '.join(changed) or 'no setting has changed'}: what a run's model is made of "
+                            "stays, and another --out_dir begins anew") from None
     try:
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             told = [{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups]
