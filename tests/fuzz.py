@@ -24,8 +24,9 @@ import tempfile
 import time
 import traceback
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 from conftest import ROOT, TINY_CODEC, TINY_FLOW, TINY_LLM, OneProcess
 from helpers import make_corpus, stirred, tone
@@ -308,6 +309,8 @@ def of_checkpoint(rng, world, here):
     run = shutil.copytree(world / "runs" / system, here / "runs" / system)
     for name in ("mels", "tokens", "sentences"):
         (here / name).symlink_to(world / name)
+    if rng.random() < 0.5:  # as in older runs: else what has changed is seen by its checksum, and not read
+        (run / "checkpoints" / "step_00000001" / run_folder.FILES).unlink()
     done = change_some(rng, run)
     trainer, build = SYSTEMS[system]
 
@@ -316,9 +319,11 @@ def of_checkpoint(rng, world, here):
         c = common.load_config(trainer.Config, ["--config", str(world / "runs" / system / "config.yaml")])
         model = build(c)
         optimizers = [torch.optim.AdamW(model.parameters())]
-        run_folder.load_run(checkpoint, c, {"model": model, "ema": build(c)}, optimizers,
-                            torch.amp.GradScaler(enabled=False))
+        state = run_folder.load_run(checkpoint, c, {"model": model, "ema": build(c)}, optimizers,
+                                    torch.amp.GradScaler(enabled=False))
         optimizers[0].step()
+        with mock.patch.object(run_folder.subprocess, "run", lambda *args, **more: mock.Mock(stdout=b"")):  # git's
+            run_folder.open_log(replace(c, out_dir=str(run), wandb_mode="disabled"), __file__, checkpoint, state)
 
     path = rng.choice([run, run / "checkpoints" / "best", run / "checkpoints" / "step_00000001" / "ema.safetensors"])
     what = rng.choice([resume, lambda: load_model(path), lambda: (evaluate.training_speed(path), read_config(path)),

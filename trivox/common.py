@@ -117,7 +117,7 @@ def disk_is_full(error):
 def memory_lacks(error):
     """", as N bytes were asked for" where an exception tells that memory ran out, "" where it does not say how many;
     None for any other."""
-    words = "can't allocate memory", "Storage size calculation overflowed"  # PyTorch's on a CPU
+    words = "can't allocate memory", "Storage size calculation overflowed", "array is too big"  # the last is numpy's
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and all(word not in str(error) for word in words):
         return None
     size = re.search(r"allocate (\d+(?:\.\d+)?)\.? (\w+)", str(error))
@@ -265,6 +265,8 @@ def read_yaml(path):
         raise UserError(f"cannot read the config {path}: {' '.join(str(e).split()) or type(e).__name__}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold 'key: value' lines, but holds one {type(values).__name__}")
+    if strange := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{path} has {reprlib.repr(strange[0])} where a key should be")
     return values
 
 
