@@ -179,7 +179,7 @@ def main(argv):
         train = val = data.clips("all")[:c.overfit]
     for writes in (True, False):  # two rounds: the first process writes the cache of text states, the others read it
         if writes == (rank == 0):
-            features.fill_cache(data.folder, (row["text"] for row in data.rows), c.cache_text, writes)
+            features.fill_cache(data.folder, (row["text"] for row in data.rows), c.cache_text, writes, c.byt5_width)
         barrier()
 
     # Model
