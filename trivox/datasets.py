@@ -356,8 +356,8 @@ class SentenceDataset:
         return Path(root) / rows[i - self.first[shard]]["source"]
 
     def load_embeddings(self, name, width):
-        """Open the speaker embeddings that `embed` has stored. Raises UserError where there are none, or of another
-        width than wanted."""
+        """Open the speaker embeddings that `embed` has stored. Raises UserError where there are none, of another width
+        than wanted, or with numbers that are not finite."""
         try:
             found = read_json(self.folder / f"speaker_{name}.json", width=int)["width"]
         except UserError:
@@ -371,6 +371,11 @@ class SentenceDataset:
         if [len(x) for x in self.embeddings] != [*np.diff(self.first)]:
             raise UserError(f"the speaker embeddings by {name} at {self.folder} are not one a clip: delete "
                             f"speaker_{name}* there, and embed again")
+        for first, path, vectors in zip(self.first, paths, self.embeddings):
+            if (wrong := np.flatnonzero(~np.isfinite(vectors).all(1))).size:
+                raise UserError(f"row {wrong[0]} of {path}, of {self.name(first + wrong[0])}, has numbers that are not "
+                                f"finite: delete speaker_{name}* there, and give python data.py embed --data "
+                                f"{self.folder} --embedder {name} again")
 
     def embedding(self, i):
         """The speaker embedding of clip i, (width,) float32."""
