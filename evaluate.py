@@ -25,7 +25,7 @@ from pydantic import PositiveInt
 
 from trivox import common
 from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
-from trivox.checkpoints import cast_matrices, codec_of, read_config
+from trivox.checkpoints import cast_matrices, check_codec, read_config
 from trivox.common import UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
@@ -82,10 +82,11 @@ def evaluate_codec(speaker, args, out):
     """Score the held-out codes, sample as many clips, and judge them beside the recordings through the same codec.
     Writes files to `out`, returns the summary."""
     model, c, config, given = speaker.model, speaker.c, speaker.config, given_flags(args)
-    options, kept = speaker.settings(given), codec_of(args.ckpt, config)
+    options = speaker.settings(given)
     if given.get("seconds") and not c.cross_every:
         raise UserError("--seconds is for sample.py: here clips are made as long as the recordings beside them")
-    data = open_tokens(TokenDataset, args.data_dir or config["data_dir"], c, kept)
+    data = open_tokens(TokenDataset, source := args.data_dir or config["data_dir"], c)
+    check_codec(source, args.ckpt)
     val, train = data.clips("val"), data.clips("train")
     if config["overfit"]:
         val = train = data.clips("all")[:config["overfit"]]
@@ -155,7 +156,8 @@ def evaluate_llm(speaker, args, out):
     model, c, config, given, rate = speaker.model, speaker.c, speaker.config, given_flags(args), speaker.sample_rate
     options = read_options("llm", config, given)
     source, rng = args.data_dir or config["data_dir"], np.random.default_rng(options["seed"])
-    data = open_tokens(SentenceDataset, source, c, codec_of(args.ckpt, config))
+    data = open_tokens(SentenceDataset, source, c)
+    check_codec(source, args.ckpt)
     train, val = data.clips("train"), data.clips("val")
     if config["overfit"]:
         train = val = data.clips("all")[:config["overfit"]]

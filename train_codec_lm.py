@@ -28,10 +28,11 @@ from tqdm import tqdm
 from model import CodecConfig, CodecLM, delayed_batch
 from trivox import common, finite, run_folder
 from trivox.audio import log_mel
+from trivox.checkpoints import check_codec
 from trivox.codecs import load_codec
 from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
-from trivox.datasets import TokenDataset, check_codec, keep_codec, open_tokens
+from trivox.datasets import TokenDataset, keep_codec, open_tokens
 from trivox.gpu import ahead, replayed, send
 from trivox.metrics import score_clips
 from trivox.muon import Muon
@@ -182,8 +183,7 @@ def main(argv):
     say = print if rank == 0 else lambda text: None
 
     # Data
-    kept = Path(c.out_dir) / "codec"
-    data = open_tokens(TokenDataset, c.data_dir, c, kept)
+    data = open_tokens(TokenDataset, c.data_dir, c)
     features = TextFeatures("bytes")
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
@@ -216,14 +216,15 @@ def main(argv):
     checkpoint = run_folder.open_run(c)
     if checkpoint:
         state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
+        check_codec(c.data_dir, checkpoint)
         step, best, place = state["step"], state["best"], state.get("place")
         if len(state["sums"]) == len(sums) and rank == 0:  # the total of all processes; older runs had other sums
             sums += torch.tensor(state["sums"], device=device)
         say(f"going on from step {step} of {c.out_dir}")
     elif c.init_from:
         start = run_folder.find_checkpoint(c.init_from)
-        check_codec(c.data_dir, start.parent.parent / "codec")
         run_folder.load_weights(model, run_folder.load_checkpoint(start, "codec", "ema")[1], start)
+        check_codec(c.data_dir, start)
         ema.load_state_dict(model.state_dict())
     if step >= c.steps:
         run_folder.close_run()
@@ -238,7 +239,7 @@ def main(argv):
         f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
     prompts, hear = [], None
     if rank == 0:
-        keep_codec(c.data_dir, kept)
+        keep_codec(c.data_dir, Path(c.out_dir) / "codec")
         log = run_folder.open_log(c, __file__, checkpoint, state)
         if c.sample_every:
             speaker = CodecSpeaker(ema, asdict(c), load_codec(c.data_dir, device))

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
 from trivox import common, finite, run_folder
 from trivox.audio import log_mel
-from trivox.checkpoints import digest, initial_weights, keep_base
+from trivox.checkpoints import check_codec, digest, initial_weights, keep_base
 from trivox.codecs import load_codec
 from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
@@ -215,8 +215,7 @@ def main(argv):
     say = print if rank == 0 else lambda text: None
 
     # Data
-    kept = Path(c.out_dir) / "codec"
-    data = open_tokens(SentenceDataset, c.data_dir, c, kept)
+    data = open_tokens(SentenceDataset, c.data_dir, c)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
@@ -266,6 +265,7 @@ def main(argv):
     sums = torch.zeros(6, device=device)  # since the last line of the log, over its finite steps
     if checkpoint:
         state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler, base)
+        check_codec(c.data_dir, checkpoint)
         step, best, place = state["step"], state["best"], state["place"]
         if isinstance(place, list):  # of an older run: an epoch, a pool in it, and how many of its rows are behind
             taken = place[1] * (4096 if c.packed else 16 * c.batch_size * c.grad_accum_steps * world)
@@ -288,7 +288,7 @@ def main(argv):
         f"rows a step; {device.type}, {dtype}")
     prompts = []
     if rank == 0:
-        keep_codec(c.data_dir, kept)
+        keep_codec(c.data_dir, Path(c.out_dir) / "codec")
         log = run_folder.open_log(c, __file__, checkpoint, state)
         unigram = show_coverage(data, train, Path(c.out_dir) / "coverage.png")
         if c.sample_every:

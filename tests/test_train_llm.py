@@ -338,6 +338,23 @@ def test_what_an_adapter_stands_on(flags, base, tmp_path, in_process):
     assert "is gone: it was" in refusal(sample.main, "--ckpt", there / "adapter", "--text", "hello")
 
 
+def test_another_model_where_a_moved_base_was(flags, base, tmp_path, in_process):
+    """The base that was moved together with its adapter is found beside it, in speaking and in going on."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(base, here / "base", symlinks=True)
+    settings = dict(lora_rank=2, lora_matrices="query down", packed=False, lr=1e-2)
+    in_process(flags(steps=1, **settings | dict(init_from=here / "base", out_dir=here / "adapter")))
+    spoken, step = load_model(here / "adapter")[0].state_dict(), run_folder.find_checkpoint(here / "base")
+    shutil.copytree(here, there, symlinks=True)
+    tensors = run_folder.load_file(step / "ema.safetensors")
+    for damage in (lambda path: run_folder.save_file({key: x + 1 for key, x in tensors.items()}, path),
+                   lambda path: path.write_bytes(b"cut")):
+        damage(step / "ema.safetensors")
+        assert same(load_model(there / "adapter")[0].state_dict(), spoken)
+    in_process(flags("--resume", steps=2, **settings | dict(init_from=there / "base", out_dir=there / "adapter")))
+    assert parts(there / "adapter")[0] == "step_00000002"
+
+
 def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
     """A published file is where a run begins, and what sample.py reads; a run can be written as one."""
     torch.manual_seed(0)

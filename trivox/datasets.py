@@ -403,22 +403,11 @@ def best_fit(lengths, room):
     return rows
 
 
-def open_tokens(kind, folder, c, kept=None):
+def open_tokens(kind, folder, c):
     """The TokenDataset or SentenceDataset (`kind`) at `folder`, which has to be of the codec and geometry of the config
-    `c`, and where a codec of our own is kept in the folder `kept`, made with that very one."""
+    `c`."""
     wanted = {key: getattr(c, key) for key in ("codec", "sample_rate", "frame_rate", "codebook_size")}
-    data = kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
-    check_codec(folder, kept or folder)
-    return data
-
-
-def check_codec(folder, kept):
-    """Raises UserError where a codec of our own is kept in the folder `kept` that did not make the tokens at
-    `folder`."""
-    mine, theirs = (Path(place) / "codec.safetensors" for place in (kept, folder))
-    if theirs.exists() and mine.exists() and mine.read_bytes() != theirs.read_bytes():
-        raise UserError(f"the codec that made the tokens at {folder} was fitted anew: it is not that of {kept}; "
-                        "data.py tokenize --codec takes the folder of one to use again")
+    return kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
 
 
 def keep_codec(folder, kept):
