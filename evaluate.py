@@ -31,7 +31,7 @@ from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_toke
 from trivox.echolancer import is_one as is_echolancer
 from trivox.files import write_whole
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
-                            name_speakers, score_clips, score_sentences, shuffled, unigram_cross_entropy)
+                            name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import load_recogniser
@@ -102,7 +102,7 @@ def evaluate_codec(speaker, args, out):
     summary = {
         "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": find_checkpoint(args.ckpt).name,
         "steps_per_second": training_speed(args.ckpt), "clips": len(val), **said(options),
-        "val_loss": losses.mean(), "perplexity": math.exp(losses.mean()), "accuracy": hits.mean(),
+        "val_loss": losses.mean(), "perplexity": perplexity(losses.mean()), "accuracy": hits.mean(),
         "unigram": unigram.mean(), "below_unigram": 1 - losses.mean() / unigram.mean(),
         "books": [dict(zip(("loss", "unigram", "below_unigram", "accuracy"), map(float, book)))
                   for book in zip(losses, unigram, 1 - losses / unigram, hits)],
@@ -190,7 +190,7 @@ def evaluate_llm(speaker, args, out):
     summary = {
         "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": find_checkpoint(args.ckpt).name,
         "clips": len(clips), "steps_per_second": training_speed(args.ckpt), **said(options),
-        "text_perplexity": math.exp(sums[0] / sums[2]), "audio_perplexity": math.exp(sums[1] / sums[3]),
+        "text_perplexity": perplexity(sums[0] / sums[2]), "audio_perplexity": perplexity(sums[1] / sums[3]),
         "unigram_perplexity": math.exp(-(p * np.log(p)).sum()),
     }
 

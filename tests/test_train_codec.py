@@ -200,6 +200,7 @@ def test_playing_as_it_comes(frames):
     (dict(pattern="GX"), ["'X'", "A for attention"]),
     (dict(heads=3), ["3 heads", "width 32"]),
     (dict(cross_every=1), ["context of 64", "raise --context"]),
+    (dict(context=2), ["context of 2", "2 delayed codebooks", "raise --context"]),
     (dict(data_dir="nowhere"), ["no token data set at nowhere"]),
     (dict(eval_top_k=[1, 2, 3]), ["--eval_top_k", "3 numbers for 2"]),
     (dict(eval_top_p=1.5), ["--eval_top_p", "1.5"]),
@@ -254,6 +255,13 @@ def test_a_published_codec_keeps_nothing(flags, in_process, codec_tokens, tmp_pa
     in_process(flags("--resume", steps=2, **settings))
     shutil.rmtree(tmp_path / "run" / "codec")
     in_process(flags(steps=1, init_from=tmp_path / "run", out_dir=tmp_path / "other", **settings))
+
+
+def test_a_loss_beyond_what_exp_can_tell(flags, in_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "score_clips", lambda *args: figures.score_clips(*args) * 1e4)
+    in_process(flags(steps=2, eval_every=1))
+    rows = [row for row in metrics(tmp_path / "run") if "val_loss" in row]
+    assert [row["val_loss"] > 709 and np.log(row["val_perplexity"]) for row in rows] == pytest.approx([700, 700])
 
 
 def test_refused_samples(flags, in_process, run, tmp_path, corpus):
