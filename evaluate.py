@@ -26,13 +26,13 @@ import torch
 from pydantic import PositiveInt
 
 from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
-from trivox.checkpoints import cast_matrices, codec_of, read_config
+from trivox.checkpoints import cast_matrices, check_codec, read_config
 from trivox.common import UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
 from trivox.files import write_whole
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
-                            name_speakers, score_clips, score_sentences, shuffled, unigram_cross_entropy)
+                            name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import load_recogniser
@@ -83,10 +83,11 @@ def evaluate_codec(speaker, args, out):
     """Score the held-out codes, sample as many clips, and judge them beside the recordings through the same codec.
     Writes files to `out`, returns the summary."""
     model, c, config, given = speaker.model, speaker.c, speaker.config, given_flags(args)
-    options, kept = speaker.settings(given), codec_of(args.ckpt, config)
+    options = speaker.settings(given)
     if given.get("seconds") and not c.cross_every:
         raise UserError("--seconds is for sample.py: here clips are made as long as the recordings beside them")
-    data = open_tokens(TokenDataset, args.data_dir or config["data_dir"], c, kept)
+    data = open_tokens(TokenDataset, source := args.data_dir or config["data_dir"], c)
+    check_codec(source, args.ckpt)
     val, train = data.clips("val"), data.clips("train")
     if config["overfit"]:
         val = train = data.clips("all")[:config["overfit"]]
@@ -102,7 +103,7 @@ def evaluate_codec(speaker, args, out):
     summary = {
         "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": find_checkpoint(args.ckpt).name,
         "steps_per_second": training_speed(args.ckpt), "clips": len(val), **said(options),
-        "val_loss": losses.mean(), "perplexity": math.exp(losses.mean()), "accuracy": hits.mean(),
+        "val_loss": losses.mean(), "perplexity": perplexity(losses.mean()), "accuracy": hits.mean(),
         "unigram": unigram.mean(), "below_unigram": 1 - losses.mean() / unigram.mean(),
         "books": [dict(zip(("loss", "unigram", "below_unigram", "accuracy"), map(float, book)))
                   for book in zip(losses, unigram, 1 - losses / unigram, hits)],
@@ -156,7 +157,8 @@ def evaluate_llm(speaker, args, out):
     model, c, config, given, rate = speaker.model, speaker.c, speaker.config, given_flags(args), speaker.sample_rate
     options = read_options("llm", config, given)
     source, rng = args.data_dir or config["data_dir"], np.random.default_rng(options["seed"])
-    data = open_tokens(SentenceDataset, source, c, codec_of(args.ckpt, config))
+    data = open_tokens(SentenceDataset, source, c)
+    check_codec(source, args.ckpt)
     train, val = data.clips("train"), data.clips("val")
     if config["overfit"]:
         train = val = data.clips("all")[:config["overfit"]]
@@ -189,7 +191,7 @@ def evaluate_llm(speaker, args, out):
     summary = {
         "parameters": sum(p.numel() for p in model.parameters()), "checkpoint": find_checkpoint(args.ckpt).name,
         "clips": len(clips), "steps_per_second": training_speed(args.ckpt), **said(options),
-        "text_perplexity": math.exp(sums[0] / sums[2]), "audio_perplexity": math.exp(sums[1] / sums[3]),
+        "text_perplexity": perplexity(sums[0] / sums[2]), "audio_perplexity": perplexity(sums[1] / sums[3]),
         "unigram_perplexity": math.exp(-(p * np.log(p)).sum()),
     }
 

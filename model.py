@@ -356,6 +356,9 @@ class CodecConfig:
         check_blocks(self, LETTERS)
         if "M" in self.layout and self.width % 32:
             raise UserError(f"the width {self.width} is not a multiple of 32, which mamba2 needs")
+        if self.context <= self.codebooks:
+            raise UserError(f"a context of {self.context} has room for no frame of {self.codebooks} delayed codebooks: "
+                            "raise --context")
         if self.cross_every and self.text_width % 64:
             raise UserError(f"the text_width {self.text_width} is not a multiple of 64")
 

@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 from model import CodecConfig, CodecLM, delayed_batch
 from trivox.audio import log_mel
+from trivox.checkpoints import check_codec
 from trivox.codecs import load_codec
 from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
-from trivox.datasets import TokenDataset, check_codec, keep_codec, open_tokens
+from trivox.datasets import TokenDataset, keep_codec, open_tokens
 from trivox.gpu import ahead, replayed, send
-from trivox.metrics import score_clips
+from trivox.metrics import perplexity, score_clips
 from trivox.muon import Muon
 from trivox.order import steps
 from trivox.pages import write_page
@@ -146,7 +147,10 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
     for i in range(rank * c.batch_size, len(clips), world * c.batch_size):
         sums += score_clips(model, data, features, clips[i:i + c.batch_size], device, dtype)
     sums = np.array(all_sum(sums.tolist(), device))
-    return sums[:c.codebooks] / frames, sums[c.codebooks:-1] / frames, sums[-1] / len(clips)
+    loss, accuracy = (by_book(f"val_{name}", sums[at:at + c.codebooks] / frames)
+                      for name, at in (("loss", 0), ("accuracy", c.codebooks)))
+    return loss | accuracy | {"val_perplexity": perplexity(loss["val_loss"]),
+                              "val_duration_loss": sums[-1] / len(clips)}
 
 
 def make_prompts(c, data, val, speaker):
@@ -183,8 +187,7 @@ def main(argv):
     say = print if rank == 0 else lambda text: None
 
     # Data
-    kept = Path(c.out_dir) / "codec"
-    data = open_tokens(TokenDataset, c.data_dir, c, kept)
+    data = open_tokens(TokenDataset, c.data_dir, c)
     features = TextFeatures("bytes")
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
@@ -217,14 +220,15 @@ def main(argv):
     checkpoint = run_folder.open_run(c)
     if checkpoint:
         state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
+        check_codec(c.data_dir, checkpoint)
         step, best, place = state["step"], state["best"], state.get("place")
         if len(state["sums"]) == len(sums) and rank == 0:  # the total of all processes; older runs had other sums
             sums += torch.tensor(state["sums"], device=device)
         say(f"going on from step {step} of {c.out_dir}")
     elif c.init_from:
         start = run_folder.find_checkpoint(c.init_from)
-        check_codec(c.data_dir, start.parent.parent / "codec")
         run_folder.load_weights(model, run_folder.load_checkpoint(start, "codec", "ema")[1], start)
+        check_codec(c.data_dir, start)
         ema.load_state_dict(model.state_dict())
     if step >= c.steps:
         run_folder.close_run()
@@ -239,7 +243,7 @@ def main(argv):
         f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
     prompts, hear = [], None
     if rank == 0:
-        keep_codec(c.data_dir, kept)
+        keep_codec(c.data_dir, Path(c.out_dir) / "codec")
         log = run_folder.open_log(c, __file__, checkpoint, state)
         if c.sample_every:
             speaker = CodecSpeaker(ema, asdict(c), load_codec(c.data_dir, device))
@@ -345,14 +349,13 @@ def main(argv):
         # Evaluate and save
         is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
         if evaluates:
-            entropies, hits, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
-            loss = float(entropies.mean())
-            is_best, best = loss < best, min(best, loss)  # of a number and NaN the number
+            found = watch.validate(lambda clips: validate(c, ema, data, features, clips, rank, world, device, dtype),
+                                   val, lambda clip: data.rows[clip]["id"])
+            is_best, best = found["val_loss"] < best, min(best, found["val_loss"])  # of a number and NaN the number
             if rank == 0:
-                log(step, **by_book("val_loss", entropies), **by_book("val_accuracy", hits),
-                    val_perplexity=math.exp(loss), val_duration_loss=duration)
-                bar.write(f"step {step}: validation loss {loss:.4f}, perplexity {math.exp(loss):.2f}, right "
-                          f"{hits.mean():.1%}")
+                log(step, **found)
+                bar.write(f"step {step}: validation loss {found['val_loss']:.4f}, perplexity "
+                          f"{found['val_perplexity']:.4g}, right {found['val_accuracy']:.1%}")
         if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
             wer = write_samples(speaker, prompts, hear, folder)

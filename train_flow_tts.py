@@ -146,7 +146,8 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
         with autocast(device, dtype):
             losses = flow_loss(c, model, make_batch(c, data, features, draws[i:i + c.batch_size], device))
         sums += torch.stack(losses)
-    return [total / count for total, count in zip(all_sum(sums.tolist(), device), counts(data, draws))]
+    flow, duration = (total / count for total, count in zip(all_sum(sums.tolist(), device), counts(data, draws)))
+    return {"val_loss": flow, "val_duration_loss": duration}
 
 
 def make_prompts(c, data, clips, speaker):
@@ -180,7 +181,7 @@ def main(argv):
         train = val = data.clips("all")[:c.overfit]
     for writes in (True, False):  # two rounds: the first process writes the cache of text states, the others read it
         if writes == (rank == 0):
-            features.fill_cache(data.folder, (row["text"] for row in data.rows), c.cache_text, writes)
+            features.fill_cache(data.folder, (row["text"] for row in data.rows), c.cache_text, writes, c.byt5_width)
         barrier()
 
     # Model
@@ -324,11 +325,12 @@ def main(argv):
         # Evaluate and save
         is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
         if evaluates:
-            flow, duration = validate(c, ema, data, features, val, rank, world, device, dtype)
-            is_best, best = flow < best, min(best, flow)  # of a number and NaN the number
+            found = watch.validate(lambda clips: validate(c, ema, data, features, clips, rank, world, device, dtype),
+                                   val, lambda clip: data.rows[clip]["id"])
+            is_best, best = found["val_loss"] < best, min(best, found["val_loss"])  # of a number and NaN the number
             if rank == 0:
-                log(step, val_loss=flow, val_duration_loss=duration)
-                bar.write(f"step {step}: validation loss {flow:.4f}")
+                log(step, **found)
+                bar.write(f"step {step}: validation loss {found['val_loss']:.4f}")
         if speaks := prompts and (step % c.speak_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
             wer = write_samples(speaker, prompts, hear, folder)

@@ -28,13 +28,13 @@ from tqdm import tqdm
 
 from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
 from trivox.audio import log_mel
-from trivox.checkpoints import digest, initial_weights, keep_base
+from trivox.checkpoints import check_codec, digest, initial_weights, keep_base
 from trivox.codecs import load_codec
 from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
 from trivox.datasets import SentenceDataset, best_fit, keep_codec, open_tokens
 from trivox.gpu import ahead, send
-from trivox.metrics import score_sentences
+from trivox.metrics import perplexity, score_sentences
 from trivox.muon import Muon
 from trivox.order import walk
 from trivox.pages import write_page
@@ -163,17 +163,19 @@ def llm_loss(model, batch):
 
 def measures(c, text, audio, n_text, n_audio):
     """What the log has of cross-entropies: the loss, and the perplexities of characters and of codes."""
-    return {"loss": (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio),
-            "text_perplexity": math.exp(min(text / n_text, 700)),
-            "audio_perplexity": math.exp(min(audio / n_audio, 700))}
+    def mean(total, count):
+        return total / count if count else math.nan  # no code where the context has room for none of these
+
+    return {"loss": mean(c.text_loss_weight * text + audio, c.text_loss_weight * n_text + n_audio),
+            "text_perplexity": perplexity(mean(text, n_text)), "audio_perplexity": perplexity(mean(audio, n_audio))}
 
 
 def validate(c, model, data, shown, clips, rank, world, device, dtype):
-    """Those numbers of the first eval_clips held-out sentences, with the same voices each time."""
-    clips = clips[:c.eval_clips][np.argsort(sum(data.lengths(clips[:c.eval_clips])))][rank::world].tolist()
+    """Those numbers of some held-out sentences, with the same voices each time."""
+    clips = [clips[i] for i in np.argsort(sum(data.lengths(clips)))[rank::world]]
     voices = [draw_voice(c, data, shown, i, 4, i) for i in clips] if c.speaker_width else []
     sums = score_sentences(model, data, clips, torch.stack(voices) if voices else None, device, dtype)
-    return measures(c, *all_sum(sums.tolist(), device))
+    return {f"val_{key}": value for key, value in measures(c, *all_sum(sums.tolist(), device)).items()}
 
 
 def make_prompts(c, data, shown, clips, speaker):
@@ -216,11 +218,13 @@ def main(argv):
     say = print if rank == 0 else lambda text: None
 
     # Data
-    kept = Path(c.out_dir) / "codec"
-    data = open_tokens(SentenceDataset, c.data_dir, c, kept)
+    data = open_tokens(SentenceDataset, c.data_dir, c)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
+    if (shortest := data.lengths(train)[1].min()) + 2 >= c.context:  # BOS comes first, and EOS before the codes
+        raise UserError(f"a context of {c.context} has room for no code of {c.data_dir}, whose shortest sentence has "
+                        f"{shortest} characters: raise --context")
     shown = {}
     if c.speaker_width:
         data.load_embeddings(c.speaker_embedder, c.speaker_width)
@@ -267,6 +271,7 @@ def main(argv):
     sums = torch.zeros(6, device=device)  # since the last line of the log, over its finite steps
     if checkpoint:
         state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler, base)
+        check_codec(c.data_dir, checkpoint)
         step, best, place = state["step"], state["best"], state["place"]
         if isinstance(place, list):  # of an older run: an epoch, a pool in it, and how many of its rows are behind
             taken = place[1] * (4096 if c.packed else 16 * c.batch_size * c.grad_accum_steps * world)
@@ -289,7 +294,7 @@ def main(argv):
         f"rows a step; {device.type}, {dtype}")
     prompts = []
     if rank == 0:
-        keep_codec(c.data_dir, kept)
+        keep_codec(c.data_dir, Path(c.out_dir) / "codec")
         log = run_folder.open_log(c, __file__, checkpoint, state)
         unigram = show_coverage(data, train, Path(c.out_dir) / "coverage.png")
         if c.sample_every:
@@ -309,10 +314,10 @@ def main(argv):
                        (*counts(c, data, rows), rows, behind))
             step += 1
 
-    def loss_alone(row):
-        """Of a row of a single clip, as it is now."""
+    def loss_alone(one):
+        """Of a row of a single clip in a step, as it is now."""
         with autocast(device, dtype):
-            return sum(llm_loss(model, make_batch(c, data, shown, [row], step, device)))
+            return sum(llm_loss(model, make_batch(c, data, shown, [one[0]], one[1], device)))
 
     watch = finite.Watch(device, optimizers, scaler)
     source = ahead(batches(step, place), device)
@@ -337,7 +342,7 @@ def main(argv):
             with common.memory_advice(c, "rows"), nullcontext() if last or world == 1 else trained.no_sync():
                 with autocast(device, dtype):
                     text, audio = llm_loss(trained, batch)
-                loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio)
+                loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio or 1)
                 scaler.scale(loss * world).backward()  # DDP takes the mean over processes
             losses += torch.stack((text, audio)).detach()
             batch, upcoming = next(source)
@@ -346,7 +351,7 @@ def main(argv):
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
-        good = watch.see(step + 1, [[clip] for row in rows for clip in row], losses, norm)
+        good = watch.see(step + 1, [([clip], step) for row in rows for clip in row], losses, norm)
         told = torch.stack((good * n_text, good * n_audio, norm, good)) * (rank == 0)  # numbers that no GPU waits for
         sums += torch.cat((losses, told)).where(good > 0, 0)
         place, (n_text, n_audio, rows, behind) = behind, upcoming
@@ -376,7 +381,7 @@ def main(argv):
 
         # Steps that were left out
         if stopping or step == c.steps or step % min(c.log_every, finite.IN_A_ROW) == 0:
-            for at, clips, alone in watch.look(loss_alone, lambda row: data.name(row[0])):
+            for at, clips, alone in watch.look(loss_alone, lambda one: data.name(one[0][0])):
                 if rank == 0:
                     log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
                     bar.write(finite.sentence(at, clips, alone))
@@ -385,13 +390,14 @@ def main(argv):
         # Evaluate and save
         is_best, evaluates = False, step % c.eval_every == 0 or step == c.steps
         if evaluates:
-            found = validate(c, ema, data, shown, val, rank, world, device, dtype)
-            is_best, best = found["loss"] < best, min(best, found["loss"])  # of a number and NaN the number
+            found = watch.validate(lambda clips: validate(c, ema, data, shown, clips, rank, world, device, dtype),
+                                   val[:c.eval_clips].tolist(), data.name)
+            is_best, best = found["val_loss"] < best, min(best, found["val_loss"])  # of a number and NaN the number
             if rank == 0:
-                log(step, **{f"val_{key}": value for key, value in found.items()})
-                bar.write(f"step {step}: validation loss {found['loss']:.4f}, perplexity of characters "
-                          f"{found['text_perplexity']:.2f}, of codes {found['audio_perplexity']:.2f} ({unigram:.0f} by "
-                          "their frequencies)")
+                log(step, **found)
+                bar.write(f"step {step}: validation loss {found['val_loss']:.4f}, perplexity of characters "
+                          f"{found['val_text_perplexity']:.4g}, of codes {found['val_audio_perplexity']:.4g} "
+                          f"({unigram:.0f} by their frequencies)")
         if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
             wer = write_samples(speaker, prompts, hear, folder)

@@ -212,6 +212,19 @@ def test_damaged_sentences(tmp_path, file):
     assert "no token data set" in refusal(lambda argv: SentenceDataset(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_voices_that_are_not_finite(llm_tokens, tmp_path, bad):
+    """Are named when they are opened: file, row, recording, and what to do."""
+    folder = shutil.copytree(llm_tokens, tmp_path / "data")
+    width = json.loads((folder / "speaker_stats.json").read_text())["width"]
+    voices = np.fromfile(path := folder / "speaker_stats_00000.f32", np.float32).reshape(-1, width)
+    voices[3, 7] = bad
+    voices.tofile(path)
+    said = refusal(lambda argv: SentenceDataset(folder).load_embeddings("stats", width))
+    assert f"row 3 of {path}" in said and SentenceDataset(folder).name(3) in said
+    assert "data.py embed" in said and "delete speaker_stats*" in said
+
+
 def test_best_fit():
     """Every sentence once, no row too full; and as few rows as a search over all free rows makes."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from helpers import tiny_llm, voice
 
 from trivox import echolancer
+from trivox.checkpoints import initial_weights, load_model
 from trivox.common import UserError
 
 
@@ -69,6 +70,16 @@ def test_published_checkpoints_load(speakers, tmp_path):
         torch.save({"model_state_dict": broken}, path)
         with pytest.raises(UserError, match=words):
             echolancer.to_ours(echolancer.read(path), loaded, path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_published_file_that_is_not_finite(bad, tmp_path):
+    state = echolancer.to_theirs(tiny_llm())
+    state["decoder.dec.layers.1.ffn.linear2.weight"][3, 5] = bad
+    torch.save({"model_state_dict": state}, path := tmp_path / "bad.pt")
+    for load in (load_model, lambda path: initial_weights(tiny_llm(), path, tmp_path)):
+        with pytest.raises(UserError, match="decoder.dec.layers.1.ffn.linear2.weight in .*bad.pt has numbers"):
+            load(path)
 
 
 def test_nothing_in_a_published_file_is_executed(tmp_path):

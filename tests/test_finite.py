@@ -1,17 +1,23 @@
 """finite.py: a step whose loss or gradient is not finite changes nothing, and is told with the clips that did it."""
 
 import json
+import math
+import shutil
+import subprocess
+import sys
 from threading import Event
 
 import numpy as np
 import pytest
 import torch
-from conftest import refusal, same
+from conftest import ROOT, refusal, same
 
 import train_codec_lm
 import train_flow_tts
 import train_llm_tts
 from trivox import run_folder
+from trivox.audio import MelConfig
+from trivox.datasets import MelDataset
 from trivox.finite import Watch, lerp_unless
 from trivox.muon import Muon
 
@@ -139,6 +145,78 @@ def test_left_out_steps_are_told_when_a_signal_ends_the_run(run, monkeypatch):
     train(log_every=10)
     assert [row["left_out_step"] for row in rows(folder) if "left_out_step" in row] == [2]
     assert run_folder.newest(folder).name == "step_00000002"
+
+
+def spoil_validation(trainer, monkeypatch, bad):
+    """Make the validation loss of what has a clip of bad(clips) NaN. Returns a list to which each call adds its clips
+    and its val_loss."""
+    validate, calls = trainer.validate, []
+
+    def spoilt(c, model, data, more, clips, *args):
+        found = validate(c, model, data, more, clips, *args)
+        found |= {"val_loss": math.nan} if {*clips} & {*bad(clips)} else {}
+        calls.append((list(clips), found["val_loss"]))
+        return found
+
+    monkeypatch.setattr(trainer, "validate", spoilt)
+    return calls
+
+
+def test_one_clip_of_nan_in_the_validation(run, monkeypatch, capsys):
+    """It is named, in the log and on the screen, the loss is that of the others, and there is a best checkpoint. Each
+    clip is tried once."""
+    trainer, train, folder = run
+    first = []
+    calls = spoil_validation(trainer, monkeypatch, lambda clips: first or first.append(clips[1]) or first)
+    train(steps=4, eval_every=2)
+    (whole, _), *tries, (others, loss) = calls[:-1]
+    assert [clip for [clip], _ in tries] == whole and others == [clip for clip in whole if clip not in first]
+    assert calls[-1][0] == others and math.isfinite(loss)
+    told = [row for row in rows(folder) if "val_loss" in row]
+    assert [row["val_loss"] for row in told] == [loss, calls[-1][1]]
+    assert run_folder.named(folder / "checkpoints", "best")
+    assert told[0]["val_left_out"] == told[1]["val_left_out"] and len(told[0]["val_left_out"]) == 1
+    assert f"leaves out {told[0]['val_left_out'][0]}:" in capsys.readouterr().out
+
+
+def test_a_model_of_nan_in_the_validation(run, monkeypatch):
+    """Is no clip's fault: the loss stays NaN, until the model has recovered."""
+    trainer, train, folder = run
+    calls = spoil_validation(trainer, monkeypatch, lambda clips: clips if len(calls) < 10 else [])
+    train(steps=6, eval_every=1)
+    told = [row for row in rows(folder) if "val_loss" in row]
+    assert math.isnan(told[0]["val_loss"]) and math.isfinite(told[-1]["val_loss"])
+    assert not any("val_left_out" in row for row in told)
+
+
+@pytest.mark.long
+def test_two_processes_find_the_same_clip(tiny_run, data_dir, tmp_path):
+    """Over gloo, with a NaN in the log-mel itself: as one process does."""
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    data = MelDataset(folder, MelConfig())
+    bad, mels = data.clips("val")[2], np.fromfile(path := folder / "mels_00000.f16", np.float16)
+    mels[80 * (int(data.ends[bad]) - 1)] = np.nan
+    mels.tofile(path)
+    logs = []
+    for world in (1, 2):
+        settings = tiny_run("flow") | dict(data_dir=folder, out_dir=tmp_path / str(world), batch_size=2 // world,
+                                           steps=4, eval_every=2)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
+                   ROOT / "train_flow_tts.py", *[f"--{key}={value}" for key, value in settings.items()]]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        logs.append([row for row in rows(tmp_path / str(world)) if "val_loss" in row])
+    for one, two in zip(*logs, strict=True):
+        assert one["val_left_out"] == two["val_left_out"] == [data.rows[bad]["id"]]
+        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("fail, advised", [(1, True), (2, True), (3, False), (4, False), (0, False)])
+def test_clips_to_leave_out(fail, advised, tmp_path):
+    """Are named where they are the few: where most fail alone, it is the model that does."""
+    watch = Watch(torch.device("cpu"), [], torch.amp.GradScaler("cpu", enabled=False))
+    watch.most, watch.tried = 10, {f"clip{n}": n >= fail for n in range(4)}
+    assert ("leave out the clips clip0" in refusal(lambda argv: watch.end(12, tmp_path))) == advised
 
 
 def test_one_clip_of_nan(run, monkeypatch):

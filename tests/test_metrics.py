@@ -1,5 +1,7 @@
 """metrics.py beside closed forms, scipy and what was counted by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -8,8 +10,14 @@ from scipy.fft import dct
 import evaluate
 from trivox.audio import read_wav
 from trivox.datasets import SentenceDataset
-from trivox.metrics import (coherence, frechet_distance, mel_distances, name_speakers, unigram_cross_entropy,
-                            word_error_rate)
+from trivox.metrics import (coherence, frechet_distance, mel_distances, name_speakers, perplexity,
+                            unigram_cross_entropy, word_error_rate)
+
+
+def test_perplexity_of_any_loss():
+    assert perplexity(math.log(7)) == pytest.approx(7) and perplexity(np.float64(0)) == 1
+    assert math.log(perplexity(1e6)) == math.log(perplexity(math.inf)) == pytest.approx(700)
+    assert math.isnan(perplexity(math.nan))
 
 
 def test_word_error_rate():

@@ -1,10 +1,12 @@
 """text.py: numbers beside num2words, characters beside Echolancer's table, bytes beside ByT5's tokenizer, states beside
 the encoder's class; weights.py by the encoder's files."""
 
+import os
 import random
 import re
 import shutil
 import unicodedata
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -115,10 +117,10 @@ def test_encoder_states(encoder, tmp_path, monkeypatch, mode):
     """Cached or not, in a batch or alone, each text's states are those of the encoder that sees this text only."""
     model, folder = encoder
     features = TextFeatures(folder)
-    features.fill_cache(tmp_path, TEXTS[1:], mode, write=True)
+    features.fill_cache(tmp_path, TEXTS[1:], mode, write=True, width=32)
     assert bool(list(tmp_path.glob("text_*.f16"))) == (mode != "off")
     reopened = TextFeatures(folder)
-    reopened.fill_cache(tmp_path, TEXTS[1:], mode, write=False)
+    reopened.fill_cache(tmp_path, TEXTS[1:], mode, write=False, width=32)
     if mode != "off":  # the cache is there: no encoder is needed any more
         monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", None)
     for source in (features, reopened):
@@ -133,7 +135,7 @@ def test_encoder_states(encoder, tmp_path, monkeypatch, mode):
 
 def test_encoder_states_of_a_text_that_is_not_cached(encoder, tmp_path):
     features = TextFeatures(encoder[1])
-    features.fill_cache(tmp_path, ["a"], "on", write=True)
+    features.fill_cache(tmp_path, ["a"], "on", True, 32)
     known, new = features(["a"])[0], features(["a", "new"])[0]
     torch.testing.assert_close(known[0], new[0, :2], atol=2e-3, rtol=2e-3)
 
@@ -144,8 +146,52 @@ def test_states_that_are_not_finite(encoder, tmp_path, monkeypatch, value):
     encode = TextFeatures.encode
     monkeypatch.setattr(TextFeatures, "encode", lambda self, texts: [
         states + (value if text == "bad" else 0) for text, states in zip(texts, encode(self, texts))])
-    said = refusal(lambda argv: TextFeatures(encoder[1]).fill_cache(tmp_path, ["good", "bad", "so"], "on", write=True))
+    said = refusal(lambda argv: TextFeatures(encoder[1]).fill_cache(tmp_path, ["good", "bad", "so"], "on", True, 32))
     assert "'bad'" in said and not list(tmp_path.iterdir())
+
+
+def kept(encoder, folder, write=True):
+    """(The cache's path, the states of TEXTS as they come out of it)."""
+    features = TextFeatures(encoder)
+    features.fill_cache(folder, TEXTS, "on", write, 32)
+    return max(folder.glob("text_*.f16"), key=lambda path: path.stat().st_mtime_ns), features(TEXTS)[0]
+
+
+@pytest.mark.parametrize("left", [-100, 0.5, 0], ids=["less 100 bytes", "half", "nothing"])
+def test_states_that_were_cut_are_made_anew(encoder, tmp_path, capsys, left):
+    path, whole = kept(encoder[1], tmp_path)
+    size = path.stat().st_size
+    os.truncate(path, size + left if left < 0 else int(size * left))
+    again, states = kept(encoder[1], tmp_path)
+    assert again == path and path.stat().st_size == size and torch.equal(states, whole)
+    assert f"{path} has " in capsys.readouterr().out
+
+
+def test_states_of_another_encoder_of_that_name(encoder, tmp_path):
+    """Saved into the same folder, it is what speaks from then on; and one of another width is refused."""
+    folder = tmp_path / "byt5"
+    shutil.copytree(encoder[1], folder)
+    assert torch.equal(kept(str(folder), tmp_path)[1], kept(str(folder), tmp_path)[1])
+    other = deepcopy(encoder[0])
+    with torch.no_grad():
+        other.shared.weight.mul_(-1)
+    other.save_pretrained(folder)
+    _, states = kept(str(folder), tmp_path)
+    with torch.inference_mode():
+        alone = other(torch.tensor([text_ids(TEXTS[2])])).last_hidden_state[0]
+    torch.testing.assert_close(states[2, :len(alone)], alone, atol=2e-3, rtol=2e-3)
+    said = refusal(lambda argv: TextFeatures(str(folder)).fill_cache(tmp_path, ["new"], "on", True, 16))
+    assert "32 wide" in said and "--byt5_width 32" in said
+
+
+def test_a_disk_that_is_full_of_states(encoder, tmp_path):
+    """One sentence, and no part of the file is left. (The part leads to /dev/full, where nothing can be written.)"""
+    path, _ = kept(encoder[1], tmp_path)
+    path.unlink()
+    part = tmp_path / f"{path.name}.{os.getpid()}.part"
+    part.symlink_to("/dev/full")
+    assert "the disk is full" in refusal(lambda argv: kept(encoder[1], tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["missing", "config.json", "model.safetensors"])

@@ -200,6 +200,7 @@ def test_playing_as_it_comes(frames):
     (dict(pattern="GX"), ["'X'", "A for attention"]),
     (dict(heads=3), ["3 heads", "width 32"]),
     (dict(cross_every=1), ["context of 64", "raise --context"]),
+    (dict(context=2), ["context of 2", "2 delayed codebooks", "raise --context"]),
     (dict(data_dir="nowhere"), ["no token data set at nowhere"]),
     (dict(eval_top_k=[1, 2, 3]), ["--eval_top_k", "3 numbers for 2"]),
     (dict(eval_top_p=1.5), ["--eval_top_p", "1.5"]),
@@ -220,6 +221,47 @@ def test_refused_codec(flags, in_process, codec_tokens, tmp_path):
     assert "fitted anew" in refusal(in_process, *flags("--resume", steps=2, data_dir=other))
     assert "fitted anew" in refusal(evaluate.main, "--ckpt", tmp_path / "run", "--data_dir", other)
     assert codec_of(tmp_path / "run", {}) == tmp_path / "run" / "codec"
+
+
+def test_refused_codec_of_another_name(flags, in_process, codec_tokens, tmp_path):
+    """Or one that nothing tells of: neither resumed nor begun from, with whatever flags, nor evaluated."""
+    in_process(flags(steps=1))
+    run, new = tmp_path / "run", shutil.copytree(codec_tokens, tmp_path / "new")
+    (new / "codec.safetensors").unlink()
+    begun = flags(steps=2, init_from=run, out_dir=tmp_path / "other"), flags("--resume", steps=2)
+    for changes, words in ((dict(codec="encodec_24khz"), ["codec mel_rvq", "encodec_24khz"]),
+                           (dict(sample_rate=24000), ["sample_rate 22050", "24000"]),
+                           (dict(frame_rate=75.0), ["frame_rate 50", "75"]), ({}, ["codec.safetensors", "again"])):
+        codec = json.loads((codec_tokens / "codec.json").read_text()) | changes
+        (new / "codec.json").write_text(json.dumps(codec))
+        told = [f"--{key}={value}" for key, value in (changes | dict(data_dir=new)).items()]
+        for argv in begun:
+            said = refusal(in_process, *argv, *told)
+            assert all(word in said for word in words), said
+    shutil.rmtree(run / "codec")
+    for argv in begun:
+        assert f"{run / 'codec' / 'codec.safetensors'} is gone" in refusal(in_process, *argv)
+    assert not (tmp_path / "other" / "checkpoints").exists() and len(metrics(run)) == 2
+
+
+def test_a_published_codec_keeps_nothing(flags, in_process, codec_tokens, tmp_path):
+    """Of an older run, that is: it goes on and can be begun from by the name of its codec."""
+    data = shutil.copytree(codec_tokens, tmp_path / "data")
+    (data / "codec.safetensors").unlink()
+    (data / "codec.json").write_text((data / "codec.json").read_text().replace("mel_rvq", "neucodec"))
+    settings = dict(codec="neucodec", data_dir=data)
+    in_process(flags(steps=1, **settings))
+    shutil.rmtree(tmp_path / "run" / "codec")
+    in_process(flags("--resume", steps=2, **settings))
+    shutil.rmtree(tmp_path / "run" / "codec")
+    in_process(flags(steps=1, init_from=tmp_path / "run", out_dir=tmp_path / "other", **settings))
+
+
+def test_a_loss_beyond_what_exp_can_tell(flags, in_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "score_clips", lambda *args: figures.score_clips(*args) * 1e4)
+    in_process(flags(steps=2, eval_every=1))
+    rows = [row for row in metrics(tmp_path / "run") if "val_loss" in row]
+    assert [row["val_loss"] > 709 and np.log(row["val_perplexity"]) for row in rows] == pytest.approx([700, 700])
 
 
 def test_refused_samples(flags, in_process, run, tmp_path, corpus):

@@ -338,6 +338,58 @@ def test_what_an_adapter_stands_on(flags, base, tmp_path, in_process):
     assert "is gone: it was" in refusal(sample.main, "--ckpt", there / "adapter", "--text", "hello")
 
 
+def test_another_model_where_a_moved_base_was(flags, base, tmp_path, in_process):
+    """The base that was moved together with its adapter is found beside it, in speaking and in going on."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(base, here / "base", symlinks=True)
+    settings = dict(lora_rank=2, lora_matrices="query down", packed=False, lr=1e-2)
+    in_process(flags(steps=1, **settings | dict(init_from=here / "base", out_dir=here / "adapter")))
+    spoken, step = load_model(here / "adapter")[0].state_dict(), run_folder.find_checkpoint(here / "base")
+    shutil.copytree(here, there, symlinks=True)
+    tensors = run_folder.load_file(step / "ema.safetensors")
+    for damage in (lambda path: run_folder.save_file({key: x + 1 for key, x in tensors.items()}, path),
+                   lambda path: path.write_bytes(b"cut")):
+        damage(step / "ema.safetensors")
+        assert same(load_model(there / "adapter")[0].state_dict(), spoken)
+    in_process(flags("--resume", steps=2, **settings | dict(init_from=there / "base", out_dir=there / "adapter")))
+    assert parts(there / "adapter")[0] == "step_00000002"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_some_sentences_that_keep_no_code(flags, llm_tokens, tmp_path, in_process, packed):
+    """A step of them alone teaches their characters, and nothing where these do not count."""
+    data = SentenceDataset(llm_tokens)
+    context = int(np.sort(data.lengths(data.clips("train"))[1])[2]) + 3  # three of them keep one
+    settings = dict(packed=packed, context=context, steps=6, batch_size=1, eval_every=3)
+    in_process(flags(**settings))
+    in_process(flags(out_dir=tmp_path / "codes", text_loss_weight=0, **settings))
+    for run in (tmp_path / "run", tmp_path / "codes"):
+        assert not any("left_out_step" in row for row in metrics(run)) and run_folder.newest(run)
+        perplexities = [row["audio_perplexity"] for row in metrics(run) if "audio_perplexity" in row]
+        assert len(perplexities) == 6 and np.isnan(perplexities).any()
+
+
+def test_a_clip_is_tried_as_it_was_drawn(flags, llm_tokens, tmp_path, in_process, monkeypatch):
+    """Alone, that is, with the voice of the step that was not finite, whenever that is looked at."""
+    _, width = voices_of(llm_tokens)
+    drawn, clip_norm, seen = [], torch.nn.utils.clip_grad_norm_, []
+
+    def made(c, data, shown, rows, step, device):
+        batch = make_batch(c, data, shown, rows, step, device)
+        drawn.extend((clip, voice.numpy().tobytes(), len(rows)) for [clip], voice in zip(rows, batch["speaker"]))
+        return batch
+
+    def clipped(parameters, most):
+        seen.append(clip_norm(parameters, most))
+        return seen[-1] * (float("nan") if len(seen) == 2 else 1)
+
+    monkeypatch.setattr(trainer, "make_batch", made)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    in_process(flags(steps=4, log_every=4, packed=False, speaker_width=width, speaker_embedder="stats"))
+    alone = [(clip, voice) for clip, voice, rows in drawn if rows == 1]
+    assert len(alone) == 4 and alone == [(clip, voice) for clip, voice, rows in drawn if rows == 4][4:8]
+
+
 def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
     """A published file is where a run begins, and what sample.py reads; a run can be written as one."""
     torch.manual_seed(0)
@@ -368,6 +420,8 @@ def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
     (dict(speaker_width=8), ["packed to false"]), (dict(lora_rank=2), ["--init_from"]),
     (dict(speaker_width=8, packed=False), ["by ecapa", "data.py embed"]),
     (dict(speaker_width=8, packed=False, speaker_embedder="stats"), ["wide", "asks for 8"]),
+    (dict(context=16), ["context of 16", "raise --context"]),
+    (dict(context=16, packed=False), ["context of 16", "raise --context"]),
     (dict(data_dir="nowhere"), ["no token data set at nowhere"]), (dict(eval_top_p=1.5), ["--eval_top_p", "1.5"]),
     (dict(init_from="nowhere"), ["no checkpoint at nowhere"]),
 ], ids=str)

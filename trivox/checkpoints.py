@@ -10,8 +10,8 @@ import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig
 from trivox import echolancer
+from trivox.codecs import read_codec
 from trivox.common import UserError, read_yaml
-from trivox.datasets import check_codec
 from trivox.recipes import complete
 from trivox.run_folder import find_checkpoint, load_checkpoint, load_weights
 
@@ -47,10 +47,7 @@ def load_model(ckpt, device="cpu"):
     check_sizes(settings, config, weights, folder)
     model = build(settings(**{f.name: config[f.name] for f in fields(settings)}))
     if config.get("lora_rank"):
-        source = find_base(config["init_from"], folder.parent.parent)
-        base, found = load_model(source)[0].state_dict(), weights.pop("base", None)
-        if found is None or not torch.equal(found, digest(base)):
-            raise UserError(f"{folder} is an adapter for another model than is now at {source}")
+        _, base = find_base(config["init_from"], folder, weights.pop("base", None))
         weights = base | weights
     load_weights(model, weights, folder / "ema.safetensors")
     model = model.eval().to(device)
@@ -71,16 +68,26 @@ def check_sizes(settings, config, weights, source):
                             "another model?")
 
 
-def find_base(path, run):
-    """The checkpoint that the adapter in a run folder was trained on: where it was, or, if both were moved, in the same
-    place beside the run. UserError where it is in neither."""
-    path = Path(path)
-    beside = [above / Path(*path.parts[-n:]) for above in Path(run).resolve().parents for n in (3, 2, 1)]
-    for place in (path, *beside):
-        if echolancer.is_one(place) or place.exists() and any(place.rglob("*.safetensors")):
-            return place
-    raise UserError(f"the model that the adapter in {run} was trained on is gone: it was {path}. Put it there, or "
-                    "beside the run as it was")
+def find_base(path, adapter, wanted):
+    """What an adapter, a checkpoint folder, was trained on, by its digest: where it was, or, if both were moved, in the
+    same place beside the run. Returns (the checkpoint, its weights). UserError where it is in neither."""
+    path, run = Path(path), adapter.resolve().parent.parent
+    beside = [above / Path(*path.parts[-n:]) for above in run.parents for n in (3, 2, 1)]
+    faults = []
+    for place in dict.fromkeys((path, *beside)):
+        if place == adapter or not (echolancer.is_one(place) or place.exists() and any(place.rglob("*.safetensors"))):
+            continue
+        try:
+            weights = load_model(place)[0].state_dict()
+        except UserError as e:  # the right one may be in another place
+            faults.append(str(e))
+            continue
+        if wanted is not None and torch.equal(wanted, digest(weights)):
+            return place, weights
+        faults.append(f"{adapter} is an adapter for another model than is now at {place}: put the one that it was "
+                      "trained on there, or beside the run as it was")
+    raise UserError(faults[0] if faults else f"the model that the adapter in {run} was trained on is gone: it was "
+                    f"{path}. Put it there, or beside the run as it was")
 
 
 def keep_base(source, run, checkpoint):
@@ -91,7 +98,8 @@ def keep_base(source, run, checkpoint):
         if not before.get("lora_rank"):
             raise UserError(f"{checkpoint} is no adapter, and cannot go on as one: --init_from {run} with another "
                             "--out_dir begins one on it")
-        return str(find_base(before["init_from"], run).resolve())
+        _, weights = load_checkpoint(checkpoint, "llm", "ema")
+        return str(find_base(before["init_from"], checkpoint, weights.get("base"))[0].resolve())
     if echolancer.is_one(source):
         return str(Path(source).resolve())
     folder = find_checkpoint(source)
@@ -116,6 +124,28 @@ def codec_of(ckpt, config):
     return kept if kept.exists() else config["data_dir"]
 
 
+def check_codec(folder, ckpt):
+    """Raises UserError where the tokens at `folder` are not of the codec that a checkpoint was trained on, as its
+    config and RUN/codec tell, where the centroids of a codec of our own are kept."""
+    if echolancer.is_one(ckpt):  # which does not tell
+        return
+    before, codec, kept = read_config(ckpt), read_codec(folder), find_checkpoint(ckpt).parent.parent / "codec"
+    for key in "codec", "sample_rate", "frame_rate":
+        here, there = codec[key], before[key]
+        if abs(here - there) > 0.01 if key == "frame_rate" else here != there:
+            raise UserError(f"{ckpt} was trained on tokens of {key} {there}, but those at {folder} have {here}: name "
+                            "tokens of its own codec by --data_dir")
+    mine, theirs = (Path(place) / "codec.safetensors" for place in (kept, folder))
+    if theirs.exists() and not mine.exists():
+        raise UserError(f"{mine} is gone, which tells whether the tokens at {folder} are of the codec of {ckpt}: put "
+                        "it there again, with codec.json, from the data set that it was trained on")
+    if mine.exists() and not theirs.exists():
+        raise UserError(f"{theirs}, the codec of the tokens there, is gone: tokenize again")
+    if mine.exists() and mine.read_bytes() != theirs.read_bytes():
+        raise UserError(f"the codec that made the tokens at {folder} was fitted anew: it is not that of {kept}; "
+                        "data.py tokenize --codec takes the folder of one to use again")
+
+
 def initial_weights(model, source, data_dir):
     """Load the weights of `source`, any LLM that `load_model` reads, to train on; voices and adapters that it does not
     have begin as nothing. Raises UserError where they do not fit the model or the codec of the tokens at `data_dir`."""
@@ -123,8 +153,7 @@ def initial_weights(model, source, data_dir):
         raise UserError(f"{source} is a checkpoint of the {system!r} system, not of 'llm'")
     before, _ = load_model(source)
     weights = before.state_dict()
-    if not echolancer.is_one(source):
-        check_codec(data_dir, codec_of(source, {"data_dir": data_dir}))
+    check_codec(data_dir, source)
     new = {key: value for key, value in model.state_dict().items()
            if key not in weights and ("lora_" in key or "speaker_" in key or "to_gamma_beta" in key)}
     load_weights(model, weights | new, source)

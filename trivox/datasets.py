@@ -356,8 +356,8 @@ class SentenceDataset:
         return Path(root) / rows[i - self.first[shard]]["source"]
 
     def load_embeddings(self, name, width):
-        """Open the speaker embeddings that `embed` has stored. Raises UserError where there are none, or of another
-        width than wanted."""
+        """Open the speaker embeddings that `embed` has stored. Raises UserError where there are none, of another width
+        than wanted, or with numbers that are not finite."""
         try:
             found = read_json(self.folder / f"speaker_{name}.json", width=int)["width"]
         except UserError:
@@ -371,6 +371,11 @@ class SentenceDataset:
         if [len(x) for x in self.embeddings] != [*np.diff(self.first)]:
             raise UserError(f"the speaker embeddings by {name} at {self.folder} are not one a clip: delete "
                             f"speaker_{name}* there, and embed again")
+        for first, path, vectors in zip(self.first, paths, self.embeddings):
+            if (wrong := np.flatnonzero(~np.isfinite(vectors).all(1))).size:
+                raise UserError(f"row {wrong[0]} of {path}, of {self.name(first + wrong[0])}, has numbers that are not "
+                                f"finite: delete speaker_{name}* there, and give python data.py embed --data "
+                                f"{self.folder} --embedder {name} again")
 
     def embedding(self, i):
         """The speaker embedding of clip i, (width,) float32."""
@@ -398,22 +403,11 @@ def best_fit(lengths, room):
     return rows
 
 
-def open_tokens(kind, folder, c, kept=None):
+def open_tokens(kind, folder, c):
     """The TokenDataset or SentenceDataset (`kind`) at `folder`, which has to be of the codec and geometry of the config
-    `c`, and where a codec of our own is kept in the folder `kept`, made with that very one."""
+    `c`."""
     wanted = {key: getattr(c, key) for key in ("codec", "sample_rate", "frame_rate", "codebook_size")}
-    data = kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
-    check_codec(folder, kept or folder)
-    return data
-
-
-def check_codec(folder, kept):
-    """Raises UserError where a codec of our own is kept in the folder `kept` that did not make the tokens at
-    `folder`."""
-    mine, theirs = (Path(place) / "codec.safetensors" for place in (kept, folder))
-    if theirs.exists() and mine.exists() and mine.read_bytes() != theirs.read_bytes():
-        raise UserError(f"the codec that made the tokens at {folder} was fitted anew: it is not that of {kept}; "
-                        "data.py tokenize --codec takes the folder of one to use again")
+    return kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
 
 
 def keep_codec(folder, kept):

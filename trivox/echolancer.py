@@ -10,6 +10,7 @@ import torch
 
 from model import LLM, LLMConfig
 from trivox.common import UserError
+from trivox.run_folder import not_finite
 
 CONFIG = {  # what a checkpoint's config would say, and how its authors sample
     "system": "llm", "codec": "neucodec", "sample_rate": 24000, "speaker_embedder": "ecapa", "eval_temperature": 0.8,
@@ -35,9 +36,12 @@ def read(path):
     try:
         state = torch.load(path, "cpu", weights_only=True)
         state = state.get("model_state_dict", state)
-        return {re.sub(r"^((_orig_mod|module)\.)+", "", key): x.float() for key, x in state.items()}
+        state = {re.sub(r"^((_orig_mod|module)\.)+", "", key): x.float() for key, x in state.items()}
     except Exception as e:  # each kind of damage has its own
         raise UserError(f"cannot read {path} ({type(e).__name__}: {str(e).partition(chr(10))[0]})") from None
+    if name := not_finite(state):
+        raise UserError(f"{name} in {path} has numbers that are not finite: get the file anew")
+    return state
 
 
 def config(state, path):

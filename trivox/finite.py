@@ -1,8 +1,11 @@
 """Steps that would spoil a model, as their loss or gradient is not finite: found without a wait for the GPU, left out
 to the last bit, and told with the clips that did it."""
 
+import math
+
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from trivox.common import UserError
 
@@ -23,6 +26,7 @@ class Watch:
     def __init__(self, device, optimizers, scaler):
         self.bad, self.scales = torch.zeros((), device=device), scaler.is_enabled()
         self.steps, self.in_a_row, self.most, self.tried = [], 0, 0, {}
+        self.validated = {}  # of clips of the validation that were tried: whether each alone is finite
         for optimizer in optimizers:
             optimizer.grad_scale, optimizer.found_inf = None, self.bad
 
@@ -62,6 +66,28 @@ class Watch:
         return [(step, [*map(name, drawn)], sorted({name(one) for one in drawn if not self.tried[name(one)]}))
                 for step, drawn in found]
 
+    def validate(self, score, clips, name):
+        """score(clips), without those that by themselves have none that is finite: these are said, and go into the
+        log as `val_left_out`. Where no clip has one it is the model's fault, and all count. All processes call it.
+
+        score(clips) has a `val_loss`, equal in all processes; name(clip) is a string. A clip is tried once in a run.
+        """
+        def finite(found):
+            return math.isfinite(found["val_loss"])
+
+        good = [clip for clip in clips if self.validated.get(clip, True)] or clips
+        found = score(good)
+        if not finite(found):
+            tried = [clip for clip in good if clip not in self.validated]
+            self.validated |= {clip: finite(score([clip])) for clip in tried}
+            bad, good = [clip for clip in tried if not self.validated[clip]], [c for c in good if self.validated[c]]
+            if bad and good:
+                found = score(good)
+                if not dist.is_initialized() or dist.get_rank() == 0:
+                    tqdm.write(f"the validation leaves out {some([*map(name, bad)])}: its loss alone is not finite")
+        left_out = [name(clip) for clip in clips if not self.validated.get(clip, True)]
+        return found | ({"val_left_out": left_out} if 0 < len(left_out) < len(clips) else {})
+
     def must_stop(self):
         """Whether so many steps in a row were left out, as far as has been looked."""
         return self.most >= IN_A_ROW
@@ -71,14 +97,19 @@ class Watch:
         if not self.must_stop():
             return
         known = sorted(clip for clip, fine in self.tried.items() if not fine)
-        clips = f", or leave out the clips {', '.join(known[:10])}" if known else ""
+        few = 0 < len(known) <= len(self.tried) / 2  # where most clips fail, it is the model that does
+        clips = f", or leave out the clips {', '.join(known[:10])}" if few else ""
         raise UserError(f"{self.most} steps in a row had losses or gradients that are not finite, and changed nothing; "
                         f"{out_dir} is saved as of step {step}, without them. Try a smaller --lr, or --dtype float32"
                         f"{clips}")
 
 
+def some(names):
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def sentence(step, clips, culprits):
     """What is said of a step that was left out."""
-    shown = ", ".join(clips[:5]) + (f" and {len(clips) - 5} more" if len(clips) > 5 else "")
     alone = f"by themselves {', '.join(culprits)}" if culprits else "none of them by itself"
-    return f"step {step}: its loss or gradient is not finite, so it changes nothing; its clips: {shown}; {alone}"
+    return f"step {step}: its loss or gradient is not finite, so it changes nothing; its clips: {some(clips)}; {alone}"

@@ -1,5 +1,7 @@
 """Figures: of words, log-mels, sets of recordings, codes and voices."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -165,6 +167,11 @@ def shuffled(frames, rng, window=20):
 
 # ------------------------------------------------------------------------------------------------------------
 # Codes
+
+def perplexity(nats):
+    """exp of a cross-entropy; of one beyond 700, where float64 ends, that of 700."""
+    return math.exp(min(nats, 700))
+
 
 def unigram_cross_entropy(train, held_out, size):
     """What a model that knows only how often each code occurs pays for held-out codes, in nats, book by book.

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from trivox.common import UserError
-from trivox.files import padded
-from trivox.weights import pretrained
+from trivox.files import padded, whole_file
+from trivox.weights import pretrained, weight_files
 
 
 def read_lines(path, limit=None):
@@ -211,8 +211,9 @@ class TextFeatures:
                              "config.json and the weights (1.2 GB)")
         return encoder.eval().to(self.device)
 
-    def fill_cache(self, folder, texts, mode, write):
-        """Keep the states of all `texts` and of the empty one in `folder`, unless the encoder is "bytes".
+    def fill_cache(self, folder, texts, mode, write, width):
+        """Keep the states of all `texts` and of the empty one in `folder`, unless the encoder is "bytes". Raises
+        UserError where they are not `width` wide.
 
         mode: "on", "off", or "auto" for where they take at most half of the free disk. `write` is true in the one
         process that computes and writes them; the others call this after it, with false.
@@ -221,29 +222,29 @@ class TextFeatures:
             return
         texts = sorted({"", *texts}, key=lambda t: (len(t.encode()), t))
         ends = np.cumsum([len(text_ids(t)) for t in texts])
-        digest = hashlib.sha256(json.dumps([self.encoder, texts]).encode()).hexdigest()[:16]
-        path = Path(folder) / f"text_{digest}.f16"
-        if write and not path.exists():
-            width = self.byt5.config.d_model
-            size, free = ends[-1] * width * 2, shutil.disk_usage(folder).free
+        files = weight_files(self.encoder)
+        made_of = [self.encoder, texts] + ([width, files] if files else [])
+        path = Path(folder) / f"text_{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.f16"
+        size = int(ends[-1]) * width * 2
+        if write and not (path.exists() and path.stat().st_size == size):
+            if path.exists():
+                print(f"note: {path} has {path.stat().st_size:,} bytes instead of {size:,}, and is not used")
+            if (found := self.byt5.config.d_model) != width:
+                raise UserError(f"the states of {self.encoder} are {found} wide, but the config asks for {width}: "
+                                f"--byt5_width {found}")
+            free = shutil.disk_usage(folder).free
             keep = mode == "on" or size < free / 2
             print(f"states of {self.encoder} for {len(texts):,} texts: {size / 1e9:.2f} GB, {free / 1e9:.1f} GB free; "
                   f"{'kept in ' + str(path) if keep else 'computed anew at each step'}")
             if not keep:
                 return
-            states = np.memmap(path.with_suffix(".part"), np.float16, "w+", shape=(int(ends[-1]), width))
-            for i in tqdm(range(0, len(texts), 32), "text states", leave=False):  # sorted, so with little padding
-                some = self.encode(texts[i:i + 32])
-                for text, own in zip(texts[i:], some):
-                    if not own.half().isfinite().all():
-                        path.with_suffix(".part").unlink()
-                        raise UserError(f"the states of {self.encoder} for {text!r} are not finite in float16: take "
-                                        "--cache_text off, or leave that text out")
-                some = torch.cat(some)
-                end = ends[min(i + 32, len(texts)) - 1]
-                states[end - len(some):end] = some
-            states.flush()
-            path.with_suffix(".part").replace(path)
-        if path.exists():
-            self.states = np.asarray(np.memmap(path, np.float16, "r")).reshape(int(ends[-1]), -1)
+            with whole_file(path) as file:
+                for i in tqdm(range(0, len(texts), 32), "text states", leave=False):  # sorted, so with little padding
+                    for text, states in zip(texts[i:], self.encode(texts[i:i + 32])):
+                        if not states.half().isfinite().all():
+                            raise UserError(f"the states of {self.encoder} for {text!r} are not finite in float16: "
+                                            "take --cache_text off, or leave that text out")
+                        file.write(states.half().numpy().tobytes())
+        if path.exists() and path.stat().st_size == size:
+            self.states = np.asarray(np.memmap(path, np.float16, "r")).reshape(-1, width)
             self.spans = {t: (end - len(text_ids(t)), end) for t, end in zip(texts, ends.tolist())}

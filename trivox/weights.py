@@ -11,6 +11,14 @@ def by_hand(repo):
     return Path(os.environ.get("TRIVOX_WEIGHTS", "weights")) / repo.rstrip("/").split("/")[-1]
 
 
+def weight_files(repo):
+    """[name, bytes, time of the last change] of each file of weights where `pretrained` finds a repository in a folder:
+    what is there may become another. Those of the hub do not, and are none."""
+    folder = by_hand(repo) if by_hand(repo).exists() else Path(repo)
+    paths = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
 def pretrained(load, repo, what, files):
     """load(repo or its folder), with one of transformers' `from_pretrained`s as `load`.
 
