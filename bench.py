@@ -262,7 +262,8 @@ def keep(name, found):
     """Write what was found on a GPU to benchmarks/gpu/<name>_<gpu>.json; benchmarks/results.py makes a table of it."""
     path = Path("benchmarks/gpu") / f"{name}_{re.sub('[^A-Za-z0-9]+', '_', found['gpu'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found | {"date": time.strftime("%Y-%m-%d")}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(found | {"date": time.strftime("%Y-%m-%d")}, indent=1, ensure_ascii=False) + "\n",
+                    encoding="utf-8")
 
 
 def bench_onnx(path):
@@ -295,7 +296,7 @@ def onnx_rates(folders, codes=200):
 
     speakers, rates = {}, {folder: [] for folder in folders}
     for folder in folders:
-        width = json.loads((folder / "config.json").read_text())["speaker_width"]
+        width = json.loads((folder / "config.json").read_text(encoding="utf-8"))["speaker_width"]
         voice = np.random.default_rng(0).standard_normal(width) if width else None
         speakers[folder] = Speaker(folder, os.cpu_count(), voice)
     for seed, folder in itertools.product(range(5), folders):

@@ -16,21 +16,26 @@ trivox/corpora.py says what a corpus is, trivox/datasets.py what a data set is, 
 """
 
 import argparse
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from trivox.audio import MelConfig
 from trivox.codecs import CODECS
-from trivox.common import Limit, Positive, UserError, flag, run, some_path
+from trivox.common import Folder, Limit, Positive, UserError, flag, run, some_path
 from trivox.corpora import download_ljspeech, transcribe
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
 from trivox.emilia import EMILIA, convert_emilia
 from trivox.prepare import embed, prepare_mels, tokenize
 from trivox.recipes import TRAINERS, make_data
+
+Many = Annotated[int, Field(ge=1, le=1_000_000)]  # more are a slip of the hand, and would be made for ever
+AnyMany = Annotated[int, Field(ge=0, le=1_000_000)]
 
 # ------------------------------------------------------------------------------------------------------------
 # The commands: the flags of each, `make`, which does it, and `result`, the file that it writes last
@@ -39,7 +44,8 @@ from trivox.recipes import TRAINERS, make_data
 def for_config(p):
     """make the data of a config where they are not there"""
     p.add_argument("config", help="a YAML file; its data_recipe says how")
-    p.add_argument("--data_dir", help="your own data in place of the config's: they are only looked for")
+    p.add_argument("--data_dir", type=some_path,
+                   help="your own data in place of the config's: they are only looked for")
     p.add_argument("--system", choices=TRAINERS, help="of a config that does not say it")
     p.set_defaults(make=lambda args: make_data(args.config, parse, args.data_dir, args.system))
 
@@ -48,12 +54,12 @@ def demo(p):
     """speak and prepare the demo corpus"""
     add_mels(p, "data/demo")
     p.add_argument("--root", type=some_path, help="folder of the spoken corpus (OUT/corpus)")
-    p.add_argument("--sentences", type=flag(PositiveInt), default=4000, help="how many (%(default)s)")
+    p.add_argument("--sentences", type=flag(Many), default=4000, help="how many (%(default)s)")
     p.add_argument("--heldout", type=flag(NonNegativeInt), default=64,
                    help="how many of them are for validation (%(default)s)")
     p.add_argument("--voices", default="en-us", help="espeak-ng voices, with commas between (%(default)s)")
     p.add_argument("--heldout_voices", default="", help="further voices, for validation alone")
-    p.add_argument("--heldout_voice_clips", type=flag(NonNegativeInt), default=48,
+    p.add_argument("--heldout_voice_clips", type=flag(AnyMany), default=48,
                    help="sentences of each (%(default)s)")
     p.add_argument("--transcripts", type=some_path, help="speak these instead: metadata.csv, or a sentence a line")
 
@@ -99,8 +105,8 @@ def tokenize_corpus(p):
     add_tokens(p, "data/tokenize", MelConfig())
     p.add_argument("--root", type=some_path, required=True, help="a corpus that is here")
     add_columns(p)
-    p.add_argument("--codec", required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of a mel_rvq's tokens, "
-                   "which is used again as it is")
+    p.add_argument("--codec", type=flag(Folder), required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of "
+                   "a mel_rvq's tokens, which is used again as it is")
     p.add_argument("--fit", type=some_path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
                    "tokenized with the same one later: for fine-tuning on them")
     p.add_argument("--chunk_frames", type=flag(PositiveInt), help="cut recordings to so many (2040 for bare folders of "
@@ -123,7 +129,7 @@ def demo_music(p):
     """compose and tokenize pieces of music"""
     add_tokens(p, "data/demo_music", MelConfig(n_fft=2048, hop_length=512))
     p.add_argument("--root", type=some_path, help="folder of the composed corpus (OUT/corpus)")
-    p.add_argument("--pieces", type=flag(PositiveInt), default=800, help="how many (%(default)s)")
+    p.add_argument("--pieces", type=flag(Many), default=800, help="how many (%(default)s)")
     p.add_argument("--heldout", type=flag(NonNegativeInt), default=64,
                    help="how many of them are for validation (%(default)s)")
 
@@ -184,7 +190,11 @@ def add_mel_config(p, mel, of):
 
 
 def mel_config(args):
-    return MelConfig(**{f.name: getattr(args, f.name) for f in fields(MelConfig)})
+    mel = MelConfig(**{f.name: getattr(args, f.name) for f in fields(MelConfig)})
+    if mel.fmax > mel.sample_rate / 2:
+        raise UserError(f"--fmax {mel.fmax:g} is more than half of --sample_rate {mel.sample_rate}, and recordings "
+                        f"have no such pitches: give {mel.sample_rate / 2:g} or less")
+    return mel
 
 
 def add_columns(p):
@@ -210,13 +220,17 @@ def parse(argv):
         args.codebook_size = book_sizes(args)
     if args.command == "tokenize" and args.fit and args.codec != "mel_rvq":
         raise UserError(f"--fit is for mel_rvq, which is fitted here; {args.codec} is as it is")
+    if getattr(args, "root", None) and args.out.resolve() in (args.root.resolve(), (args.root / "wavs").resolve()):
+        raise UserError(f"--out {args.out} is the corpus, among whose files the data set's would lie: name another "
+                        "folder")
     return args
 
 
 def book_sizes(args):
     """The sizes of mel_rvq's books that --codebooks and --codebook_size ask for."""
     sizes = args.codebook_size.split(",")
-    if not all(size.isdigit() and 0 < int(size) <= 65536 for size in sizes) or len(sizes) not in (1, args.codebooks):
+    whole = all(re.fullmatch("[0-9]{1,9}", size) and 0 < int(size) <= 65536 for size in sizes)
+    if not whole or len(sizes) not in (1, args.codebooks):
         raise UserError(f"--codebook_size {args.codebook_size}: expected one number of at most 65,536, or one for each "
                         f"of --codebooks {args.codebooks}")
     return [int(size) for size in sizes] * (args.codebooks if len(sizes) == 1 else 1)

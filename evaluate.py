@@ -27,10 +27,10 @@ from pydantic import PositiveInt
 
 from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
 from trivox.checkpoints import cast_matrices, check_codec, read_config
-from trivox.common import UserError, flag, init_distributed, pick_dtype, some_path
+from trivox.common import Folder, UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
-from trivox.files import write_whole
+from trivox.files import new_folder, say, write_whole
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
                             name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
@@ -48,7 +48,7 @@ def evaluate_flow(speaker, args, out):
     config, mel, given = speaker.config, speaker.mel, given_flags(args)
     options = read_options("flow", config, given)
     data = MelDataset(args.data_dir or config["data_dir"], mel)
-    prompts, clips = args.prompts or ("overfit" if config["overfit"] else "heldout"), []
+    prompts, clips = str(args.prompts or "") or ("overfit" if config["overfit"] else "heldout"), []
     if prompts in ("heldout", "overfit"):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
         clips = sayable(speaker, data, clips)
@@ -86,6 +86,9 @@ def evaluate_codec(speaker, args, out):
     options = speaker.settings(given)
     if given.get("seconds") and not c.cross_every:
         raise UserError("--seconds is for sample.py: here clips are made as long as the recordings beside them")
+    start = round(options["prompt_seconds"] * c.frame_rate)
+    if options["prompt_seconds"] and not start:
+        raise UserError(f"--prompt_seconds {options['prompt_seconds']} is not half a frame: give more, or 0 for none")
     data = open_tokens(TokenDataset, source := args.data_dir or config["data_dir"], c)
     check_codec(source, args.ckpt)
     val, train = data.clips("val"), data.clips("train")
@@ -112,7 +115,7 @@ def evaluate_codec(speaker, args, out):
     # What it makes: for each of the first held-out clips one as long, or with text, the same sentence
     cast_matrices(model, speaker.dtype)
     spoken = sayable(speaker, data, val)[:args.clips] if c.cross_every else val[:args.clips]
-    real, start = [real[val.index(i)] for i in spoken], round(options["prompt_seconds"] * c.frame_rate)
+    real = [real[val.index(i)] for i in spoken]
     texts = [data.rows[i]["text"] if c.cross_every else None for i in spoken]
     requests = [{"text": text, "seed": options["seed"] + n} | (
         {} if c.cross_every else {"seconds": len(x) / c.frame_rate}) for n, (text, x) in enumerate(zip(texts, real))]
@@ -156,6 +159,7 @@ def evaluate_llm(speaker, args, out):
     are voices, each with that of another clip of its speaker. Writes files to `out`, returns the summary."""
     model, c, config, given, rate = speaker.model, speaker.c, speaker.config, given_flags(args), speaker.sample_rate
     options = read_options("llm", config, given)
+    exported = OnnxSpeaker(model, config, speaker.codec, args.onnx) if args.onnx else None
     source, rng = args.data_dir or config["data_dir"], np.random.default_rng(options["seed"])
     data = open_tokens(SentenceDataset, source, c)
     check_codec(source, args.ckpt)
@@ -196,8 +200,7 @@ def evaluate_llm(speaker, args, out):
     }
 
     cast_matrices(model, speaker.dtype)
-    if args.onnx:
-        speaker = OnnxSpeaker(model, config, speaker.codec, args.onnx)
+    speaker = exported or speaker
     requests = [{"text": text, "seed": options["seed"] + n} | ({} if voices is None else {"speaker": voices[n]})
                 for n, text in enumerate(texts)]
     made = speaker.speak(requests, **given | {"seed": None, "speaker": None})
@@ -232,17 +235,21 @@ class OnnxSpeaker(LLMSpeaker):
 
     def __init__(self, model, config, codec, folder):
         super().__init__(model, config, codec)
-        self.folder, self.exported = folder, None
+        from trivox.speak_onnx import Speaker, read_config
+
+        about = read_config(folder / "config.json")
+        for name in ("codebook_size", "speaker_width"):
+            if about[name] != (wanted := getattr(self.c, name)):
+                raise UserError(f"{folder} is an export of another model: its {name} is {about[name]}, and the "
+                                f"checkpoint's {wanted}")
+        any_voice = np.zeros(self.c.speaker_width, np.float32) if self.c.speaker_width else None
+        self.exported = Speaker(folder, voice=any_voice)
 
     def make(self, parts):
-        from trivox.speak_onnx import Speaker
-
         made = []
         for part in parts:
-            voice = part["speaker"].numpy() if self.c.speaker_width else None
-            self.exported = self.exported or Speaker(self.folder, voice=voice)
-            if voice is not None:
-                self.exported.speak_like(voice)
+            if self.c.speaker_width:
+                self.exported.speak_like(part["speaker"].numpy())
             frames = round((part["seconds"] or self.config["eval_seconds"]) * self.c.frame_rate)
             how = {key: part[key] for key in SAMPLING}
             codes = list(self.exported.codes(part["text"], part["seed"], frames, **how))
@@ -390,12 +397,15 @@ def book_rows(summary):
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, nargs="+", help="run folders, checkpoint folders or files in them")
-    parser.add_argument("--prompts", help="flow TTS: heldout, overfit, or a file with a sentence a line")
-    parser.add_argument("--data_dir", help="data set of the prompts and references (the one trained on)")
+    parser.add_argument("--ckpt", type=flag(Folder), required=True, nargs="+",
+                        help="run folders, checkpoint folders or files in them")
+    parser.add_argument("--prompts", type=some_path,
+                        help="flow TTS: heldout, overfit, or a file with a sentence a line")
+    parser.add_argument("--data_dir", type=some_path,
+                        help="data set of the prompts and references (the one trained on)")
     parser.add_argument("--out", type=some_path, help="folder for what is written (RUN/evaluation)")
     parser.add_argument("--recogniser", choices=("auto", "whisper", "grammar", "sentences", "open"), default="auto")
-    parser.add_argument("--onnx", type=Path, help="speak with what export.py has written to this folder (LLM TTS)")
+    parser.add_argument("--onnx", type=some_path, help="speak with what export.py has written to this folder (LLM TTS)")
     parser.add_argument("--clips", type=flag(PositiveInt), default=64, help="how many to sample at most, but by the "
                         "flow TTS (%(default)s)")
     parser.add_argument("--embedding", choices=("auto", "clap", "logmel"), help="of the codec LM's Fréchet distance")
@@ -418,15 +428,15 @@ def main(argv):
     names = tell_apart(runs)
     for ckpt, run, name in zip(args.ckpt, runs, names):
         out = args.out / name if args.out and len(runs) > 1 else args.out or run / "evaluation"
-        out.mkdir(parents=True, exist_ok=True)
         evaluate = {"flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
-        speaker = load(ckpt, device, cast=False)
-        summaries.append(evaluate(speaker, argparse.Namespace(**vars(args) | {"ckpt": ckpt}), out))
+        with new_folder(out):  # here, so that where nothing can be written is told before hours of work
+            speaker = load(ckpt, device, cast=False)
+            summaries.append(evaluate(speaker, argparse.Namespace(**vars(args) | {"ckpt": ckpt}), out))
         lines = describe(system, ["generated"], summaries[-1:])
         write_whole(out / "table.txt", "\n".join(lines) + "\n")
     if len(args.ckpt) > 1:
         lines = describe(system, names, summaries)
-    print("\n" + "\n".join(lines))
+    say("\n" + "\n".join(lines))
 
 
 def tell_apart(runs):

@@ -40,8 +40,8 @@ from model import CHARACTERS
 from trivox.audio import mel_filters
 from trivox.codecs import load_codec
 from trivox.checkpoints import codec_of, load_model, read_config
-from trivox.common import UserError, run, some_path
-from trivox.files import whole_folder, write_whole
+from trivox.common import Folder, UserError, flag, run, some_path
+from trivox.files import holds_nothing, say, whole_folder, write_whole
 from trivox.run_folder import find_checkpoint
 from trivox.speak import SAMPLING, read_options, speech_limit
 from trivox.voices import read_voice
@@ -171,7 +171,7 @@ def export_onnx(model, config, codec, folder, int8):
              "one_by_one": recurrent, "speaker_width": c.speaker_width, "sample_rate": codec.sample_rate,
              "seconds": config["eval_seconds"], **{name: options[name] for name in SAMPLING}}
     export_codec(codec, folder)
-    (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     shutil.copy(Path(__file__).parent / "trivox" / "speak_onnx.py", folder / "speak.py")
 
 
@@ -209,6 +209,15 @@ def export_codec(codec, folder):
                ({2: torch.export.Dim("frames", min=2)},))
 
 
+def is_export(folder):
+    """Whether a folder holds an earlier export, by its config.json, which no other program's looks like."""
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(about, dict) and {"characters", "audio_bos", "one_by_one", "states"} <= set(about)
+
+
 # ------------------------------------------------------------------------------------------------------------
 
 def merge(ckpt, out):
@@ -216,29 +225,34 @@ def merge(ckpt, out):
     model, config = load_model(ckpt)
     if not config.get("lora_rank"):
         raise UserError(f"{ckpt} is no adapter: it has nothing to merge")
-    if out.exists() and any(out.iterdir()):
+    if not holds_nothing(out):
         raise UserError(f"{out} is there already and not empty: name another folder")
     kept = find_checkpoint(ckpt).parent.parent / "codec"
     with whole_folder(out) as new:
         folder = new / "checkpoints" / "latest"
         folder.mkdir(parents=True)
         save_file({key: x.contiguous() for key, x in model.state_dict().items()}, folder / "ema.safetensors")
-        (folder / "config.yaml").write_text(json.dumps(config | {"lora_rank": 0, "init_from": ""}))  # JSON is YAML
+        merged = config | {"lora_rank": 0, "init_from": ""}
+        (folder / "config.yaml").write_text(json.dumps(merged), encoding="utf-8")  # JSON is YAML
         if kept.exists():
             shutil.copytree(kept, new / "codec")
-    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    say(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, help="run or checkpoint folder, or a checkpoint of Echolancer's")
+    parser.add_argument("--ckpt", type=flag(Folder), required=True,
+                        help="run or checkpoint folder, or a checkpoint of Echolancer's")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--onnx", type=some_path, help="folder for ONNX files and a script that speaks with them")
     what.add_argument("--merge", type=some_path, help="folder for a merged adapter")
     what.add_argument("--echolancer", type=some_path, help="file for a checkpoint by Echolancer's names")
     parser.add_argument("--int8", action="store_true", help="of --onnx: weights of 8 bits")
-    parser.add_argument("--speaker", type=Path, help="of --onnx: a recording whose voice's embedding is put there too")
+    parser.add_argument("--speaker", type=some_path,
+                        help="of --onnx: a recording whose voice's embedding is put there too")
     args = parser.parse_args(argv)
+    if not args.onnx and (args.int8 or args.speaker):
+        raise UserError(f"{'--int8' if args.int8 else '--speaker'} is of --onnx alone: leave it out")
     config = read_config(args.ckpt)
     if config["system"] != "llm":
         raise UserError(f"{args.ckpt} is a checkpoint of the {config['system']!r} system; what is exported is 'llm'")
@@ -256,6 +270,9 @@ def main(argv):
         torch.save({"model_state_dict": weights}, content := io.BytesIO())
         write_whole(args.echolancer, content.getbuffer())
     else:
+        if not holds_nothing(args.onnx) and not is_export(args.onnx):
+            raise UserError(f"{args.onnx} is not empty, and no earlier export, whose files may be overwritten: name "
+                            "another folder")
         model, _ = load_model(args.ckpt)
         if args.speaker and not model.c.speaker_width:
             raise UserError(f"{args.ckpt} was trained without voices: no --speaker")
@@ -266,7 +283,10 @@ def main(argv):
                 np.save(content := io.BytesIO(), voice.numpy())
                 write_whole(folder / f"{args.speaker.stem}.npy", content.getvalue())
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-        print(f"{args.onnx}: {size:,.0f} MB; python {args.onnx}/speak.py --text ... needs onnxruntime and numpy")
+            new = {path.name for path in folder.iterdir()}
+        for name in {"codec.onnx", "codec.onnx.data", "model.onnx.data"} - new:  # of an earlier export: not this one's
+            (args.onnx / name).unlink(missing_ok=True)
+        say(f"{args.onnx}: {size:,.0f} MB; python {args.onnx}/speak.py --text ... needs onnxruntime and numpy")
 
 
 if __name__ == "__main__":

@@ -6,23 +6,23 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from trivox.common import run, some_path
+from trivox.files import say
 from trivox.pages import compare, write_page
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("runs", nargs="+", type=some_path, help="folders of runs")
     parser.add_argument("--out", type=some_path, help="folder for a page of several runs (compare/ beside the first)")
     args = parser.parse_args(argv)
     if len(args.runs) == 1 and not args.out:
         write_page(args.runs[0])
-        return print(args.runs[0] / "index.html")
+        return say(f"{args.runs[0] / 'index.html'}")
     out = args.out or args.runs[0].parent / "compare"
     compare(args.runs, out)
-    print(out / "index.html")
+    say(f"{out / 'index.html'}")
 
 
 if __name__ == "__main__":

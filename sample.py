@@ -12,22 +12,24 @@ import argparse
 import os
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from trivox.common import UserError, init_distributed, run, some_path
+from trivox.audio import write_wav
+from trivox.common import Folder, UserError, flag, init_distributed, run, some_path
+from trivox.files import say, sigterm_unwinds
 from trivox.speak import add_flags, given_flags, load
 from trivox.text import read_lines
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, help="run folder, checkpoint folder or .safetensors file in one")
+    parser.add_argument("--ckpt", type=flag(Folder), required=True,
+                        help="run folder, checkpoint folder or .safetensors file in one")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text", help="what to say")
-    text.add_argument("--text_file", type=Path, help="what to say, a wav a line")
+    text.add_argument("--text_file", type=some_path, help="what to say, a wav a line")
     parser.add_argument("--out", type=some_path, help="the wav (out.wav); with --text_file, a folder (out)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
@@ -49,32 +51,25 @@ def main(argv):
 
 
 def write(path, speaker, text, options):
-    """Speak into a file, which grows as it is spoken, and say how long it took."""
-    import soundfile
-
+    """Speak into a file, which is there when all is spoken, and say how long it took. An earlier one stays till then,
+    as a cut one would look like a result."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        if path.is_dir() or not all(os.access(place, os.W_OK) for place in (path.parent, path) if place.exists()):
             raise UserError(f"cannot write {path}: it is a folder, or one without the right to write")
     except OSError as e:
         raise UserError(f"cannot write {path}: {e}") from None
     start, stream = time.perf_counter(), speaker.stream(text, **options)
-    wavs, first = [next(stream)], time.perf_counter() - start  # where nothing can be made, no file is
+    wavs, first = [next(stream)], time.perf_counter() - start
+    wav = np.concatenate([*wavs, *stream])
     try:
-        with soundfile.SoundFile(path, "w", speaker.sample_rate, 1, "PCM_16") as file:
-            for wav in chain(wavs, stream):
-                file.write(np.clip(wav, -1, 1))
-                file.flush()
-            seconds = file.tell() / speaker.sample_rate
-    except Exception as e:  # what there is looks like a result
-        if path.is_file():
-            path.unlink()
-        if isinstance(e, soundfile.LibsndfileError):  # which does not say why
-            raise UserError(f"cannot write {path}: {e} Is the disk full?") from None
-        raise
-    took = time.perf_counter() - start
-    print(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, the first of it after {first:.2f} s, real-time factor "
-          f"{took / seconds:.2f}")
+        with sigterm_unwinds():
+            write_wav(path.resolve(), wav, speaker.sample_rate)  # what a link leads to is written, and not the link
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from None
+    took, seconds = time.perf_counter() - start, len(wav) / speaker.sample_rate
+    say(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, the first of it after {first:.2f} s, real-time factor "
+        f"{took / seconds:.2f}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from trivox.common import UserError, flag, init_distributed, run
+from trivox.common import Folder, UserError, flag, init_distributed, run
 
 MAX_TEXT = 2000  # characters
 MAX_UPLOAD = "20mb"
@@ -123,7 +123,8 @@ def launch(page, **options):
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, help="run folder, checkpoint folder or .safetensors file in one")
+    parser.add_argument("--ckpt", type=flag(Folder), required=True,
+                        help="run folder, checkpoint folder or .safetensors file in one")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all that can reach this machine (%(default)s)")
     parser.add_argument("--port", type=flag(Port), default=7860)
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")

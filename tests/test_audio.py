@@ -1,6 +1,7 @@
 """audio.py against BigVGAN's own code, closed forms and damaged files; weights.py by the files of BigVGAN."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from bigvgan import bigvgan, meldataset
 from bigvgan.env import AttrDict
 from conftest import refusal
+from helpers import tone
 
 from trivox.audio import BIGVGAN, MelConfig, griffin_lim, load_vocoder, log_mel, read_wav, write_wav
 from trivox.demo_speech import speak
@@ -123,6 +125,23 @@ def test_unusable_files(tmp_path, content, reason):
     assert reason in said and str(path) in said
 
 
+@pytest.mark.parametrize("rate", [1, 999, 1000, 1_000_000, 1_000_001])
+def test_rates(tmp_path, rate):
+    """Beyond any recording's the header is damaged, and resampling would take any memory."""
+    soundfile.write(tmp_path / "a.wav", tone(0.01), rate)
+    if 1000 <= rate <= 1_000_000:
+        seconds = soundfile.info(tmp_path / "a.wav").duration
+        assert len(read_wav(tmp_path / "a.wav", 22050)) == pytest.approx(seconds * 22050, abs=1)
+    else:
+        assert f"a.wav has a sample rate of {rate} Hz" in refusal(lambda argv: read_wav(tmp_path / "a.wav", 22050))
+
+
+def test_a_name_that_is_no_utf8(tmp_path, speech):
+    path = tmp_path / os.fsdecode(b"a\xe9.wav")
+    write_wav(path, speech, 22050)
+    assert len(read_wav(path, 22050)) == len(speech)
+
+
 @pytest.mark.parametrize("peak", [1.0, 1e9])
 def test_what_is_read_has_a_finite_log_mel(tmp_path, peak):
     soundfile.write(tmp_path / "a.wav", np.tile([peak, -peak], 4000), 22050, subtype="FLOAT")
@@ -135,7 +154,8 @@ def test_no_sound_of_damaged_log_mels():
 
 
 @pytest.mark.parametrize("changes", [{"hop_length": 0}, {"n_mels": 0}, {"n_fft": 100}, {"fmin": np.nan},
-                                     {"fmax": np.inf}, {"fmin": 9e3}], ids=str)
+                                     {"fmax": np.inf}, {"fmin": 9e3},
+                                     {"fmin": 12e3, "fmax": 13e3}, {"sample_rate": 200, "fmin": 100.0}], ids=str)
 def test_mel_settings_that_cannot_be(changes):
     assert "no log-mels" in refusal(lambda argv: MelConfig(**changes))
 

@@ -1,6 +1,8 @@
 """corpora.py: whatever a metadata.csv holds, folders that are no corpus, which clips are for validation."""
 
+import hashlib
 import json
+import os
 
 import pytest
 from conftest import refusal
@@ -8,8 +10,10 @@ from helpers import make_corpus, tone
 
 import data
 from trivox import corpora
-from trivox.audio import write_wav
+from trivox.audio import MelConfig, write_wav
 from trivox.corpora import corpus_sources, draw_validation, read_metadata
+from trivox.datasets import TokenDataset
+from trivox.prepare import tokenize
 
 @pytest.mark.parametrize("columns, line, text, speaker", [
     ("id|text|normalized|speaker", "a|Dr. B|doctor B|jo", "doctor B", "jo"),
@@ -58,6 +62,18 @@ def test_validation_is_drawn_by_file(tmp_path):
     lines = (root / "metadata.csv").read_text().splitlines()
     (root / "metadata.csv").write_text("\n".join(lines[::-1]))
     assert {s["source"] for s in corpus_sources(root) if s["split"] == "val"} == val
+
+
+def test_a_name_that_is_no_utf8(tmp_path, one_process, capsys):
+    """Its recording is used as any other, and drawn by its bytes."""
+    names = [os.fsdecode(b"a\xe9"), "b"]
+    for name in names:
+        write_wav(tmp_path / "c" / f"{name}.wav", tone(0.3), 22050)
+    tokenize(tmp_path / "c", tmp_path / "out", "mel_rvq", mel=MelConfig(), sizes=[8])
+    assert {row["id"] for row in TokenDataset(tmp_path / "out").rows} == set(names)
+    assert "2 clips" in capsys.readouterr().out
+    assert corpora.draw_key(names[0]) == hashlib.sha256(b"a\xe9").digest()
+    assert corpora.draw_key("é") == hashlib.sha256("é".encode()).digest()
 
 
 @pytest.mark.parametrize("said, found", [

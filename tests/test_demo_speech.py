@@ -7,7 +7,8 @@ import soundfile
 from conftest import refusal
 
 from data import main
-from trivox.corpora import clip_path, read_metadata
+from trivox import demo_speech
+from trivox.corpora import MARK, clip_path, read_metadata
 from trivox.demo_speech import demo_grammar, demo_sentence, make_demo_corpus, speak
 from trivox.metrics import word_error_rate
 from trivox.recognisers import load_recogniser
@@ -79,6 +80,42 @@ def test_what_cannot_be_spoken(tmp_path, one_process, line, voice, heldout, word
     (tmp_path / "list").write_text(line)
     assert words in refusal(lambda argv: make_demo_corpus(tmp_path / "corpus", 0, heldout, [voice], tmp_path / "list"))
     assert not list(tmp_path.rglob("*.wav"))
+
+
+def files_in(root):
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "wavs/demo-00000.wav", "heldout.txt", "grammar.jsgf"])
+def test_another_corpus_stays(tmp_path, one_process, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("demo-00000|Mine.|Mine.\n")
+    before = files_in(tmp_path)
+    said = refusal(lambda argv: make_demo_corpus(tmp_path, 5, 1, ["en-us"]))
+    assert name.split("/")[0] in said and "--root" in said and files_in(tmp_path) == before
+
+
+def test_a_corpus_is_not_spoken_over_itself(tmp_path, one_process):
+    """Neither by a voice that there is not, nor where its own metadata.csv is what should be spoken."""
+    make_demo_corpus(tmp_path, 3, 1, ["en-us"])
+    before, metadata = files_in(tmp_path), tmp_path / "wavs" / ".." / "metadata.csv"
+    assert "'martian'" in refusal(lambda argv: make_demo_corpus(tmp_path, 3, 1, ["en-us", "martian"]))
+    assert "overwritten" in refusal(lambda argv: make_demo_corpus(tmp_path, 3, 1, ["en-us+f2"], metadata))
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("listed", [None, "x1|One book.\nx2|Two books.\n"], ids=["sentences", "transcripts"])
+def test_a_corpus_of_before_there_was_the_mark(tmp_path, one_process, monkeypatch, listed):
+    """It is known as the demo's, and nothing is spoken again."""
+    if listed:
+        (tmp_path / "list").write_text(listed)
+    make = lambda: make_demo_corpus(tmp_path / "corpus", 2, 1, ["en-us"], tmp_path / "list" if listed else None)
+    make()
+    before = files_in(tmp_path / "corpus")
+    (tmp_path / "corpus" / MARK).unlink()
+    monkeypatch.setattr(demo_speech, "speak", None)
+    make()
+    assert files_in(tmp_path / "corpus") == before
 
 
 def test_heldout_voices(tmp_path, one_process):

@@ -1,6 +1,8 @@
 """export.py and speak_onnx.py, the script that it puts beside a model: what is spoken without PyTorch is what PyTorch
 speaks."""
 
+import io
+import shutil
 import subprocess
 import sys
 
@@ -152,6 +154,103 @@ def test_neucodec(tmp_path, monkeypatch):
         codes = np.random.default_rng(frames).integers(0, 65536, frames)
         wanted = codec.decode(codes[:, None])
         np.testing.assert_allclose(speaker.decode(codes), wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an export with voices, 12 numbers wide. Tests only read it."""
+    folder = tmp_path_factory.mktemp("whole") / "onnx"
+    torch.manual_seed(0)
+    codec = MelRVQ(MelConfig(hop_length=441), torch.full((80,), -4.0), [torch.randn(50, 80)])
+    export.export_onnx(tiny_llm(speaker_width=12), EVAL, codec, folder, False)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.onnx", "voice.onnx", "codec.npz"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "another's"])
+def test_a_damaged_export(whole, tmp_path, file, damage):
+    """One sentence that names the file, which neither PyTorch nor the command's own plumbing is there to say."""
+    folder = shutil.copytree(whole, tmp_path / "onnx")
+    content = {"missing": None, "cut": (folder / file).read_bytes()[:100], "another's": b"[]"}[damage]
+    (folder / file).unlink()
+    if content:
+        (folder / file).write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        speaker = speaker_of(folder, torch.ones(1, 12))
+        speaker.decode([1, 2])
+    said = end.value.code
+    assert said.startswith(f"error: cannot read {folder / file} (") and "export" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("content", ["nothing", "archive", "pickle", "text", "not finite", "too many"])
+def test_what_is_no_voice(whole, tmp_path, monkeypatch, content):
+    path = tmp_path / "a.npy"
+    with path.open("wb") as file:
+        if content == "archive":
+            np.savez(file, a=np.ones(12))
+        elif content != "nothing":
+            np.save(file, {"pickle": np.array([{}] * 12), "text": np.array(["x"] * 12), "too many": np.ones(13),
+                           "not finite": np.full(12, np.nan)}[content])
+    assert "--speaker" in script(monkeypatch, whole, "--text", "hi", "--speaker", path, "--out", tmp_path / "a.wav")
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def script(monkeypatch, folder, *argv):
+    """What the script in `folder` says as it refuses these arguments."""
+    monkeypatch.setattr(speak_onnx, "HERE", folder)
+    monkeypatch.setattr(sys, "argv", ["speak.py", *map(str, argv)])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    return refusal(lambda argv: speak_onnx.main())
+
+
+def test_what_the_script_refuses(whole, tmp_path, monkeypatch):
+    """What was there before stays, and nothing half is left."""
+    np.save(tmp_path / "voice.npy", np.ones(12, np.float32))
+    (tmp_path / "a.wav").write_text("earlier")
+    for flags, words in ((["--threads", 10**20], "--threads 1"), (["--threads", -1], "--threads -1"),
+                         (["--out", tmp_path / "a.wav" / "b.wav"], "a.wav/b.wav"),
+                         (["--out", tmp_path], "cannot write"),
+                         (["--temperature", -1], "--temperature -1")):
+        said = script(monkeypatch, whole, "--text", "hi", "--speaker", tmp_path / "voice.npy", "--out",
+                      tmp_path / "a.wav", "--seconds", 0.1, *flags)
+        assert words in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "voice.npy"]
+    assert (tmp_path / "a.wav").read_text() == "earlier"
+
+
+def test_a_temperature_of_next_to_nothing():
+    """The likeliest is drawn, where a division by less than 32 bits can hold would leave nothing to draw from."""
+    plain, logits = dict(top_k=0, top_p=1, repetition_penalty=1), np.float32([1, 3, 2])
+    for temperature in (1e-300, 1e-45, 1e-6):
+        options = plain | dict(temperature=temperature)
+        assert speak_onnx.pick(logits, np.zeros(3, bool), np.random.default_rng(0), options) == 1
+
+
+def test_folders_that_are_no_export(whole, tmp_path, monkeypatch):
+    """They stay as they are; an earlier export is written anew, and nothing of the earlier one is left to be read."""
+    monkeypatch.setattr(export, "read_config", lambda ckpt: {"system": "llm"})
+    monkeypatch.setattr(export, "load_model", lambda ckpt: (tiny_llm(), {}))
+    monkeypatch.setattr(export, "load_codec", lambda name: None)
+    monkeypatch.setattr(export, "codec_of", lambda ckpt, config: None)
+    monkeypatch.setattr(export, "export_onnx", lambda model, config, codec, folder, int8: (
+        (folder / "codec.npz").write_text("new"), (folder / "config.json").write_text("new")))
+    for name in "config.json", "notes.txt":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text('{"mine": 1}')
+        assert "no earlier export" in refusal(export.main, "--ckpt", "x", "--onnx", tmp_path / name)
+        assert [path.read_text() for path in (tmp_path / name).iterdir()] == ['{"mine": 1}']
+    folder = shutil.copytree(whole, tmp_path / "onnx")
+    (folder / "codec.onnx").touch()
+    (folder / "notes.txt").touch()
+    export.main(["--ckpt", "x", "--onnx", str(folder)])
+    assert (folder / "codec.npz").read_text() == "new" and (folder / "notes.txt").exists()
+    assert not (folder / "codec.onnx").exists() and not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("what", ["--merge", "--echolancer"])
+@pytest.mark.parametrize("flag", [["--int8"], ["--speaker", "a.wav"]], ids=" ".join)
+def test_flags_of_onnx_alone(tmp_path, what, flag):
+    assert f"{flag[0]} is of --onnx" in refusal(export.main, "--ckpt", "x", what, tmp_path / "x", *flag)
 
 
 def test_refusals(run, tmp_path):

@@ -4,15 +4,16 @@ import errno
 import os
 import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import finish, launch, refusal
 from helpers import make_corpus, tone
 
 import sample
-from trivox import common, plots, prepare
+from trivox import common, files, plots, prepare
 from trivox.audio import MelConfig, write_wav
 from trivox.codecs import MelRVQ
 from trivox.files import whole_folder, write_whole
@@ -74,22 +75,75 @@ def test_folders_are_whole_or_not_at_all(tmp_path):
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["new", "old"]
 
 
-def test_speech_into_a_full_disk(tmp_path):
-    """libsndfile does not say why it cannot write."""
+@pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier one", "new"])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError], ids=["full disk", "Ctrl-C", "failure"])
+def test_speech_is_there_whole_or_not_at_all(tmp_path, earlier, error):
+    """What was there before stays; the disk has room for no wav of 0.2 s."""
     class Speaker:
         sample_rate = 22050
 
         def stream(self, text):
             yield tone(0.1)
+            if error:
+                raise error
             resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limit))
             yield tone(0.1)
 
     before, limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if earlier:
+        (tmp_path / "a.wav").write_text("earlier")
     try:
-        said = refusal(lambda argv: sample.write(tmp_path / "a.wav", Speaker(), "", {}))
+        with pytest.raises(error or common.UserError, match=None if error else "cannot write .*a.wav: "):
+            sample.write(tmp_path / "a.wav", Speaker(), "", {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, limit))
-    assert "disk full" in said and files_in(tmp_path) == set()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"] * earlier
+
+
+def _killed(folder, wait):
+    """SIGTERM in the middle of a folder, or of a file."""
+    with whole_folder(folder) as part:
+        (part / "half").touch()
+        if wait:
+            os.kill(os.getpid(), signal.SIGKILL)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_killed_process_leaves_no_folder(tmp_path):
+    """SIGTERM clears away what is half; what SIGKILL leaves goes with the next folder, and what a living process is at
+    stays."""
+    assert finish(launch(_killed, tmp_path / "a", False))[0] == 128 + signal.SIGTERM and not (tmp_path / "a").exists()
+    assert finish(launch(_killed, tmp_path / "a", True))[0] == -signal.SIGKILL
+    assert len(list((tmp_path / "a").iterdir())) == 1 and files.holds_nothing(tmp_path / "a")
+    (tmp_path / "a" / ".1.part").mkdir()
+    assert not files.holds_nothing(tmp_path / "a")
+    with whole_folder(tmp_path / "a") as part:
+        (part / "new").touch()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".1.part", "new"]
+
+
+def test_a_folder_that_stays_empty_goes(tmp_path):
+    """With those that it is in, as far as they were made for it."""
+    for made in ("a.txt", None):
+        with pytest.raises(RuntimeError), files.new_folder(tmp_path / "x" / "y") as folder:
+            if made:
+                (folder / made).touch()
+            raise RuntimeError
+        assert (tmp_path / "x").exists() == bool(made)
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+    assert tmp_path.exists()
+
+
+def test_only_our_parts_are_dropped(tmp_path):
+    for name in "a.u16.12.part", "film.mkv.part", "a.u16":
+        (tmp_path / name).touch()
+    files.drop_parts(tmp_path)
+    assert files_in(tmp_path) == {"film.mkv.part", "a.u16"}
+
+
+def test_any_name_can_be_said(capsys):
+    files.say(f"{os.fsdecode(b'a' + bytes([255]))} é")
+    assert capsys.readouterr().out == "a\\udcff é\n"
 
 
 @pytest.mark.parametrize("error", [

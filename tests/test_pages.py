@@ -2,8 +2,10 @@
 Playwright."""
 
 import json
+import re
 import shutil
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +344,35 @@ def test_folder_of_a_comparison(tmp_path, capsys):
     assert "something else" in refusal(page.main, tmp_path / "b", tmp_path / "c", "--out", tmp_path / "a")
     assert "named twice" in refusal(page.main, tmp_path / "a", tmp_path / "a" / ".." / "a")
     assert before == {path: path.read_bytes() for path in tmp_path.glob("[abc]/**/*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name, beside", [*product(
+    ["compared/thesis.txt", "compared/0/samples/mine.wav", "index.html", "metrics.jsonl"], [True, False]),
+    ("curves.png", False)])
+def test_what_no_comparison_has_made_stays(tmp_path, name, beside):
+    runs = [make_run(tmp_path / run, steps=[1], prompts=["One."]) for run in "ab"]
+    if beside:  # an earlier comparison
+        pages.compare(runs, tmp_path / "out")
+    (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out" / name).write_text("mine")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    said = refusal(lambda argv: pages.compare(runs, tmp_path / "out"))
+    assert str(tmp_path / "out" / name) in said
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_what_is_copied(tmp_path):
+    """What the page shows, and nothing else that lies there: not a link that leads nowhere."""
+    runs = [make_run(tmp_path / run, steps=[1], prompts=["One."]) for run in "ab"]
+    for name in "step_00000001/009.png", "step_00000001/notes.txt":
+        (runs[0] / "samples" / name).symlink_to("/nowhere")
+    pages.compare(runs, tmp_path / "out")
+    copies = tmp_path / "out" / "compared" / "0"
+    assert {str(path.relative_to(copies)) for path in copies.rglob("*") if path.is_file()} == {
+        f"samples/{folder}/000.{ending}" for folder in ("step_00000001", "reference") for ending in ("wav", "png")}
+    html = (tmp_path / "out" / "index.html").read_text()
+    for src in re.findall(r'src="(compared/[^"]+)"', html):
+        assert (tmp_path / "out" / src).exists()
 
 
 @pytest.mark.parametrize("argv", [["nowhere"], ["nowhere", "neither"]], ids=str)

@@ -306,6 +306,14 @@ def test_killed_and_shared(music, tmp_path, one_process, monkeypatch):
     assert contents(killed) == contents(whole) == contents(shared)
 
 
+def test_what_killed_processes_left_half_goes(music, tmp_path, one_process):
+    """Of any file; what else ends in .part stays."""
+    for name in "tokens_00000.u16.7.part", "plan.json.8.part", "film.part":
+        (tmp_path / name).touch()
+    tokens(music[0], tmp_path)
+    assert [path.name for path in tmp_path.glob("*.part")] == ["film.part"]
+
+
 def test_a_folder_holds_one_set_of_tokens(music, tmp_path, one_process):
     tokens(music[0], tmp_path)
     before = contents(tmp_path)

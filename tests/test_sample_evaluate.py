@@ -1,6 +1,7 @@
 """sample.py and evaluate.py: what is said, judged and refused."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -68,6 +69,21 @@ def test_where_nothing_can_be_written(run, tmp_path):
     for out in tmp_path / "folder.wav", "/proc/a.wav":
         assert f"cannot write {out}: " in refusal(
             sample.main, "--ckpt", run, "--text", "Two books.", "--seconds", 0.3, "--out", out, "--device", "cpu")
+
+
+@pytest.mark.parametrize("name", ["ckpt", "text_file", "out", "prompt_wav", "speaker"])
+def test_an_empty_path_is_not_this_folder(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        sample.main(["--ckpt", "x", f"--{name}", ""])
+    assert end.value.code == 2 and f"--{name}" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_and_links(run, tmp_path):
+    """What a link leads to is written, and the link stays."""
+    path = tmp_path / os.fsdecode(b"a\xff.wav")
+    path.symlink_to("b.wav")
+    sample.main(["--ckpt", str(run), "--text", "Two.", "--seconds", "0.3", "--out", str(path), "--device", "cpu"])
+    assert path.is_symlink() and soundfile.info(tmp_path / "b.wav").duration > 0.2
 
 
 @pytest.mark.parametrize("name", ["prompt_wav", "speaker"])
@@ -157,4 +173,11 @@ def test_where_no_evaluation_can_be_written(run, tmp_path):
 ], ids=" ".join)
 def test_what_cannot_be_evaluated(run, tmp_path, flags, words):
     assert words in refusal(evaluate.main, "--ckpt", run, "--out", tmp_path / "e", "--device", "cpu", *flags)
-    assert not list(tmp_path.rglob("*.*"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["ckpt", "prompts", "data_dir", "onnx", "out"])
+def test_an_empty_flag_is_no_default(run, tmp_path, name, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--ckpt", str(run), "--out", str(tmp_path / "e"), "--device", "cpu", f"--{name}", ""])
+    assert end.value.code == 2 and f"--{name}" in capsys.readouterr().err and not (tmp_path / "e").exists()

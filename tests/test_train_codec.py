@@ -271,6 +271,7 @@ def test_refused_samples(flags, in_process, run, tmp_path, corpus):
     ckpt = ["--ckpt", tmp_path / "run", "--out", tmp_path / "out.wav"]
     for argv, words in (
         (["--prompt_wav", prompt, "--prompt_seconds", 9], ["prompt", "context"]),
+        (["--prompt_wav", prompt, "--prompt_seconds", 1e-6], ["--prompt_seconds 1e-06", "0 for"]),
         (["--solver", "heun"], ["--solver", "'codec'"]),
         (["--text", "hello"], ["without text"]),
         (["--top_k", 1, 2, 3], ["--top_k", "3 numbers for 2"]),
@@ -282,4 +283,6 @@ def test_refused_samples(flags, in_process, run, tmp_path, corpus):
         said = refusal(sample.main, "--ckpt", run, "--text", "hello", *argv)
         assert all(word in said for word in words), said
     assert "different systems" in refusal(evaluate.main, "--ckpt", run, tmp_path / "run")
+    said = refusal(evaluate.main, "--ckpt", tmp_path / "run", "--prompt_seconds", 1e-6)
+    assert "not half a frame" in said and not (tmp_path / "run" / "evaluation").exists()
     assert not (tmp_path / "out.wav").exists()

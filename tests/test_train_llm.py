@@ -206,6 +206,11 @@ def test_sentences_learnt_by_heart(base, llm_tokens, tmp_path, capsys):
     both = soundfile.info(tmp_path / "b.wav").frames
     assert both == 441 * sum(len(data.codes(i)) for i in clips[:2]) + int(0.15 * 22050)
     export.main(["--ckpt", str(base), "--onnx", str(tmp_path / "onnx")])
+    for name, words in (("config.json", "config.json"), ("model.onnx", "model.onnx")):
+        folder = shutil.copytree(tmp_path / "onnx", tmp_path / name)
+        (folder / name).unlink()
+        said = refusal(evaluate.main, "--ckpt", base, "--out", tmp_path / "e", "--device", "cpu", "--onnx", folder)
+        assert str(folder / words) in said and not (tmp_path / "e").exists()
     for options in [], ["--onnx", str(tmp_path / "onnx")]:
         evaluate.main(["--ckpt", str(base), "--out", str(tmp_path / "e"), "--device", "cpu", *options])
         summary = json.loads((tmp_path / "e" / "summary.json").read_text())

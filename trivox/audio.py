@@ -7,6 +7,7 @@ Shapes: wav (samples,) float32 in [-1, 1]; log_mel (frames, n_mels) float32, nat
 import io
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -22,6 +23,7 @@ from trivox.files import write_whole
 from trivox.weights import hub_file
 
 LOG_FLOOR = 1e-5  # magnitudes below it count as silence
+RATES = 1000, 1_000_000  # Hz, the lowest and the highest of recordings
 LOUDEST, LOUDEST_MEL = 1e9, 40  # samples, and log-mels, above these are damage
 
 
@@ -39,8 +41,9 @@ class MelConfig:
         if min(self.sample_rate, self.hop_length, self.n_mels) < 1 or self.n_fft < max(2, self.hop_length):
             raise UserError(f"there are no log-mels of {self}: sample_rate, hop_length and n_mels should be at least 1 "
                             "and n_fft at least hop_length")
-        if not 0 <= self.fmin < self.fmax < math.inf:
-            raise UserError(f"there are no log-mels from fmin {self.fmin} to fmax {self.fmax} Hz")
+        if not 0 <= self.fmin < self.fmax < math.inf or self.fmin >= self.sample_rate / 2:
+            raise UserError(f"there are no log-mels from fmin {self.fmin} to fmax {self.fmax} Hz at a sample_rate of "
+                            f"{self.sample_rate}")
 
     @property
     def frame_rate(self):
@@ -70,17 +73,22 @@ def read_wav(path, sample_rate):
 
     if not Path(path).is_file():  # libsndfile says "System error.", and waits for ever for a pipe's writer
         raise UserError(f"cannot read {path}: there is no such file")
+    name = os.fsencode(path)  # which may be no UTF-8
     try:
         with open(path, "rb"):
             pass
-        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        cut = re.search(r"^data : \d+ \(should be", soundfile.info(path, verbose=True).extra_info, re.MULTILINE)
+        wav, rate = soundfile.read(name, dtype="float32", always_2d=True)
+        cut = re.search(r"^data : \d+ \(should be", soundfile.info(name, verbose=True).extra_info, re.MULTILINE)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from None
     except (soundfile.LibsndfileError, ValueError, MemoryError) as e:  # a damaged header can ask for any memory
-        raise UserError(f"cannot read {path}: {str(e) or 'it is damaged'}") from None
+        why = getattr(e, "error_string", str(e)) or "it is damaged"
+        raise UserError(f"cannot read {path}: {why}") from None
     if cut:  # libsndfile reads what there is
         raise UserError(f"cannot read {path}: it is cut off, its header promises more samples than it holds")
+    if not RATES[0] <= rate <= RATES[1]:  # resampled, it would take any memory
+        raise UserError(f"{path} has a sample rate of {rate} Hz, which is damage: from {RATES[0]:,} to {RATES[1]:,} Hz "
+                        "can be read")
     wav = wav.mean(1)
     if not len(wav) or not np.isfinite(wav).all():
         raise UserError(f"{path} holds {'no sample' if not len(wav) else 'samples that are not numbers'}")
@@ -169,7 +177,7 @@ def load_bigvgan(mel, device):
 
     config, weights = hub_file(BIGVGAN, "config.json", "2 KB"), hub_file(BIGVGAN, "bigvgan_generator.pt", "450 MB")
     try:
-        h = AttrDict(json.loads(Path(config).read_text()))
+        h = AttrDict(json.loads(Path(config).read_text(encoding="utf-8")))
         made_for = MelConfig(h.sampling_rate, h.n_fft, h.hop_size, h.num_mels, float(h.fmin), float(h.fmax))
         generator = bigvgan.BigVGAN(h)
         generator.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["generator"])

@@ -174,11 +174,11 @@ class MelRVQ:
 
     @classmethod
     def load(cls, folder, mel):
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         path = Path(folder) / "codec.safetensors"
         try:
-            tensors = load_file(path)
+            tensors = load(path.read_bytes())  # safetensors opens only names of UTF-8
             mean, books = tensors["mean"], [tensors[f"book_{k}"] for k in range(len(tensors) - 1)]
         except Exception as e:  # missing, damaged, another's: each its own class
             raise UserError(f"cannot read mel_rvq's centroids at {path} ({type(e).__name__}): tokenize again") from None

@@ -16,11 +16,28 @@ from tqdm import tqdm
 
 from trivox.audio import read_wav
 from trivox.common import UserError
-from trivox.files import read_text, write_whole
+from trivox.files import read_text, say, write_whole
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+
+
+MARK = ".made_by_trivox"  # in a corpus that a demo has made, and may make anew
+
+
+def claim(root, names, made_before):
+    """Make or take a folder for a corpus of a demo, and mark it as such. names: what it will have in it.
+
+    made_before: whether it is known to be a demo's, as those of before there was the mark. Raises UserError where it is
+    not and holds any of `names`.
+    """
+    for name in names:
+        if (root / name).exists() and not made_before and not (root / MARK).exists():
+            raise UserError(f"{root} has a {name} that no demo has made, and that would be overwritten: name another "
+                            "--root, or an --out where there is none")
+    root.mkdir(parents=True, exist_ok=True)
+    write_whole(root / MARK, "This corpus is made by python data.py, which may make it anew: nothing here is kept.\n")
 
 
 def download_ljspeech(folder):
@@ -83,6 +100,14 @@ def clip_path(root, id):
     return path
 
 
+def is_utf8(path):
+    """Whether the name of a file can stand in a file of UTF-8."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def transcribe(root, out):
     """Write out/metadata.csv for a folder of bare recordings, by Whisper base.en. Raises UserError without weights."""
     import whisper
@@ -95,8 +120,10 @@ def transcribe(root, out):
     except Exception as e:
         raise UserError(f"{root} has no metadata.csv, and Whisper, whose weights base.en.pt (145 MB) cannot be "
                         f"downloaded ({type(e).__name__}), cannot write it: put them into ~/.cache/whisper/") from None
-    lines = []
-    for path in tqdm(paths, "transcribing", unit=" clips"):
+    lines, named = [], [path for path in paths if is_utf8(path)]
+    for path in {*paths} - {*named}:
+        say(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
+    for path in tqdm(named, "transcribing", unit=" clips"):
         text = model.transcribe(read_wav(path, 16000), language="en")["text"].strip().replace("|", " ")
         lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")
     out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +169,12 @@ def held_out(root, ids):
     return {*named}
 
 
+def draw_key(id):
+    """What an id, or the name of a file, is drawn by. A name that is no UTF-8 keeps its bytes."""
+    return hashlib.sha256(id.encode("utf-8", "surrogateescape")).digest()
+
+
 def draw_validation(ids, share=0.02):
     """A share of the ids, at least one where there are two, chosen by hash: the same in any order, on any machine."""
-    ranked = sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())
+    ranked = sorted(ids, key=draw_key)
     return set(ranked[:max(round(share * len(ids)), int(len(ids) > 1))])

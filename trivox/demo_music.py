@@ -1,10 +1,13 @@
 """The music of the demos: short pieces, composed by rules and chance into a folder of recordings."""
 
+import re
+
 import numpy as np
 from tqdm import tqdm
 
 from trivox.audio import write_wav
 from trivox.common import UserError
+from trivox.corpora import claim
 from trivox.files import write_whole
 from trivox.parallel import parallel
 
@@ -102,10 +105,15 @@ def _compose_piece(job):
 
 
 def make_demo_music(root, pieces, heldout):
-    """Compose pieces into a corpus at `root`: wavs/piece-00000.wav and on, of which the last `heldout` are held out."""
+    """Compose pieces into a corpus at `root`: wavs/piece-00000.wav and on, of which the last `heldout` are held out.
+    Raises UserError where `root` holds another's corpus."""
     if heldout >= pieces:
         raise UserError(f"{heldout} of {pieces} pieces held out leave none to train on")
     names = [f"wavs/piece-{i:05d}" for i in range(pieces)]
+    there = [path.name for path in (root / "wavs").glob("*")]
+    pieces_alone = all(re.fullmatch(r"piece-\d{5,}\.wav(\.\d+\.part)?", name) for name in there)
+    claim(root, ("metadata.csv", "wavs", "heldout.txt"),
+          bool(there) and pieces_alone and not (root / "metadata.csv").exists())
     with parallel() as pool:
         jobs = [(root / f"{name}.wav", seed) for seed, name in enumerate(names)]
         list(tqdm(pool.map(_compose_piece, jobs, chunksize=16), "composing", pieces, unit=" pieces", leave=False))

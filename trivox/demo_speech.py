@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from trivox.audio import write_wav
 from trivox.common import UserError
-from trivox.corpora import clip_path, read_metadata
+from trivox.corpora import claim, clip_path, read_metadata
 from trivox.files import write_whole
 from trivox.parallel import parallel
 
@@ -66,9 +66,7 @@ def speak(text, voice="en-us"):
 
     Raises UserError for an unknown voice; "en-us+f2" is the voice en-us in its female variant 2.
     """
-    lib, _ = espeak()
-    if lib.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise UserError(f"espeak-ng has no voice {voice!r}; en-us, en-us+f2, en-gb-x-rp are some")
+    lib, _ = take_voice(voice)
     chunks = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -83,10 +81,32 @@ def speak(text, voice="en-us"):
     return np.concatenate(chunks).astype(np.float32) / 32768 if chunks else np.zeros(0, np.float32)
 
 
+def take_voice(voice):
+    """espeak(), which then speaks with this voice. Raises UserError for an unknown one."""
+    lib, rate = espeak()
+    if lib.espeak_SetVoiceByName(voice.encode("utf-8", "surrogateescape")) != 0:
+        raise UserError(f"espeak-ng has no voice {voice!r}; en-us, en-us+f2, en-gb-x-rp are some")
+    return lib, rate
+
+
 def _speak_clip(job):
     path, text, voice = job
     if not path.exists():
         write_wav(path, speak(text, voice), espeak()[1])
+
+
+def read_lines_of(metadata):
+    """The lines of a metadata.csv, none where there is none or something else."""
+    try:
+        with metadata.open(encoding="utf-8") as file:
+            return [*file]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def is_demo(lines):
+    """Whether these are the lines of a metadata.csv of the demo's own sentences: it is known by its ids."""
+    return bool(lines) and all(re.fullmatch(r"demo-\d{5,}\|([^|]*)\|\1\|[^|]+\n", line) for line in lines)
 
 
 def make_demo_corpus(root, sentences, heldout, voices, transcripts=None, heldout_voices=(), heldout_voice_clips=48):
@@ -95,6 +115,8 @@ def make_demo_corpus(root, sentences, heldout, voices, transcripts=None, heldout
     transcripts: a metadata.csv (its normalised text is spoken) or a text with a sentence a line. heldout_voices speak
     `heldout_voice_clips` further sentences each (the last ones of a file), all of them marked; they are taken out of
     `voices`, which speak the others in turn. The speaker of a clip is its voice.
+
+    Raises UserError, before anything is written, for an unknown voice and where `root` holds another's corpus.
     """
     rng = random.Random(0)
     voices = [voice for voice in voices if voice not in heldout_voices]
@@ -114,9 +136,15 @@ def make_demo_corpus(root, sentences, heldout, voices, transcripts=None, heldout
     turns = [voices[i % len(voices)] for i in range(heard)]
     turns += [heldout_voices[i % len(heldout_voices)] for i in range(unheard)]
     rows = [(id, text, text, voice) for (id, text), voice in zip(clips, turns)]
-    root.mkdir(parents=True, exist_ok=True)
+    for voice in dict.fromkeys(turns):
+        take_voice(voice)
     metadata, lines = root / "metadata.csv", ["|".join(row) + "\n" for row in rows]
-    spoken = set(metadata.open(encoding="utf-8")) if metadata.exists() else ()
+    if transcripts and transcripts.resolve() == metadata.resolve():
+        raise UserError(f"--transcripts {transcripts} would be overwritten by the corpus: name another --root")
+    for id, *_ in rows:
+        clip_path(root, id)  # that of a hostile id is refused
+    spoken = read_lines_of(metadata)
+    claim(root, ("metadata.csv", "wavs", "heldout.txt", "grammar.jsgf"), is_demo(spoken) or spoken == lines)
     for (id, *_), line in zip(rows, lines):
         if line not in spoken:  # a recording of another text or voice
             clip_path(root, id).unlink(missing_ok=True)

@@ -71,7 +71,7 @@ def load_guard():
         return "torch was imported before trivox.fake_gpu"
     if not all(path.exists() for path in libraries):
         return "a fake GPU needs PyTorch for Linux"
-    about = GUARD + (torch_folder / "version.py").read_text() + str(torch_folder)
+    about = GUARD + (torch_folder / "version.py").read_text(encoding="utf-8") + str(torch_folder)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivox"
     library = cache / f"fake_gpu_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not library.exists():
@@ -81,7 +81,7 @@ def load_guard():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             source, made = Path(folder, "guard.cpp"), Path(folder, "guard.so")
-            source.write_text(GUARD)
+            source.write_text(GUARD, encoding="utf-8")
             done = subprocess.run(
                 [compiler, "-std=c++20", "-shared", "-fPIC", source, "-o", made, f"-I{torch_folder / 'include'}",
                  f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu"], capture_output=True, text=True)

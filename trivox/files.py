@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import shutil
+import signal
+import sys
 import time
 from contextlib import contextmanager, suppress
+from threading import current_thread, main_thread
 
 import numpy as np
 import torch
@@ -27,7 +31,7 @@ def whole_file(path):
         with part.open("wb") as file:
             yield file
         part.replace(path)
-    except Exception as e:
+    except (Exception, KeyboardInterrupt, SystemExit) as e:
         with suppress(OSError):
             part.unlink()
         if isinstance(e, OSError) and e.errno and not e.filename:  # a full disk's names none
@@ -37,17 +41,84 @@ def whole_file(path):
 
 @contextmanager
 def whole_folder(path):
-    """A folder to fill. What is in it comes into the folder `path` when all of it is whole, or not at all."""
+    """A folder to fill. What is in it comes into the folder `path` when all of it is whole, or not at all. What killed
+    processes have left there of theirs goes."""
     there, part = path.exists(), path / f".{os.getpid()}.part"
+    for old in left_overs(path):
+        shutil.rmtree(old, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        yield part
-        for file in part.iterdir():
-            file.replace(path / file.name)
-        part.rmdir()
+        with sigterm_unwinds():
+            part.mkdir(parents=True)
+            yield part
+            for file in part.iterdir():
+                file.replace(path / file.name)
+            part.rmdir()
     except BaseException:
         shutil.rmtree(part if there else path, ignore_errors=True)
         raise
+
+
+def left_overs(path):
+    """The folders that `whole_folder` was filling for `path` in processes that are gone."""
+    found = [(part, re.fullmatch(r"\.(\d{1,9})\.part", part.name)) for part in path.glob(".*.part")]
+    return [part for part, name in found if name and not is_another(int(name[1]))]
+
+
+def is_another(pid):
+    """Whether it is the number of a process, and not of this one."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return pid != os.getpid()
+
+
+def holds_nothing(path):
+    """Whether there is no folder `path`, or nothing in it but what killed processes have left."""
+    return not path.exists() or path.is_dir() and {*path.iterdir()} <= {*left_overs(path)}
+
+
+@contextmanager
+def new_folder(path):
+    """The folder `path`, made where it is not there. What was made of it goes again where nothing came into it."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except BaseException:
+        with suppress(OSError):  # one that is not empty
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def sigterm_unwinds():
+    """Meanwhile SIGTERM ends the process as Ctrl-C does, so that what is half made is cleared away. A handler that is
+    there already stays."""
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def drop_parts(folder, names="*"):
+    """Remove the files NAME.PID.part that killed processes have left half-written."""
+    for part in folder.glob(f"{names}.part"):
+        if re.search(r"\.\d+\.part$", part.name):  # not a browser's download
+            part.unlink(missing_ok=True)
+
+
+def say(text):
+    """Print a text with names of files in it. What of them is no UTF-8 is shown as \\udcff."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def read_text(path):

@@ -8,6 +8,7 @@ spectrogram, a line a clip of clips.jsonl what is known about it, and reference/
 import json
 import math
 import platform
+import re
 import shutil
 import statistics
 import time
@@ -181,24 +182,49 @@ def write_page(out_dir, **facts):
         print(f"note: the page of {out_dir} is not renewed: {e}", flush=True)
 
 
+COPIED = r"\d+/(samples/(step_\d+|reference)/(\d+\.(wav|png)|clips\.jsonl)|[^/]+\.png)"  # of compared/, ever
+
+
+def stranger(out):
+    """A file or link of `out` that a page of several runs would overwrite or delete and that none has made, or None."""
+    copies, page = out / "compared", out / "index.html"
+    written = [out / "metrics.jsonl", *([] if copies.exists() else [page, out / "curves.png"])]
+    if copies.is_symlink() or copies.is_file():
+        written.append(copies)
+    found = [path for path in written if path.exists() or path.is_symlink()]
+    found += [path for path in sorted(copies.rglob("*")) if (path.is_symlink() or not path.is_dir())
+              and not re.fullmatch(COPIED, path.relative_to(copies).as_posix())]
+    if not found and page.exists() and b'aria-label="facts"' not in page.read_bytes():
+        found = [page]
+    return found[0] if found else None
+
+
+def copy_shown(r, to):
+    """Copies of the clips and the plots of a run that its page shows, into the new folder `to`."""
+    names = {f"samples/{folder}/{clip['n']:03d}" for step, clips in r["steps"].items() for clip in clips.values()
+             for folder in (step, "reference")}
+    to.mkdir(parents=True)
+    for name in [*r["plots"], *(name + ending for name in sorted(names) for ending in (".wav", ".png"))]:
+        if (source := r["folder"] / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, to / name)
+
+
 def compare(folders, out):
     """A folder with a page of several runs, which holds copies of their clips and can be moved or sent.
 
-    Raises UserError where `out` is something else already, and for a run that is named twice.
+    Raises UserError where `out` holds what is of no comparison, and for a run that is named twice.
     """
     runs, prefixes = [read_run(folder) for folder in folders], [f"compared/{i}/" for i in range(len(folders))]
     names = [r["name"] for r in runs]
     if len({r["folder"].resolve() for r in runs}) < len(runs):
         raise UserError("one run is named twice")
-    if not (out / "compared").exists() and ((out / "metrics.jsonl").exists() or (out / "index.html").exists()):
-        raise UserError(f"{out} has a page already, of something else: --out DIR names another folder")
+    if strange := stranger(out):
+        raise UserError(f"{strange} is of something else than a comparison, which would overwrite or delete it: --out "
+                        "DIR names another folder")
     with whole_folder(out) as new:
         for r, prefix in zip(runs, prefixes):
-            (new / prefix).mkdir(parents=True)
-            if r["steps"]:
-                shutil.copytree(r["folder"] / "samples", new / prefix / "samples")
-            for name in r["plots"]:
-                shutil.copy(r["folder"] / name, new / prefix)
+            copy_shown(r, new / prefix)
         shutil.rmtree(out / "compared", ignore_errors=True)
     for r in runs:  # runs/a/flow and runs/b/flow
         r["name"] = r["name"] if names.count(r["name"]) == 1 else str(r["folder"])

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from trivox.audio import log_mel, read_wav
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
-from trivox.corpora import clip_path, corpus_sources, draw_validation, held_out, read_metadata
+from trivox.corpora import clip_path, corpus_sources, draw_key, draw_validation, held_out, read_metadata
 from trivox.datasets import SPLITS, kept_rows
-from trivox.files import map_file, read_json, read_rows, wait_for, whole_file, write_whole
+from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, say, wait_for, whole_file, write_whole
 from trivox.parallel import parallel
 from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
 from trivox.voices import load_embedder
@@ -45,8 +45,7 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
     out.mkdir(parents=True, exist_ok=True)
     if (out / "plan.json").exists() and read_json(out / "plan.json") != plan:
         raise UserError(f"{out} holds shards of another corpus or other settings: delete it, or choose another --out")
-    for part in out.glob("*.part"):  # of a run that was killed
-        part.unlink()
+    drop_parts(out)
     write_whole(out / "plan.json", json.dumps(plan))
 
     todo = [job for job in jobs if not job[0].with_suffix(".jsonl").exists()]
@@ -55,6 +54,7 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
         with parallel() as pool, bar:
             for clips_done in pool.map(_prepare_shard, todo):
                 bar.update(clips_done)
+    drop_parts(out, "mels_*")  # those of a killed run's processes that ended after it
     indices = [job[0].with_suffix(".jsonl") for job in jobs]
     skipped = told_skipped(indices)
     kept = [row for index in indices for row in kept_rows(index, sum=float, sum_sq=float)]
@@ -72,15 +72,15 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
         "mel": asdict(mel),
     }
     write_whole(out / "dataset_stats.json", json.dumps(stats, indent=2) + "\n")
-    print(f"{out}: {len(kept):,} clips, {stats['seconds'] / 3600:.2f} h, {stats['validation_clips']} held out, "
-          f"{len(skipped)} skipped; log-mel mean {mean:.4f}, std {stats['mel_std']:.4f}")
+    say(f"{out}: {len(kept):,} clips, {stats['seconds'] / 3600:.2f} h, {stats['validation_clips']} held out, "
+        f"{len(skipped)} skipped; log-mel mean {mean:.4f}, std {stats['mel_std']:.4f}")
 
 
 def told_skipped(indices):
     """The rows of .jsonl files that were skipped, after each was told with its reason."""
     rows = [row for index in indices for _, row in read_rows(index) if "skipped" in row]
     for row in rows:
-        print(f"skipped {row.get('id')}: {row['skipped']}")
+        say(f"skipped {row.get('id')}: {row['skipped']}")
     return rows
 
 
@@ -158,7 +158,18 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
     if fitted:
         plan["centroids"] = hashlib.sha256(torch.cat([fitted.mean[None], *fitted.books]).numpy().tobytes()).hexdigest()
     speakers = sorted({s["speaker"] for s in sources} - {""})
+    if name != "mel_rvq":
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        job_codec = (name, f"cuda:{local}" if device == "cuda" else "cpu")
+        codec = cached_codec(*job_codec)  # here as well, so that missing weights are one error
+    frame_rate = mel.frame_rate if name == "mel_rvq" else codec.frame_rate
+    frames = chunk and (chunk[0] if chunk[1] == "frames" else round(chunk[0] * frame_rate))
+    if chunk and not frames:
+        raise UserError(f"--chunk_seconds {chunk[0]} is not half a frame of {1 / frame_rate:.4f} s: give more")
     open_plan(out, plan, speakers)
+    if world == 1:
+        drop_parts(out)
 
     if name == "mel_rvq":
         if rank == 0 and not (out / "codec.safetensors").exists():
@@ -167,12 +178,6 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
         wait_for([out / "codec.safetensors"])
         codec = job_codec = MelRVQ.load(out, mel)
         device = "cpu"
-    else:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        job_codec = (name, f"cuda:{local}" if device == "cuda" else "cpu")
-        codec = cached_codec(*job_codec)  # here as well, so that missing weights are one error
-    frames = chunk and (chunk[0] if chunk[1] == "frames" else round(chunk[0] * codec.frame_rate))
     jobs = [(out / f"tokens_{i:05d}", root, sources[i * SHARD_SOURCES:(i + 1) * SHARD_SOURCES], job_codec, frames,
              speakers) for i in range(-(-len(sources) // SHARD_SOURCES))]
     todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".idx").exists()]
@@ -185,6 +190,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
         return
 
     wait_for([job[0].with_suffix(".idx") for job in jobs])
+    drop_parts(out, "tokens_*")  # of several processes none writes any more
     indices = [job[0].with_suffix(".jsonl") for job in jobs]
     skipped = told_skipped(indices)
     kept = [row for index in indices for row in kept_rows(index)]
@@ -205,7 +211,7 @@ def open_plan(out, plan, speakers):
     """Begin a token data set, or go on with one. Raises UserError where `out` holds another one."""
     plan = json.dumps(plan)
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "plan.json").exists() and (out / "plan.json").read_text() != plan:
+    if (out / "plan.json").exists() and read_text(out / "plan.json") != plan:
         raise UserError(f"{out} holds data of another corpus or other settings: delete it, or choose another --out")
     write_whole(out / "plan.json", plan)
     write_whole(out / "speakers.json", json.dumps(speakers))
@@ -217,8 +223,8 @@ def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames
     counts = {"clips": clips, "validation_clips": validation_clips, "skipped": skipped, "seconds": seconds,
               "max_frames": max_frames}
     write_whole(out / "codec.json", json.dumps(info | counts, indent=2) + "\n")
-    print(f"{out}: {clips:,} clips, {seconds / 3600:.2f} h, {validation_clips} held out, {skipped} skipped; "
-          f"{info['codec']}, {info['frame_rate']:.1f} frames/s of {info['codebooks']} x {info['codebook_size']} codes")
+    say(f"{out}: {clips:,} clips, {seconds / 3600:.2f} h, {validation_clips} held out, {skipped} skipped; "
+        f"{info['codec']}, {info['frame_rate']:.1f} frames/s of {info['codebooks']} x {info['codebook_size']} codes")
 
 
 def fit_mel_rvq(corpora, mel, sizes):
@@ -227,7 +233,7 @@ def fit_mel_rvq(corpora, mel, sizes):
     mels = []
     for root, sources in corpora:
         train = {s["source"] for s in sources if s["split"] == "train"}
-        drawn = sorted(train, key=lambda source: hashlib.sha256(source.encode()).digest())[:FIT_SOURCES // len(corpora)]
+        drawn = sorted(train, key=draw_key)[:FIT_SOURCES // len(corpora)]
         if not drawn:
             raise UserError(f"all of {root} is held out: there is nothing that mel_rvq could be fitted to")
         jobs = [(root / source, mel, -(-FIT_FRAMES // len(corpora) // len(drawn))) for source in drawn]
@@ -235,10 +241,10 @@ def fit_mel_rvq(corpora, mel, sizes):
             some = list(tqdm(pool.map(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
         for source, found in zip(drawn, some):
             if isinstance(found, str):
-                print(f"mel_rvq is fitted without {source}: {found}")
+                say(f"mel_rvq is fitted without {source}: {found}")
         some = [found for found in some if not isinstance(found, str)]
         mels.append(np.concatenate([np.zeros((0, mel.n_mels), np.float32), *some]))
-        print(f"fitting mel_rvq to {len(mels[-1]):,} frames of {len(jobs):,} recordings of {root}")
+        say(f"fitting mel_rvq to {len(mels[-1]):,} frames of {len(jobs):,} recordings of {root}")
     most = max(map(len, mels))
     mels = [np.tile(x, (round(most / max(1, len(x))), 1)) for x in mels]
     return MelRVQ.fit(torch.from_numpy(np.concatenate(mels)), mel, sizes)
@@ -353,9 +359,9 @@ def embed(folder, name, device="cpu"):
         file.with_suffix(".missing").unlink(missing_ok=True)
     info = read_json(mark)
     for id, reason in info["missing"]:
-        print(f"no embedding of {id}: {reason}")
-    print(f"{folder}: {info['clips']:,} speaker embeddings by {name}, {info['width']} wide, {len(info['missing'])} of "
-          "them means")
+        say(f"no embedding of {id}: {reason}")
+    say(f"{folder}: {info['clips']:,} speaker embeddings by {name}, {info['width']} wide, {len(info['missing'])} of "
+        "them means")
 
 
 def close_embeddings(mark, paths, files, width):

@@ -64,7 +64,7 @@ def load_whisper(device):
 def grammar_decoder(jsgf):
     from pocketsphinx import Decoder
 
-    with tempfile.NamedTemporaryFile("w", suffix=".jsgf") as f:
+    with tempfile.NamedTemporaryFile("w", suffix=".jsgf", encoding="utf-8") as f:
         f.write(jsgf)
         f.flush()
         return Decoder(jsgf=f.name, loglevel="FATAL")

@@ -27,7 +27,7 @@ from model import sentence
 from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config, read_wav
 from trivox.checkpoints import cast_matrices, codec_of, load_model
 from trivox.codecs import decode_stream, load_codec
-from trivox.common import UserError, autocast, pick_dtype
+from trivox.common import UserError, autocast, pick_dtype, some_path
 from trivox.generate import follow, generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
 from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, normalise_text, split_text
 from trivox.voices import read_voice
@@ -88,7 +88,8 @@ def add_flags(parser):
         found = {system: o for system, options in OPTIONS.items() for o in options if o.name == name}
         first, helps = next(iter(found.values())), dict.fromkeys(o.help for o in found.values())
         systems = "" if len(found) == len(OPTIONS) else f" ({', '.join(found)})"
-        parser.add_argument(f"--{name}", type=first.type, choices=first.choices or None, default=None,
+        kind = some_path if first.type is Path else first.type
+        parser.add_argument(f"--{name}", type=kind, choices=first.choices or None, default=None,
                             nargs="+" if first.each_book else None, help="; or ".join(helps) + systems)
 
 
@@ -351,8 +352,11 @@ class CodecSpeaker(Speaker):
 
     def read_prompt(self, settings):
         """The codes (T, Q) of a recording to go on from. Raises UserError where it is longer than the context."""
-        wav = read_wav(settings["prompt_wav"], self.sample_rate)
-        wav = wav[:round(settings["prompt_seconds"] * self.sample_rate) or None]
+        wav, asked = read_wav(settings["prompt_wav"], self.sample_rate), settings["prompt_seconds"]
+        samples = round(asked * self.sample_rate)
+        if asked and not samples:
+            raise UserError(f"--prompt_seconds {asked} is not half a sample: give more, or 0 for the whole recording")
+        wav = wav[:samples or None]
         prompt = torch.from_numpy(self.codec.encode([wav])[0])
         if len(prompt) > (room := self.c.context - self.c.codebooks):
             raise UserError(f"a prompt of {len(prompt) / self.c.frame_rate:.1f} s is longer than the context, which "

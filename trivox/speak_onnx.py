@@ -6,10 +6,13 @@ export.py copies this script beside the model. A voice is an embedding in a .npy
 import argparse
 import io
 import json
+import os
 import re
+import sys
 import time
 import unicodedata
 import wave
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +28,23 @@ class Speaker:
     """speak(text) yields code after code of each sentence, and `decode` makes a waveform of codes."""
 
     def __init__(self, folder=HERE, threads=0, voice=None):
-        self.c = json.loads((folder / "config.json").read_text())
+        folder = Path(folder)
+        self.c = read_config(folder / "config.json")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0 for all cores
 
         def load(name):
-            return onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
+            try:
+                return onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
+            except Exception as e:  # missing, cut, another's: onnxruntime has a class for each, and none above them
+                raise broken(folder / name, e) from None
 
         self.model, self.voice, self.folder, self.load = load("model.onnx"), {}, folder, load
         if voice is not None and not self.c["speaker_width"]:
             raise SystemExit("error: this model speaks without voices: no --speaker")
         if width := self.c["speaker_width"]:
-            if voice is None or voice.shape != (width,):
+            shape = getattr(voice, "shape", None)  # of none there is none
+            if shape != (width,) or voice.dtype.kind not in "fiu" or not np.isfinite(voice).all():
                 raise SystemExit(f"error: this model speaks with a voice whose embedding has {width} numbers: "
                                  "--speaker FILE.npy")
             self.speak_like(voice)
@@ -83,8 +91,33 @@ class Speaker:
         """Codes -> a waveform in [-1, 1]."""
         if (self.folder / "codec.onnx").exists():
             return self.load("codec.onnx").run(None, {"codes": np.array(codes)[None, None]})[0].ravel()
-        codec = np.load(self.folder / "codec.npz")
-        return griffin_lim(codec["mels"][codes], codec["filters"], int(codec["hop_length"]), int(codec["n_fft"]))
+        try:
+            with np.load(self.folder / "codec.npz", allow_pickle=False) as codec:
+                read = codec["mels"][codes], codec["filters"], int(codec["hop_length"]), int(codec["n_fft"])
+        except Exception as e:  # missing, cut, another's: each its own class
+            raise broken(self.folder / "codec.npz", e) from None
+        return griffin_lim(*read)
+
+
+def broken(path, error):
+    """What to end with where a file of the export cannot be used."""
+    why = "there is no such file" if not path.exists() else " ".join(str(error).split())[:300] or type(error).__name__
+    return SystemExit(f"error: cannot read {path} ({why}): export the model again")
+
+
+NEEDED = ("characters", "codebook_size", "context", "sentence", "audio_bos", "frame_rate", "states", "one_by_one",
+          "speaker_width", "sample_rate", "seconds", "temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def read_config(path):
+    """config.json, a dict."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise broken(path, e) from None
+    if missing := [key for key in NEEDED if not isinstance(about, dict) or key not in about]:
+        raise broken(path, f"it does not say {missing[0]}")
+    return about
 
 
 def normalise(text):
@@ -101,7 +134,7 @@ def pick(logits, spoken, rng, o):
         logits = np.where(spoken, punished, logits)
     if o["temperature"] == 0:
         return int(logits.argmax())
-    p, least = np.exp((logits - logits.max()) / o["temperature"]), 0
+    p, least = np.exp((logits - logits.max()) / max(o["temperature"], 1e-6)), 0  # less would be 0 in 32 bits
     if 0 < o["top_k"] < len(p):
         least = np.partition(p, -o["top_k"])[-o["top_k"]]
     if o["top_p"] < 1:  # it counts the probability of those that top-k leaves out too
@@ -143,21 +176,43 @@ def griffin_lim(mel, filters, hop, n_fft, iterations=32):
     return wave_of(spectrum)[pad:pad + frames * hop].astype(np.float32)
 
 
+def write(out, content):
+    """Write a file whole or not at all: what was there before stays till then."""
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(out)
+    except OSError as e:
+        raise SystemExit(f"error: cannot write {out}: {e.strerror}") from None
+    finally:
+        try:
+            part.unlink()
+        except OSError:  # it is in place
+            pass
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", required=True)
     parser.add_argument("--out", type=Path, default="out.wav")
     parser.add_argument("--speaker", type=Path, help="the embedding of a voice, .npy")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="0 for all cores")
+    parser.add_argument("--threads", type=int, default=0, help="0 for all cores, at most 1,024")
     for name in ("temperature", "top_p", "repetition_penalty", "seconds"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--top_k", type=int)
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+    if not 0 <= args.threads <= 1024:
+        raise SystemExit(f"error: --threads {args.threads} is out of range: at least 0 and at most 1,024")
     try:
         voice = np.load(args.speaker, allow_pickle=False) if args.speaker else None
-    except (OSError, ValueError):
-        raise SystemExit(f"error: cannot read the embedding {args.speaker}") from None
+        if voice is not None and not isinstance(voice, np.ndarray):
+            raise ValueError
+    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile):
+        raise SystemExit(f"error: cannot read the embedding {args.speaker}: expected a .npy file, which export.py "
+                         "--speaker writes") from None
     speaker, start, codes = Speaker(HERE, args.threads, voice), time.perf_counter(), []
     options = {name: value for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seconds")
                if (value := getattr(args, name)) is not None}
@@ -182,18 +237,12 @@ def main():
         wavs += [speaker.decode(codes), np.zeros(int(0.15 * speaker.c["sample_rate"]))] if codes else []
     wav, rate, took = np.concatenate(wavs[:-1] or [np.zeros(1)]), speaker.c["sample_rate"], time.perf_counter() - start
     seconds = len(wav) / rate
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(content := io.BytesIO(), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes((np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes())
-    try:
-        args.out.write_bytes(content.getvalue())
-    except OSError as e:
-        if args.out.is_file():
-            args.out.unlink()
-        raise SystemExit(f"error: cannot write {args.out}: {e.strerror}") from None
+    write(args.out, content.getvalue())
     print(f"{args.out}: {seconds:.2f} s of audio in {took:.2f} s, real-time factor {took / seconds:.2f}")
 
 
