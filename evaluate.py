@@ -30,7 +30,7 @@ from trivox.checkpoints import cast_matrices, check_codec, read_config
 from trivox.common import Folder, UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
-from trivox.files import new_folder, say, write_whole
+from trivox.files import new_folder, write_whole
 from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
                             name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
@@ -436,7 +436,7 @@ def main(argv):
         write_whole(out / "table.txt", "\n".join(lines) + "\n")
     if len(args.ckpt) > 1:
         lines = describe(system, names, summaries)
-    say("\n" + "\n".join(lines))
+    print("\n" + "\n".join(lines))
 
 
 def tell_apart(runs):

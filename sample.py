@@ -18,7 +18,7 @@ import numpy as np
 
 from trivox.audio import write_wav
 from trivox.common import Folder, UserError, flag, init_distributed, run, some_path
-from trivox.files import say, sigterm_unwinds
+from trivox.files import sigterm_unwinds
 from trivox.speak import add_flags, given_flags, load
 from trivox.text import read_lines
 
@@ -68,7 +68,7 @@ def write(path, speaker, text, options):
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from None
     took, seconds = time.perf_counter() - start, len(wav) / speaker.sample_rate
-    say(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, the first of it after {first:.2f} s, real-time factor "
+    print(f"{path}: {seconds:.2f} s of audio in {took:.2f} s, the first of it after {first:.2f} s, real-time factor "
         f"{took / seconds:.2f}")
 
 

@@ -141,11 +141,6 @@ def test_only_our_parts_are_dropped(tmp_path):
     assert files_in(tmp_path) == {"film.mkv.part", "a.u16"}
 
 
-def test_any_name_can_be_said(capsys):
-    files.say(f"{os.fsdecode(b'a' + bytes([255]))} é")
-    assert capsys.readouterr().out == "a\\udcff é\n"
-
-
 @pytest.mark.parametrize("error", [
     OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), RuntimeError("I/O error: No space left on device (os error 28)"),
     shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])], ids=repr)

@@ -104,7 +104,7 @@ def keep_base(source, run, checkpoint):
         return str(Path(source).resolve())
     folder = find_checkpoint(source)
     try:
-        (folder / "kept_for").write_text(f"{Path(run).resolve()}\n")
+        (folder / "kept_for").write_text(f"{Path(run).resolve()}\n", encoding="utf-8", errors="surrogateescape")
     except OSError as e:
         print(f"note: {folder} cannot be kept from being deleted by its own run ({e.strerror})")
     return str(folder)
@@ -112,7 +112,8 @@ def keep_base(source, run, checkpoint):
 
 def without_imports(path):
     """The lines of a source file but for imports: where files lie does not change a model."""
-    return [line for line in Path(path).read_text().splitlines() if not line.startswith(("import ", "from "))]
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith(("import ", "from "))]
 
 
 def codec_of(ckpt, config):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from trivox.audio import read_wav
 from trivox.common import UserError
-from trivox.files import read_text, say, write_whole
+from trivox.files import read_text, write_whole
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
@@ -122,7 +122,7 @@ def transcribe(root, out):
                         f"downloaded ({type(e).__name__}), cannot write it: put them into ~/.cache/whisper/") from None
     lines, named = [], [path for path in paths if is_utf8(path)]
     for path in {*paths} - {*named}:
-        say(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
+        print(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
     for path in tqdm(named, "transcribing", unit=" clips"):
         text = model.transcribe(read_wav(path, 16000), language="en")["text"].strip().replace("|", " ")
         lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")

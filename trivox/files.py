@@ -115,12 +115,6 @@ def drop_parts(folder, names="*"):
             part.unlink(missing_ok=True)
 
 
-def say(text):
-    """Print a text with names of files in it. What of them is no UTF-8 is shown as \\udcff."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
 def read_text(path):
     """A text file whole. UserError where it is missing, or no UTF-8."""
     try:

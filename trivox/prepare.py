@@ -18,7 +18,7 @@ from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
 from trivox.corpora import clip_path, corpus_sources, draw_key, draw_validation, held_out, read_metadata
 from trivox.datasets import SPLITS, kept_rows
-from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, say, wait_for, whole_file, write_whole
+from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
 from trivox.parallel import parallel
 from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
 from trivox.voices import load_embedder
@@ -72,7 +72,7 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
         "mel": asdict(mel),
     }
     write_whole(out / "dataset_stats.json", json.dumps(stats, indent=2) + "\n")
-    say(f"{out}: {len(kept):,} clips, {stats['seconds'] / 3600:.2f} h, {stats['validation_clips']} held out, "
+    print(f"{out}: {len(kept):,} clips, {stats['seconds'] / 3600:.2f} h, {stats['validation_clips']} held out, "
         f"{len(skipped)} skipped; log-mel mean {mean:.4f}, std {stats['mel_std']:.4f}")
 
 
@@ -80,7 +80,7 @@ def told_skipped(indices):
     """The rows of .jsonl files that were skipped, after each was told with its reason."""
     rows = [row for index in indices for _, row in read_rows(index) if "skipped" in row]
     for row in rows:
-        say(f"skipped {row.get('id')}: {row['skipped']}")
+        print(f"skipped {row.get('id')}: {row['skipped']}")
     return rows
 
 
@@ -223,7 +223,7 @@ def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames
     counts = {"clips": clips, "validation_clips": validation_clips, "skipped": skipped, "seconds": seconds,
               "max_frames": max_frames}
     write_whole(out / "codec.json", json.dumps(info | counts, indent=2) + "\n")
-    say(f"{out}: {clips:,} clips, {seconds / 3600:.2f} h, {validation_clips} held out, {skipped} skipped; "
+    print(f"{out}: {clips:,} clips, {seconds / 3600:.2f} h, {validation_clips} held out, {skipped} skipped; "
         f"{info['codec']}, {info['frame_rate']:.1f} frames/s of {info['codebooks']} x {info['codebook_size']} codes")
 
 
@@ -241,10 +241,10 @@ def fit_mel_rvq(corpora, mel, sizes):
             some = list(tqdm(pool.map(_some_mels, jobs, chunksize=16), "log-mels", len(jobs), leave=False))
         for source, found in zip(drawn, some):
             if isinstance(found, str):
-                say(f"mel_rvq is fitted without {source}: {found}")
+                print(f"mel_rvq is fitted without {source}: {found}")
         some = [found for found in some if not isinstance(found, str)]
         mels.append(np.concatenate([np.zeros((0, mel.n_mels), np.float32), *some]))
-        say(f"fitting mel_rvq to {len(mels[-1]):,} frames of {len(jobs):,} recordings of {root}")
+        print(f"fitting mel_rvq to {len(mels[-1]):,} frames of {len(jobs):,} recordings of {root}")
     most = max(map(len, mels))
     mels = [np.tile(x, (round(most / max(1, len(x))), 1)) for x in mels]
     return MelRVQ.fit(torch.from_numpy(np.concatenate(mels)), mel, sizes)
@@ -359,8 +359,8 @@ def embed(folder, name, device="cpu"):
         file.with_suffix(".missing").unlink(missing_ok=True)
     info = read_json(mark)
     for id, reason in info["missing"]:
-        say(f"no embedding of {id}: {reason}")
-    say(f"{folder}: {info['clips']:,} speaker embeddings by {name}, {info['width']} wide, {len(info['missing'])} of "
+        print(f"no embedding of {id}: {reason}")
+    print(f"{folder}: {info['clips']:,} speaker embeddings by {name}, {info['width']} wide, {len(info['missing'])} of "
         "them means")
 
 

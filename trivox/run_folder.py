@@ -160,10 +160,10 @@ def lock(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         held = filelock.FileLock(path, timeout=0)  # by flock; where a share has no such thing, by what the file says
         held.acquire()
-        if not (said := path.read_text(errors="replace")) or said.startswith("process "):
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        if not (said := path.read_text(encoding="utf-8", errors="replace")) or said.startswith("process "):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except filelock.Timeout:
-        said = " ".join(path.read_text(errors="replace").split())
+        said = " ".join(path.read_text(encoding="utf-8", errors="replace").split())
         raise UserError(f"another process trains into {out_dir} now ({said}): wait for its end, or name another "
                         "--out_dir") from None
     except OSError as e:
@@ -217,7 +217,7 @@ def open_run(c):
 def _holder(c):
     """What the lock of a run says."""
     try:
-        return (Path(c.out_dir) / ".lock").read_text(errors="replace")
+        return (Path(c.out_dir) / ".lock").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -461,7 +461,7 @@ def save_checkpoint(out_dir, step, weights, state, config, best, keep_last):
         torch.save(state, tmp / "state.pt")
         (tmp / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         written = {path.name: [path.stat().st_size, checksum(path)] for path in sorted(tmp.iterdir())}
-        (tmp / FILES).write_text(json.dumps(written))
+        (tmp / FILES).write_text(json.dumps(written), encoding="utf-8")
         for path in tmp.iterdir():  # on the disk before the rename makes it visible
             with path.open("rb") as f:
                 os.fsync(f)
