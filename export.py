@@ -41,7 +41,7 @@ from trivox.audio import mel_filters
 from trivox.codecs import load_codec
 from trivox.checkpoints import codec_of, load_model, read_config
 from trivox.common import Folder, UserError, flag, run, some_path
-from trivox.files import holds_nothing, say, whole_folder, write_whole
+from trivox.files import holds_nothing, whole_folder, write_whole
 from trivox.run_folder import find_checkpoint
 from trivox.speak import SAMPLING, read_options, speech_limit
 from trivox.voices import read_voice
@@ -236,7 +236,7 @@ def merge(ckpt, out):
         (folder / "config.yaml").write_text(json.dumps(merged), encoding="utf-8")  # JSON is YAML
         if kept.exists():
             shutil.copytree(kept, new / "codec")
-    say(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 def main(argv):
@@ -286,7 +286,7 @@ def main(argv):
             new = {path.name for path in folder.iterdir()}
         for name in {"codec.onnx", "codec.onnx.data", "model.onnx.data"} - new:  # of an earlier export: not this one's
             (args.onnx / name).unlink(missing_ok=True)
-        say(f"{args.onnx}: {size:,.0f} MB; python {args.onnx}/speak.py --text ... needs onnxruntime and numpy")
+        print(f"{args.onnx}: {size:,.0f} MB; python {args.onnx}/speak.py --text ... needs onnxruntime and numpy")
 
 
 if __name__ == "__main__":

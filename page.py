@@ -8,7 +8,6 @@ import argparse
 import sys
 
 from trivox.common import run, some_path
-from trivox.files import say
 from trivox.pages import compare, write_page
 
 
@@ -19,10 +18,10 @@ def main(argv):
     args = parser.parse_args(argv)
     if len(args.runs) == 1 and not args.out:
         write_page(args.runs[0])
-        return say(f"{args.runs[0] / 'index.html'}")
+        return print(f"{args.runs[0] / 'index.html'}")
     out = args.out or args.runs[0].parent / "compare"
     compare(args.runs, out)
-    say(f"{out / 'index.html'}")
+    print(f"{out / 'index.html'}")
 
 
 if __name__ == "__main__":
