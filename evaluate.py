@@ -431,6 +431,7 @@ def main(argv):
         evaluate = {"flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
         with new_folder(out):  # here, so that where nothing can be written is told before hours of work
             speaker = load(ckpt, device, cast=False)
+            print(f"evaluating {ckpt}: speaking and listening take minutes", flush=True)
             summaries.append(evaluate(speaker, argparse.Namespace(**vars(args) | {"ckpt": ckpt}), out))
         lines = describe(system, ["generated"], summaries[-1:])
         write_whole(out / "table.txt", "\n".join(lines) + "\n")

@@ -316,10 +316,7 @@ def main(argv):
 
         # Steps that were left out
         if stopping or step == c.steps or step % min(c.log_every, finite.IN_A_ROW) == 0:
-            for at, clips, alone in watch.look(loss_alone, lambda one: data.rows[one["clip"]]["id"]):
-                if rank == 0:
-                    log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
-                    bar.write(finite.sentence(at, clips, alone))
+            watch.tell(step, loss_alone, lambda one: data.rows[one["clip"]]["id"], rank == 0 and log)
         ending = stopping or watch.must_stop()
 
         # Evaluate and save

@@ -326,6 +326,7 @@ def test_what_cannot_be_resumed(copy, tmp_path, in_process, damage, changes, wor
     checkpoints = steps_in(tmp_path / "run" / "checkpoints")
     if damage == "another system":
         (checkpoints[0] / "config.yaml").write_text("system: codec\n")
+        (checkpoints[0] / "files.json").unlink()  # which tells that this is not what was written there
     for path in [folder / damage for folder in checkpoints if "." in damage]:
         path.write_bytes(path.read_bytes()[:1000])
     (tmp_path / "run" / ".lock").touch()

@@ -41,12 +41,20 @@ class Watch:
         self.steps.append((step, drawn, fine[0] if self.scales else fine[1]))
         return fine[1]
 
-    def look(self, loss, name):
-        """The steps since the last look that were left out: for each (step, the names of its clips, those that alone
-        have a loss that is not finite). Waits for the GPU. All processes call it.
+    def tell(self, step, loss, name, log):
+        """Say, and write into the log, which steps were left out since this was asked last, with the names of their
+        clips and of those that alone have a loss that is not finite. Waits for the GPU. All processes call it.
 
-        loss(one of what a step was drawn) is a tensor, name(one) a string; each clip is tried once in a run.
+        loss(one of what a step was drawn) is a tensor, name(one) a string; each clip is tried once in a run. log: None
+        or False in all processes but the first.
         """
+        for at, clips, alone in self.look(loss, name):
+            if log:
+                log(step, left_out_step=at, clips=clips, not_finite_alone=alone)
+                tqdm.write(sentence(at, clips, alone))
+
+    def look(self, loss, name):
+        """What is told: for each step (its number, the names of its clips, those that alone are at fault)."""
         fine = torch.stack([flag for *_, flag in self.steps]).tolist() if self.steps else []
         found = [(step, drawn) for (step, drawn, _), flag in zip(self.steps, fine) if not flag]
         for flag in fine:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from model import CHARACTERS, delayed_batch, packed_batch, sentence
 from trivox.common import UserError, autocast, widest
@@ -28,17 +29,20 @@ def exact(texts, heard):
 def judge_speech(hear, rate, texts, wavs, ceilings):
     """Word error rates and wholly right sentences: of wavs, of noise, of another sentence, and in the mean of each list
     of recordings in `ceilings`. Returns (a summary, a row for each text)."""
+    def listen(wavs):
+        return [hear(wav, rate) for wav in tqdm(wavs, "listening", unit=" clips", leave=False, disable=None)]
+
     rng = np.random.default_rng(0)
     noise = [0.1 * rng.standard_normal(len(wav)) for wav in wavs[:16]]
-    heard = [hear(wav, rate) for wav in wavs]
+    heard = listen(wavs)
     summary = {
         "wer": word_error_rate(texts, heard),
-        "wer_noise": word_error_rate(texts[:16], [hear(wav, rate) for wav in noise]),
+        "wer_noise": word_error_rate(texts[:16], listen(noise)),
         "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1]),
         "exact": exact(texts, heard),
     }
     if ceilings:
-        best = [[hear(wav, rate) for wav in ceiling] for ceiling in ceilings]
+        best = [*map(listen, ceilings)]
         summary |= {"wer_ceiling": float(np.mean([word_error_rate(texts, h) for h in best])),
                     "exact_ceiling": float(np.mean([exact(texts, h) for h in best]))}
     return summary, [{"text": t, "heard": h, "wer": word_error_rate([t], [h]), "seconds": len(wav) / rate}

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from model import sentence
 from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config, read_wav
@@ -230,7 +231,8 @@ class Speaker:
         made, alike = [None] * len(flat), {}
         for i in sorted(range(len(flat)), key=lambda i: self.size(flat[i])):
             alike.setdefault(repr(self.shared(flat[i])), []).append(i)
-        for some in (order[i:i + BATCH] for order in alike.values() for i in range(0, len(order), BATCH)):
+        batches = [order[i:i + BATCH] for order in alike.values() for i in range(0, len(order), BATCH)]
+        for some in tqdm(batches, "speaking", unit=" batches", leave=False, disable=None):
             with autocast(self.device, self.dtype):
                 for i, x in zip(some, self.make([flat[i] for i in some])):
                     made[i] = x
