@@ -121,7 +121,7 @@ def test_trainers_stopped_and_resumed_with_any_batch_and_processes(system, tiny_
     drawn = [json.loads(line) for line in path.read_text().splitlines()]
     place = torch.load(newest(tmp_path / "run") / "state.pt", weights_only=True)["place"]
     if system == "llm":  # which draws nothing about a clip
-        took, waits = [clip for clip, in drawn], [clip for row in place["rows"] for clip in row]
+        took, waits = [clip for (clip,), step in drawn], [clip for row in place["rows"] for clip in row]
     else:
         took, waits = [one["clip"] for one in drawn], [clip for _, clip in place["rows"]]
         assert len({*map(str, drawn)}) == len(drawn)

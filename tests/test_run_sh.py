@@ -60,8 +60,10 @@ def house(tmp_path, monkeypatch):
     (tmp_path / ".venv" / "installed").write_text((ROOT / "requirements.txt").read_text())
 
     def start(*args, stub=STUB, **env):
-        (binaries / "python").write_text(stub)
-        (binaries / "python").chmod(0o755)
+        new = binaries / "python.new"  # what another process of this test executes cannot be written
+        new.write_text(stub)
+        new.chmod(0o755)
+        new.replace(binaries / "python")
         launched = tmp_path / f"launched{len([*tmp_path.glob('launched*')])}"
         if stub is not REAL and args[:1] != ("test",):
             launched.write_text(launch.assignments(list(args), env))
