@@ -51,6 +51,8 @@ def fault(folder, read=False):
     if (folder / FILES).exists():
         try:
             written = checked(dict[str, list[int]], read_json(folder / FILES), f"{folder / FILES}")
+            if not {"config.yaml", "state.pt"} <= written.keys():
+                return f"{FILES} is damaged"
             for name, (size, crc) in written.items():
                 if (there := (folder / name).stat().st_size) != size:
                     return f"{name} is cut off" if there < size else f"{name} is not what was written"
