@@ -102,7 +102,7 @@ def read_run(folder):
         return value if isinstance(value, str) else json.dumps(value)
 
     return {"folder": folder, "name": folder.resolve().name, "metrics": metrics, "facts": facts,
-            "config": {key: (say(value), say(defaults[key]) if defaults.get(key, value) != value else None)
+            "config": {key: (say(value), say(defaults[key]) if key in defaults and defaults[key] != value else None)
                        for key, value in config.items()},
             "steps": {path.name: read_clips(path) for path in sorted((folder / "samples").glob("step_*"))
                       if path.is_dir() and path.name[5:].isdecimal()},
