@@ -210,7 +210,7 @@ def main(argv):
     checkpoint = run_folder.open_run(c)
     if checkpoint:
         state = run_folder.load_run(checkpoint, c, {"model": model, "ema": ema}, optimizers, scaler)
-        step, best, place = state["step"], state["best"], state.get("place")
+        step, best, place = state["step"], state["best"], state["place"]
         if len(state["sums"]) == len(sums) and rank == 0:  # the total of all processes; older runs had other sums
             sums += torch.tensor(state["sums"], device=device)
         say(f"going on from step {step} of {c.out_dir}")

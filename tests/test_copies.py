@@ -77,6 +77,19 @@ def test_one_place_is_for_the_copies_of_one_run(tmp_path, url):
     assert "is within out_dir" in refusal(lambda argv: run_folder.open_run(c))
 
 
+def test_checkpoints_that_are_no_copies_stay(tmp_path, capsys):
+    """As where copy_to names another run's checkpoints by mistake."""
+    trained(tmp_path / "other", "", (1, 2))
+    target = tmp_path / "other/checkpoints"
+    for resume in (False, True):
+        c = Config(out_dir=str(tmp_path / "run"), copy_to=str(target), resume=resume)
+        assert "step_00000001, which is no copy" in refusal(lambda argv: run_folder.open_run(c))
+        run_folder.close_run()
+    trained(tmp_path / "run", str(target), (2, 3))  # had they come there later
+    assert "there is a step_00000002 that is no copy" in capsys.readouterr().out
+    assert step_of(target / "step_00000001") == 1 and step_of(target / "step_00000002") == 2
+
+
 def test_what_was_not_copied_is_made_up_for(tmp_path, url):
     """Nothing of a copy that failed is left; whatever else lies there is let alone."""
     files, root = fsspec.url_to_fs(url)

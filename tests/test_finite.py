@@ -163,13 +163,14 @@ def spoil_validation(trainer, monkeypatch, bad):
 
 
 def test_one_clip_of_nan_in_the_validation(run, monkeypatch, capsys):
-    """It is named, in the log and on the screen, the loss is that of the others, and there is a best checkpoint. Each
-    clip is tried once."""
+    """It is named, in the log and on the screen, the loss is that of the others, and there is a best checkpoint. Later
+    it alone is tried again."""
     trainer, train, folder = run
     first = []
     calls = spoil_validation(trainer, monkeypatch, lambda clips: first or first.append(clips[1]) or first)
     train(steps=4, eval_every=2)
-    (whole, _), *tries, (others, loss) = calls[:-1]
+    (whole, _), *tries, (others, loss), (again, _), _ = calls
+    assert again == first
     assert [clip for [clip], _ in tries] == whole and others == [clip for clip in whole if clip not in first]
     assert calls[-1][0] == others and math.isfinite(loss)
     told = [row for row in rows(folder) if "val_loss" in row]
@@ -179,10 +180,21 @@ def test_one_clip_of_nan_in_the_validation(run, monkeypatch, capsys):
     assert f"leaves out {told[0]['val_left_out'][0]}:" in capsys.readouterr().out
 
 
+def test_a_clip_that_the_model_could_not_take_comes_back(run, monkeypatch, capsys):
+    """As where a young model overflows on it."""
+    trainer, train, folder = run
+    calls = spoil_validation(trainer, monkeypatch, lambda clips: calls[0][0][:1] if calls and len(calls) < 20 else
+                             clips[:1] * (not calls))
+    train(steps=8, eval_every=1)
+    told = [row for row in rows(folder) if "val_loss" in row]
+    assert len(told[0]["val_left_out"]) == 1 and "val_left_out" not in told[-1]
+    assert calls[-1][0] == calls[0][0] and capsys.readouterr().out.count("leaves out") == 1
+
+
 def test_a_model_of_nan_in_the_validation(run, monkeypatch):
     """Is no clip's fault: the loss stays NaN, until the model has recovered."""
     trainer, train, folder = run
-    calls = spoil_validation(trainer, monkeypatch, lambda clips: clips if len(calls) < 10 else [])
+    calls = spoil_validation(trainer, monkeypatch, lambda clips: clips if sum(len(c) > 1 for c, _ in calls) < 3 else [])
     train(steps=6, eval_every=1)
     told = [row for row in rows(folder) if "val_loss" in row]
     assert math.isnan(told[0]["val_loss"]) and math.isfinite(told[-1]["val_loss"])

@@ -414,9 +414,11 @@ def test_log_goes_on_at_the_checkpoint(tmp_path, capsys):
 
 
 def test_the_log_of_a_run_without_checkpoints_is_kept(tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    open_log(Config(out_dir=str(tmp_path)), __file__)
-    assert (tmp_path / "metrics.old").read_text() == '{"step": 1}\n' and "metrics.old" in capsys.readouterr().out
+    for _ in range(2):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+        open_log(Config(out_dir=str(tmp_path)), __file__)
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert (tmp_path / "metrics.old").read_text() == '{"step": 1}\n' * 2 and "metrics.old" in capsys.readouterr().out
 
 
 def test_bytes_that_are_no_text(tmp_path, capsys):

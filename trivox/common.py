@@ -57,10 +57,11 @@ def run(main, argv):
             problem = f"the disk is full: {e}"
         elif (size := memory_lacks(e)) is not None:
             problem, status = f"the memory ran out{size}: a smaller model or batch needs less", 1  # may be tried again
-        elif _marks() and (isinstance(e, dist.DistError) or "by peer" in str(e)):  # Gloo has no exception of its own
+        elif _marks() and (isinstance(e, dist.DistError)
+                           or type(e) is RuntimeError and "gloo" in str(e) and "by peer" in str(e)):
             if _marks().exists():
                 os._exit(1)  # another process has said why it left, and this one only misses it
-            problem, status = f"a process has lost the others: {str(e).partition(chr(10))[0]}", 1
+            problem, status = f"a process does not reach the others: {' '.join(str(e).split())}", 1
         elif not isinstance(e, OSError) or e.filename is None:
             raise
         else:  # a place that the user named, and that is not what it should be

@@ -26,7 +26,7 @@ class Watch:
     def __init__(self, device, optimizers, scaler):
         self.bad, self.scales = torch.zeros((), device=device), scaler.is_enabled()
         self.steps, self.in_a_row, self.most, self.tried = [], 0, 0, {}
-        self.validated = {}  # of clips of the validation that were tried: whether each alone is finite
+        self.spoilt = []  # clips of the validation that by themselves had no loss that is finite
         for optimizer in optimizers:
             optimizer.grad_scale, optimizer.found_inf = None, self.bad
 
@@ -62,39 +62,41 @@ class Watch:
             self.most = max(self.most, self.in_a_row)
         self.steps = []
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        for _, drawn in found:
-            for one in drawn[rank::world]:
-                if name(one) not in self.tried:
+        found = [(step, {name(one): one for one in drawn}) for step, drawn in found]
+        for _, clips in found:
+            for clip in [*clips][rank::world]:
+                if clip not in self.tried:
                     with torch.no_grad():
-                        self.tried[name(one)] = bool(loss(one).isfinite())
+                        self.tried[clip] = bool(loss(clips[clip]).isfinite())
         if found and world > 1:
             of_all = [None] * world
             dist.all_gather_object(of_all, self.tried)
             self.tried = {clip: fine for some in of_all for clip, fine in some.items()}
-        return [(step, [*map(name, drawn)], sorted({name(one) for one in drawn if not self.tried[name(one)]}))
-                for step, drawn in found]
+        return [(step, [*clips], sorted(clip for clip in clips if not self.tried[clip])) for step, clips in found]
 
     def validate(self, score, clips, name):
-        """score(clips), without those that by themselves have none that is finite: these are said, and go into the
-        log as `val_left_out`. Where no clip has one it is the model's fault, and all count. All processes call it.
+        """score(clips), without those that by themselves have none that is finite: they go into the log as
+        `val_left_out`, and new ones are said. Where no clip has one it is the model's fault, and all count. All
+        processes call it.
 
-        score(clips) has a `val_loss`, equal in all processes; name(clip) is a string. A clip is tried once in a run.
+        score(clips) has a `val_loss`, equal in all processes; name(clip) is a string.
         """
-        def finite(found):
-            return math.isfinite(found["val_loss"])
+        def bad_of(clips):
+            return [clip for clip in clips if not math.isfinite(score([clip])["val_loss"])]
 
-        good = [clip for clip in clips if self.validated.get(clip, True)] or clips
-        found = score(good)
-        if not finite(found):
-            tried = [clip for clip in good if clip not in self.validated]
-            self.validated |= {clip: finite(score([clip])) for clip in tried}
-            bad, good = [clip for clip in tried if not self.validated[clip]], [c for c in good if self.validated[c]]
-            if bad and good:
-                found = score(good)
-                if not dist.is_initialized() or dist.get_rank() == 0:
-                    tqdm.write(f"the validation leaves out {some([*map(name, bad)])}: its loss alone is not finite")
-        left_out = [name(clip) for clip in clips if not self.validated.get(clip, True)]
-        return found | ({"val_left_out": left_out} if 0 < len(left_out) < len(clips) else {})
+        bad = bad_of(self.spoilt)  # each time: it may have been the model, as it was then
+        found = score([clip for clip in clips if clip not in bad])
+        if not math.isfinite(found["val_loss"]):
+            bad += bad_of(clip for clip in clips if clip not in bad)
+            if len(bad) == len(clips):
+                bad = []
+            elif bad:
+                found = score([clip for clip in clips if clip not in bad])
+        if (new := [name(clip) for clip in bad if clip not in self.spoilt]) and (
+                not dist.is_initialized() or dist.get_rank() == 0):
+            tqdm.write(f"the validation leaves out {some(new)}: its loss alone is not finite")
+        self.spoilt = bad
+        return found | ({"val_left_out": [*map(name, bad)]} if bad else {})
 
     def must_stop(self):
         """Whether so many steps in a row were left out, as far as has been looked."""

@@ -224,7 +224,7 @@ def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames
               "max_frames": max_frames}
     write_whole(out / "codec.json", json.dumps(info | counts, indent=2) + "\n")
     print(f"{out}: {clips:,} clips, {seconds / 3600:.2f} h, {validation_clips} held out, {skipped} skipped; "
-        f"{info['codec']}, {info['frame_rate']:.1f} frames/s of {info['codebooks']} x {info['codebook_size']} codes")
+          f"{info['codec']}, {info['frame_rate']:.1f} frames/s of {info['codebooks']} x {info['codebook_size']} codes")
 
 
 def fit_mel_rvq(corpora, mel, sizes):
@@ -361,7 +361,7 @@ def embed(folder, name, device="cpu"):
     for id, reason in info["missing"]:
         print(f"no embedding of {id}: {reason}")
     print(f"{folder}: {info['clips']:,} speaker embeddings by {name}, {info['width']} wide, {len(info['missing'])} of "
-        "them means")
+          "them means")
 
 
 def close_embeddings(mark, paths, files, width):

@@ -309,11 +309,8 @@ def load_run(checkpoint, c, models, optimizers, scaler, base=None):
         try:
             load_weights(model, weights, checkpoint)
         except UserError as e:
-            now = dataclasses.asdict(c)
-            changed = [f"{key} was {value!r} and is now {now[key]!r}" for key, value in before.items()
-                       if key in now and value != now[key] and key != "resume"]
-            raise UserError(f"{e}; {', '.join(changed) or 'no setting has changed'}: what a run's model is made of "
-                            "stays, and another --out_dir begins anew") from None
+            raise UserError(f"{e}; {', '.join(changes(c, before)) or 'no setting has changed'}: what a run's model is "
+                            "made of stays, and another --out_dir begins anew") from None
     try:
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             told = [{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -326,6 +323,14 @@ def load_run(checkpoint, c, models, optimizers, scaler, base=None):
         raise UserError(f"{checkpoint / 'state.pt'} is no whole state of training ({type(e).__name__}: {e}): move that "
                         "checkpoint away to go on from the one before") from None
     return state
+
+
+def changes(c, before):
+    """What a config says now that its checkpoint, of the settings `before`, does not; a key that was not there had its
+    default."""
+    before = {f.name: f.default for f in dataclasses.fields(c)} | before
+    return [f"{key} was {before[key]!r} and is now {value!r}" for key, value in dataclasses.asdict(c).items()
+            if key != "resume" and before[key] != value]
 
 
 def open_log(c, script, checkpoint=None, state=None):
@@ -345,6 +350,7 @@ def open_log(c, script, checkpoint=None, state=None):
     for part in (*out_dir.glob("*.part"), *(out_dir / "checkpoints").glob("*.part")):
         if re.search(r"\.\d+\.part$", part.name):  # a process's that was killed
             shutil.rmtree(part) if part.is_dir() else part.unlink()
+    shutil.rmtree(out_dir / "checkpoints" / ".fetching", ignore_errors=True)
     for source in (Path(script), here / "model.py"):
         began = code / source.name
         if not began.exists():
@@ -355,9 +361,8 @@ def open_log(c, script, checkpoint=None, state=None):
     git = subprocess.run("git rev-parse HEAD; git diff HEAD", shell=True, cwd=here, capture_output=True)
     (now / "git.diff").write_bytes(git.stdout)
     if checkpoint:
-        before = {f.name: f.default for f in dataclasses.fields(c)} | read_yaml(checkpoint / "config.yaml")
-        for key in [key for key in config if key != "resume" and before[key] != config[key]]:
-            print(f"note: {key} was {before[key]!r} and is now {config[key]!r}")
+        for change in changes(c, read_yaml(checkpoint / "config.yaml")):
+            print(f"note: {change}")
         if world not in (None, processes()):
             print(f"note: {world} processes shared the work, and now {processes()} do")
         for pointer in ["best"] * state.get("is_best", False) + ["latest"]:  # a kill may have come between
@@ -370,8 +375,10 @@ def open_log(c, script, checkpoint=None, state=None):
             lines += [line + b"\n"] * (json.loads(line)["step"] <= step)
         except (ValueError, TypeError, KeyError):
             print(f"note: line {number} of {path} is no line of a log, and is dropped: {line[:60]!r}")
-    if not checkpoint and path.exists() and path.stat().st_size:
-        print(f"note: {path} is of a run that has no checkpoint: it is now {path.replace(path.with_suffix('.old'))}")
+    if not checkpoint and path.exists() and (content := path.read_bytes()):
+        with path.with_suffix(".old").open("ab") as old:
+            old.write(content)
+        print(f"note: {path} is of a run that has no checkpoint: what it held is now in {old.name}")
     write_whole(path, b"".join(lines))
 
     def log(step, **numbers):
