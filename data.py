@@ -2,6 +2,7 @@
 
     python data.py for CONFIG            make the data of a config where they are not there, as its data_recipe says
     python data.py demo                  speak and prepare the demo corpus; nothing to download
+    python data.py open                  speak and prepare LJSpeech's sentences, so any words; nothing to download
     python data.py ljspeech              download and prepare LJSpeech 1.1 (2.6 GB, public domain)
     python data.py ljspeech --root DIR   prepare any folder in LJSpeech's layout, or of bare recordings
     python data.py download              download LJSpeech 1.1 alone
@@ -31,8 +32,10 @@ from trivox.corpora import download_ljspeech, transcribe
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
 from trivox.emilia import EMILIA, convert_emilia
+from trivox.open_speech import make_open_corpus
 from trivox.prepare import embed, prepare_mels, tokenize
 from trivox.recipes import TRAINERS, make_data
+from trivox.synthesisers import HIBARI_VOICES, default_voice
 
 Many = Annotated[int, Field(ge=1, le=1_000_000)]  # more are a slip of the hand, and would be made for ever
 AnyMany = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -57,18 +60,36 @@ def demo(p):
     p.add_argument("--sentences", type=flag(Many), default=4000, help="how many (%(default)s)")
     p.add_argument("--heldout", type=flag(NonNegativeInt), default=64,
                    help="how many of them are for validation (%(default)s)")
-    p.add_argument("--voices", default="en-us", help="espeak-ng voices, with commas between (%(default)s)")
+    add_voices(p)
     p.add_argument("--heldout_voices", default="", help="further voices, for validation alone")
     p.add_argument("--heldout_voice_clips", type=flag(AnyMany), default=48,
                    help="sentences of each (%(default)s)")
     p.add_argument("--transcripts", type=some_path, help="speak these instead: metadata.csv, or a sentence a line")
 
     def make(args):
-        root = args.root or args.out / "corpus"
+        root, mel = args.root or args.out / "corpus", mel_config(args)
         heldout_voices = args.heldout_voices.split(",") if args.heldout_voices else []
-        make_demo_corpus(root, args.sentences, args.heldout, args.voices.split(","), args.transcripts, heldout_voices,
+        make_demo_corpus(root, args.sentences, args.heldout, voices(args), args.transcripts, heldout_voices,
                          args.heldout_voice_clips)
-        prepare_mels(root, args.out, mel_config(args), args.max_seconds)
+        prepare_mels(root, args.out, mel, args.max_seconds, anew=True)
+
+    p.set_defaults(make=make)
+
+
+def open_speech(p):
+    """speak and prepare LJSpeech's sentences"""
+    add_mels(p, "data/open", max_seconds=16.0)
+    p.add_argument("--root", type=some_path, help="folder of the spoken corpus (OUT/corpus)")
+    p.add_argument("--hours", type=flag(Positive), help="about so many to train on, beside what is held out (all, 22)")
+    p.add_argument("--heldout", type=flag(NonNegativeInt), default=512,
+                   help="how many sentences are for validation (%(default)s)")
+    add_voices(p)
+    p.add_argument("--transcripts", type=some_path, help="speak these instead: metadata.csv, or a sentence a line")
+
+    def make(args):
+        root, mel = args.root or args.out / "corpus", mel_config(args)
+        make_open_corpus(root, voices(args), args.hours, args.heldout, args.transcripts)
+        prepare_mels(root, args.out, mel, args.max_seconds, anew=True)
 
     p.set_defaults(make=make)
 
@@ -158,8 +179,8 @@ def embed_speakers(p):
         args.data, args.embedder, args.device if args.embedder == "ecapa" else "cpu"))
 
 
-COMMANDS = {"for": for_config, "demo": demo, "ljspeech": ljspeech, "download": download, "tokenize": tokenize_corpus,
-            "demo_music": demo_music, "emilia": emilia, "embed": embed_speakers}
+COMMANDS = {"for": for_config, "demo": demo, "open": open_speech, "ljspeech": ljspeech, "download": download,
+            "tokenize": tokenize_corpus, "demo_music": demo_music, "emilia": emilia, "embed": embed_speakers}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -170,11 +191,19 @@ def add_out(p, default, last):
     p.set_defaults(result=lambda args: args.out / last)
 
 
-def add_mels(p, out):
+def add_mels(p, out, max_seconds=11.88):  # which are 1,024 frames
     add_out(p, out, "dataset_stats.json")
     add_mel_config(p, MelConfig(), "log-mels")
-    p.add_argument("--max_seconds", type=flag(Limit), default=11.88,
-                   help="skip longer clips (%(default)s, 1,024 frames)")
+    p.add_argument("--max_seconds", type=flag(Limit), default=max_seconds, help="skip longer clips (%(default)s)")
+
+
+def add_voices(p):
+    p.add_argument("--voices", default="auto", help=f"hibari's ({', '.join(HIBARI_VOICES)}) or espeak-ng's (en-us, "
+                   "en-gb-x-rp …), with commas between; auto is heart, or en-us where hibari is not installed")
+
+
+def voices(args):
+    return [default_voice() if voice == "auto" else voice for voice in args.voices.split(",")]
 
 
 def add_tokens(p, out, mel):

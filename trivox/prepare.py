@@ -26,11 +26,12 @@ from trivox.voices import load_embedder
 SHARD_CLIPS = 256
 
 
-def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|normalized|speaker"):
+def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|normalized|speaker", anew=False):
     """Turn the corpus at `root` into shards at `out`. Goes on where a killed run stopped.
 
     Clips that cannot be read, are empty, longer than `max_seconds` or have more than 256 bytes of text are skipped and
-    listed with the reason. Raises UserError where no clip is left or `out` holds other shards.
+    listed with the reason. anew: of a corpus that data.py has spoken, shards of what it said before are made anew.
+    Raises UserError where no clip is left or `out` holds other shards.
     """
     clips = read_metadata(metadata or root / "metadata.csv", columns)
     val = held_out(root, {clip["id"] for clip in clips})
@@ -43,8 +44,13 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
     plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve()),
             "clips": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "plan.json").exists() and read_json(out / "plan.json") != plan:
-        raise UserError(f"{out} holds shards of another corpus or other settings: delete it, or choose another --out")
+    if (out / "plan.json").exists() and (old := read_json(out / "plan.json")) != plan:
+        if not anew or not isinstance(old, dict) or old | {"clips": plan["clips"]} != plan:
+            raise UserError(f"{out} holds shards of another corpus or other settings: delete it, or choose another "
+                            "--out")
+        print(f"{out}: {root} has other sentences or voices than before, so its log-mels are made anew")
+        for path in (out / "dataset_stats.json", out / "grammar.jsgf", *out.glob("mels_*")):  # the mark goes first
+            path.unlink(missing_ok=True)
     drop_parts(out)
     write_whole(out / "plan.json", json.dumps(plan))
 
