@@ -13,7 +13,7 @@ cd "$(dirname "$0")"
 
 fail() { echo "error: $*" >&2; exit 1; }
 
-# The environment: .venv with the packages of requirements.txt, made again only when those change.
+# The environment: .venv with the packages of requirements.txt, made again only when those change, and extra ones.
 environment() {
     local python=${PYTHON:-python3} wanted
     command -v "$python" >/dev/null || fail "trivox needs Python 3.11 or newer, and there is no $python on the PATH"
@@ -28,8 +28,34 @@ environment() {
         interruptible .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
             fail "could not install requirements.txt; what pip said stands above"
         echo "$wanted" > .venv/installed
+        rm -f .venv/extra
     fi
+    extra
     PATH="$PWD/.venv/bin:$PATH"
+}
+
+# The packages of requirements-extra.txt, tried once: all together and, as one may have vanished, each by itself. Nothing
+# needs them, so a note says what there is not.
+extra() {
+    local wanted line missing=
+    wanted=$(cat requirements-extra.txt)
+    [ "$(cat .venv/extra 2>/dev/null)" != "$wanted" ] || return 0
+    echo "installing requirements-extra.txt"
+    : > .venv/extra.log
+    if ! pip_extra -r requirements-extra.txt; then
+        while IFS= read -r line <&3; do
+            [ -z "${line%%#*}" ] || pip_extra "${line%%[ #]*}" || missing+=$'\n'"    $line"
+        done 3< requirements-extra.txt
+    fi
+    [ -z "$missing" ] || echo "note: these extra packages could not be installed (.venv/extra.log says why), and all goes" \
+        "on without:$missing"$'\n'"They are tried again when you say so:" \
+        ".venv/bin/python -m pip install --no-deps -r requirements-extra.txt"
+    echo "$wanted" > .venv/extra
+}
+
+pip_extra() {
+    interruptible .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 --timeout 20 \
+        "$@" >> .venv/extra.log 2>&1
 }
 
 # Signals. Each command runs in a process group of its own, so that Ctrl-C reaches this script alone. It hands a signal on

@@ -1,6 +1,6 @@
 """A local page to type text and listen.
 
-    pip install -r requirements-extra.txt
+    pip install -r requirements-serve.txt
     python serve.py --ckpt runs/flow_demo
 
 Only this machine can reach it unless --host says otherwise. One clip is made at a time; whoever comes while
@@ -131,7 +131,7 @@ def main(argv):
     args = parser.parse_args(argv)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if not find_spec("gradio"):
-        raise UserError("serve.py needs Gradio: pip install -r requirements-extra.txt")
+        raise UserError("serve.py needs Gradio: pip install -r requirements-serve.txt")
     from trivox.speak import load
 
     speaker = load(args.ckpt, init_distributed(args.device)[2])

@@ -29,7 +29,7 @@ import pytest
 import torch
 from helpers import FLOW as TINY_FLOW
 
-from trivox import common, demo_music, demo_speech, emilia, prepare, run_folder
+from trivox import common, demo_music, emilia, prepare, run_folder, synthesisers
 from trivox.audio import MelConfig, log_mel, read_wav
 from trivox.codecs import MelRVQ
 from trivox.datasets import MelDataset
@@ -102,7 +102,7 @@ class OneProcess(nullcontext):
 
 def alone(patch):
     """Let all that would be shared by processes be done in this one."""
-    for module in (demo_music, demo_speech, emilia, prepare):
+    for module in (demo_music, emilia, prepare, synthesisers):
         patch.setattr(module, "parallel", OneProcess)
 
 

@@ -13,7 +13,7 @@ from conftest import refusal
 from helpers import tone
 
 from trivox.audio import BIGVGAN, MelConfig, griffin_lim, load_vocoder, log_mel, read_wav, write_wav
-from trivox.demo_speech import speak
+from trivox.synthesisers import speak_espeak as speak
 
 MEL = MelConfig()
 

@@ -9,7 +9,7 @@ from helpers import narrow_codec
 
 from trivox.audio import MelConfig, log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, neucodec_inputs
-from trivox.demo_speech import speak
+from trivox.synthesisers import speak_espeak as speak
 
 MEL = MelConfig(hop_length=512)
 GEOMETRY = {"encodec_24khz": (24000, 75, 8, 1024), "dac_44khz": (44100, 44100 / 512, 9, 1024),

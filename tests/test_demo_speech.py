@@ -7,11 +7,12 @@ import soundfile
 from conftest import refusal
 
 from data import main
-from trivox import demo_speech
+from trivox import synthesisers
 from trivox.corpora import MARK, clip_path, read_metadata
-from trivox.demo_speech import demo_grammar, demo_sentence, make_demo_corpus, speak
+from trivox.demo_speech import demo_grammar, demo_sentence, make_demo_corpus
 from trivox.metrics import word_error_rate
 from trivox.recognisers import load_recogniser
+from trivox.synthesisers import speak_espeak as speak
 
 def test_demo_grammar():
     """PocketSphinx knows every word, and its grammar hears the sentences that are drawn. (Chance is about 90 %.)"""
@@ -113,7 +114,7 @@ def test_a_corpus_of_before_there_was_the_mark(tmp_path, one_process, monkeypatc
     make()
     before = files_in(tmp_path / "corpus")
     (tmp_path / "corpus" / MARK).unlink()
-    monkeypatch.setattr(demo_speech, "speak", None)
+    monkeypatch.setattr(synthesisers, "speak", None)
     make()
     assert files_in(tmp_path / "corpus") == before
 

@@ -16,8 +16,8 @@ import export
 from trivox import speak_onnx
 from trivox.audio import MelConfig, log_mel
 from trivox.codecs import MelRVQ, load_codec
-from trivox.demo_speech import speak
 from trivox.generate import generate_speech
+from trivox.synthesisers import speak_espeak as speak
 from trivox.text import character_ids, normalise_text
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx's own doings

@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: see requirements-extra.txt")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: see requirements-serve.txt")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium here: apt install chromium")

@@ -22,8 +22,8 @@ from trivox import files, prepare
 from trivox.audio import MelConfig, log_mel, read_wav, write_wav
 from trivox.codecs import load_codec
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset
-from trivox.demo_speech import speak
 from trivox.prepare import embed, prepare_mels, tokenize
+from trivox.synthesisers import speak_espeak as speak
 from trivox.voices import load_embedder
 
 MEL = MelConfig()

@@ -3,8 +3,8 @@
 import pytest
 from conftest import refusal
 
-from trivox.demo_speech import speak
 from trivox.recognisers import load_recogniser
+from trivox.synthesisers import speak_espeak as speak
 
 
 def test_judge_of_a_closed_set():

@@ -52,12 +52,13 @@ esac
 def house(tmp_path, monkeypatch):
     """A copy of the house whose environment is made already, and whose python only says what it was asked."""
     monkeypatch.chdir(tmp_path)
-    for name in ("run.sh", "requirements.txt"):
+    for name in ("run.sh", "requirements.txt", "requirements-extra.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     binaries = tmp_path / ".venv" / "bin"
     binaries.mkdir(parents=True)
     (tmp_path / ".venv" / "installed").write_text((ROOT / "requirements.txt").read_text())
+    (tmp_path / ".venv" / "extra").write_text((ROOT / "requirements-extra.txt").read_text())
 
     def start(*args, stub=STUB, **env):
         new = binaries / "python.new"  # what another process of this test executes cannot be written
@@ -215,8 +216,50 @@ def test_the_environment_is_made_once(house):
     fake.write_text("#!/bin/sh\nexit 0\n")
     fake.chmod(0o755)
     status, out, _ = house("--config=configs/flow_demo.yaml", PYTHON=str(fake))
-    assert status == 0 and "installing" in out[0] and "pip install" in out[1]
+    assert status == 0 and "installing" in out[0] and "pip install" in out[1] and "requirements-extra" in out[2]
     assert "installing" not in " ".join(house("--config=configs/flow_demo.yaml")[1])
+
+
+PIP = """#!/bin/sh
+case "$*" in
+    *"pip install"*) echo "$*" >> pips; if echo "$*" | grep -qE -e "$VANISHED"; then echo no such thing >&2; exit 1; fi; exit ;;
+esac""" + STUB[9:]
+
+
+@pytest.mark.parametrize("vanished, missing", [
+    ("nothing", []), ("extra.txt|hibari", ["hibari-tts"]), (".", None)], ids=["all there", "one vanished", "none there"])
+def test_extra_packages(house, vanished, missing):
+    """They are tried once, also before the tests; one note names those that are missing and what there is instead."""
+    (house.folder / ".venv" / "extra").unlink()
+    lines = [line for line in (ROOT / "requirements-extra.txt").read_text().splitlines() if line[0] != "#"]
+    missing = [line for line in lines if missing is None or line.split("==")[0] in missing]
+    status, out, said = house("test", stub=PIP, VANISHED=vanished)
+    assert (status, said) == (0, "") and out[0] == "installing requirements-extra.txt"
+    assert out[-1].startswith("python -m pytest") and "no such thing" not in str(out)
+    pips = (house.folder / "pips").read_text().splitlines()
+    assert all("--no-deps" in pip for pip in pips) and pips[0].endswith("-r requirements-extra.txt")
+    assert [pip.split()[-1] for pip in pips[1:]] == [line.split()[0] for line in lines if missing]
+    if missing:
+        assert out[1].startswith("note: ") and [line.strip() for line in out[2:-2]] == missing
+        assert out[-2].endswith("pip install --no-deps -r requirements-extra.txt") and "without it" in out[2]
+    else:
+        assert len(out) == 2
+    assert len(house("test", stub=PIP, VANISHED=vanished)[1]) == 1
+    (house.folder / "requirements-extra.txt").write_text("other==1  # of another version\n")
+    assert house("test", stub=PIP, VANISHED="nothing")[1][0] == "installing requirements-extra.txt"
+
+
+def test_a_signal_to_what_installs_them(house):
+    """It ends all, and they are tried again."""
+    (house.folder / ".venv" / "extra").unlink()
+    process, log = house.start("demo", STAGE="pip install"), house.folder / ".venv" / "extra.log"
+    while not (log.exists() and "started" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out.splitlines()) == (130, ["installing requirements-extra.txt"])
+    assert not (house.folder / ".venv" / "extra").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from trivox.speak import SEED, LLMSpeaker, Option
 from trivox.voices import StatsEmbedder
 
 NAME = "</title><script>alert(1)</script> & \"a run\""
-gradio = pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-extra.txt")
+gradio = pytest.importorskip("gradio", reason="no Gradio: pip install -r requirements-serve.txt")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")  # of how it uses pandas
 
 
@@ -141,7 +141,7 @@ def test_twenty_at_once(address, client):
 def test_in_a_browser(address, uploads):
     """Text is typed, spoken and played; a text that is too long and an upload that is not audio are refused in words,
     and a voice is heard again. Nothing is asked of any other host."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: see requirements-extra.txt")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: see requirements-serve.txt")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium here: apt install chromium")

@@ -12,7 +12,8 @@ import torch
 from conftest import refusal
 from helpers import tone
 
-from trivox.demo_speech import demo_sentence, speak
+from trivox.demo_speech import demo_sentence
+from trivox.synthesisers import speak_espeak as speak
 from trivox.voices import ECAPA, load_embedder
 
 VOICES = ("en-us", "en-us+f2", "en-us+m3", "en-us+f4", "en-us+m7", "en-gb-x-rp", "en-gb-x-rp+f3", "en-gb-scotland")
