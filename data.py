@@ -78,7 +78,7 @@ def demo(p):
 
 def open_speech(p):
     """speak and prepare LJSpeech's sentences"""
-    add_mels(p, "data/open", max_seconds=16.0)
+    add_mels(p, "data/open")
     p.add_argument("--root", type=some_path, help="folder of the spoken corpus (OUT/corpus)")
     p.add_argument("--hours", type=flag(Positive), help="about so many to train on, beside what is held out (all, 22)")
     p.add_argument("--heldout", type=flag(NonNegativeInt), default=512,
@@ -191,10 +191,11 @@ def add_out(p, default, last):
     p.set_defaults(result=lambda args: args.out / last)
 
 
-def add_mels(p, out, max_seconds=11.88):  # which are 1,024 frames
+def add_mels(p, out):
     add_out(p, out, "dataset_stats.json")
     add_mel_config(p, MelConfig(), "log-mels")
-    p.add_argument("--max_seconds", type=flag(Limit), default=max_seconds, help="skip longer clips (%(default)s)")
+    p.add_argument("--max_seconds", type=flag(Limit), default=11.88,
+                   help="skip longer clips (%(default)s, 1,024 frames)")
 
 
 def add_voices(p):

@@ -61,7 +61,7 @@ decode() {
 spoken() {  # the corpus of the next two parts: LJSpeech's sentences, or without them the demo's, in espeak-ng's voice
     local how=(--transcripts "$transcripts" --heldout 100)
     [ -n "$transcripts" ] && on_gpu || how=()
-    [ -e data/gpu_spoken/dataset_stats.json ] || python data.py demo "${how[@]}" --out data/gpu_spoken
+    [ -e data/gpu_spoken/dataset_stats.json ] || python data.py demo "${how[@]}" --voices en-us --out data/gpu_spoken
 }
 
 codec() {

@@ -57,7 +57,7 @@ def test_sentences_of_others(drawn, tmp_path, capsys):
     """Equal ones are left out, and what differs from a held-out one by case or marks; each is told."""
     (tmp_path / "list").write_text("One box.\nTwo boxes!\nOne box.\nONE BOX\nThree  boxes\ntwo boxes\n")
     assert distinct(tmp_path / "list")[:2] == [("clip-00000", "One box."), ("clip-00001", "Two boxes!")]
-    assert "1 of 6 sentences come twice" in capsys.readouterr().out
+    assert "1 of 6 sentences are left out" in capsys.readouterr().out
     clips, heldout = drawn(transcripts=tmp_path / "list", heldout=2)
     texts = {id: bare(text) for id, text, _ in clips}
     assert "as their words are those of one that is held out" in capsys.readouterr().out

@@ -222,12 +222,15 @@ def test_the_environment_is_made_once(house):
 
 PIP = """#!/bin/sh
 case "$*" in
-    *"pip install"*) echo "$*" >> pips; if echo "$*" | grep -qE -e "$VANISHED"; then echo no such thing >&2; exit 1; fi; exit ;;
+    *"pip install"*)
+        echo "$*" >> pips
+        if echo "$*" | grep -qE -e "$VANISHED"; then echo no such thing >&2; exit 1; fi
+        exit ;;
 esac""" + STUB[9:]
 
 
 @pytest.mark.parametrize("vanished, missing", [
-    ("nothing", []), ("extra.txt|hibari", ["hibari-tts"]), (".", None)], ids=["all there", "one vanished", "none there"])
+    ("nothing", []), ("extra.txt|hibari", ["hibari-tts"]), (".", None)], ids=["all there", "one gone", "none there"])
 def test_extra_packages(house, vanished, missing):
     """They are tried once, also before the tests; one note names those that are missing and what there is instead."""
     (house.folder / ".venv" / "extra").unlink()

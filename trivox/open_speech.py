@@ -42,7 +42,7 @@ def distinct(metadata):
     for clip in clips:
         ids.setdefault(normalise_text(clip["text"], accents=True), clip["id"])
     if len(ids) < len(clips):
-        print(f"note: {len(clips) - len(ids):,} of {len(clips):,} sentences come twice, and are left out the second time")
+        print(f"note: {len(clips) - len(ids):,} of {len(clips):,} sentences are left out, as they were there before")
     return [(id, text) for text, id in ids.items()]
 
 

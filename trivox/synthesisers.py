@@ -21,16 +21,16 @@ from trivox.files import drop_parts, write_whole
 from trivox.parallel import parallel
 from trivox.text import normalise_text
 
-HIBARI_VOICES = "heart", "emma", "fable", "fenrir", "kore"  # American f, British f, British m, American m and f
-CHARACTERS_A_SECOND = 15.9  # of heart, on LJSpeech's sentences; espeak's en-us is as fast within a tenth
+HIBARI_VOICES = "heart", "emma", "fable", "fenrir", "kore"  # women: heart, emma, kore; British: emma, fable
+CHARACTERS_A_SECOND = 15.9  # of heart, on LJSpeech's sentences; espeak-ng's en-us is a quarter faster
 
 
 def default_voice():
-    """The voice of what is spoken unless another is asked for: heart, or en-us where heart cannot be had, with a note."""
+    """The voice that speaks unless another is asked for: heart, or en-us where heart cannot be had, with a note."""
     try:
         check_voice("heart")
     except UserError as e:
-        print(f"note: {e}. espeak-ng's en-us speaks instead", flush=True)
+        print(f"note: espeak-ng's voice en-us speaks, as {e}", flush=True)
         return "en-us"
     return "heart"
 
