@@ -4,10 +4,12 @@
     python evaluate.py --ckpt runs/flow_demo --prompts FILE   on the sentences of a file, one a line
     python evaluate.py --ckpt runs/codec_demo
     python evaluate.py --ckpt runs/codec_demo_music*          several runs of one system, side by side
+    python evaluate.py --ckpt runs/a runs/b --paired          and is b better than a, on the same sentences?
     python evaluate.py --ckpt runs/llm_demo_speakers          also whose voice it is
 
 Writes wavs, spectrograms and summary.json into RUN/evaluation, or --out. Beside what was generated stand the recordings
-themselves after the same mel and vocoder, or the same codec: the best that it allows. Durations are predicted.
+after the same mel and vocoder, or the same codec, which is the best that it allows, and as they are. Durations are
+predicted. In brackets stand intervals of 95 %, over sentences.
 """
 
 import argparse
@@ -25,20 +27,23 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from trivox.audio import load_vocoder, log_mel, read_wav, write_wav
+from trivox.audio import log_mel, read_wav, write_wav
 from trivox.checkpoints import cast_matrices, check_codec, read_config
 from trivox.common import Folder, UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
 from trivox.files import new_folder, write_whole
-from trivox.metrics import (band_frames, coherence, frechet_distance, judge_speech, load_embedding, mel_distances,
-                            name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
+from trivox.judges import judge_speech, paired
+from trivox.metrics import (band_frames, coherence, frechet_distance, load_embedding, mel_distances, name_speakers,
+                            perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
 from trivox.plots import plot_spectrograms
-from trivox.recognisers import load_recogniser
+from trivox.recognisers import NAMES, load_recognisers
 from trivox.run_folder import find_checkpoint
 from trivox.speak import (SAMPLING, Clip, LLMSpeaker, add_flags, decode, given_flags, load, read_options, speakable)
 from trivox.text import read_lines
+
+SENTENCES = 512  # at most; of 64, no one can tell an error rate of 0.5 % from one of 0.9
 
 # ------------------------------------------------------------------------------------------------------------
 # Flow TTS
@@ -51,29 +56,27 @@ def evaluate_flow(speaker, args, out):
     prompts, clips = str(args.prompts or "") or ("overfit" if config["overfit"] else "heldout"), []
     if prompts in ("heldout", "overfit"):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
-        clips = sayable(speaker, data, clips)
+        clips = sayable(speaker, data, clips)[:args.clips or SENTENCES]
     texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)
-    judge, hear = load_recogniser(args.recogniser, texts, data.grammar, speaker.device)
+    judges = load_recognisers(args.recogniser, texts, data.grammar, speaker.device)
     made = speaker.speak([{"text": text, "seed": options["seed"] + n} for n, text in enumerate(texts)],
                          **given | {"seed": None})
 
-    vocoders, references = [speaker.vocoder(options["vocoder"])], [data.mel(i) for i in clips]
-    if options["vocoder"] == "griffinlim":  # which starts from random phases
-        vocoders += [load_vocoder("griffinlim", mel, speaker.device, seed) for seed in (1, 2)]
+    vocoder, references = speaker.vocoder(options["vocoder"]), [data.mel(i) for i in clips]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ceilings = [list(pool.map(vocoder, references)) for vocoder in vocoders if clips]
-    heard, rows = judge_speech(hear, mel.sample_rate, texts, [clip.wav for clip in made], ceilings)
-    summary = {"judge": judge, "prompts": len(texts), **said(options), **heard}
+        ceiling = list(pool.map(vocoder, references))
+    heard, rows = judge_speech(judges, mel.sample_rate, texts, [clip.wav for clip in made], ceiling,
+                               recordings(data, clips, mel.sample_rate), [data.rows[i]["speaker"] for i in clips])
+    summary = {**said(options), **heard}
     if clips:
         for row, clip, reference in zip(rows, made, references):
             row["mel_distance"], row["mcd"] = mel_distances(clip.mel, reference)
             row["duration_error"] = abs(len(clip.mel) / len(reference) - 1)
         for key in ("mel_distance", "mcd", "duration_error"):
             summary[key] = float(np.mean([row[key] for row in rows]))
-    recordings = [Clip(wav, reference) for wav, reference in zip(*ceilings[:1], references)]
-    write_clips(out, made, recordings, texts, mel, "recording", range(8))
+    write_clips(out, made, list(map(Clip, ceiling, references)), texts, mel, "recording", range(8))
     write_summary(out, summary, rows)
-    return summary
+    return summary, rows
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ def evaluate_codec(speaker, args, out):
 
     # What it makes: for each of the first held-out clips one as long, or with text, the same sentence
     cast_matrices(model, speaker.dtype)
-    spoken = sayable(speaker, data, val)[:args.clips] if c.cross_every else val[:args.clips]
+    spoken = sayable(speaker, data, val)[:args.clips or SENTENCES] if c.cross_every else val[:args.clips or 64]
     real = [real[val.index(i)] for i in spoken]
     texts = [data.rows[i]["text"] if c.cross_every else None for i in spoken]
     requests = [{"text": text, "seed": options["seed"] + n} | (
@@ -124,31 +127,32 @@ def evaluate_codec(speaker, args, out):
     continued = speaker.speak([{"seed": options["seed"] + n, "prompt": real[n][:start],
                                 "seconds": (len(real[n]) - start) / c.frame_rate} for n in again],
                               **given | {"seed": None})
-    recordings = through_codec(speaker, real)
+    decoded = through_codec(speaker, real)
 
     wavs, rate, rng, rows = [clip.wav for clip in made], speaker.sample_rate, np.random.default_rng(0), []
     if c.cross_every:
-        judge, hear = load_recogniser(args.recogniser, [row["text"] for row in data.rows], data.grammar, speaker.device)
-        heard, rows = judge_speech(hear, rate, texts, wavs, [[clip.wav for clip in recordings]])
-        summary |= {"judge": judge, "prompts": len(texts), **heard, "duration_error": duration_error(made, recordings)}
+        judges = load_recognisers(args.recogniser, texts, data.grammar, speaker.device)
+        heard, rows = judge_speech(judges, rate, texts, wavs, [clip.wav for clip in decoded],
+                                   recordings(data, spoken, rate), [data.rows[i].get("speaker", "") for i in spoken])
+        summary |= heard | judge_durations(rows, made, decoded)
     summary["embedding"], embed = load_embedding(args.embedding or config["eval_embedding"], speaker.device)
-    known = [embed(clip.wav, rate) for clip in recordings]  # one (N, D) a clip
-    noise = np.concatenate([embed(0.1 * rng.standard_normal(len(clip.wav)), rate) for clip in recordings])
+    known = [embed(clip.wav, rate) for clip in decoded]  # one (N, D) a clip
+    noise = np.concatenate([embed(0.1 * rng.standard_normal(len(clip.wav)), rate) for clip in decoded])
     if len(known) > 1:
         summary["frechet_halves"] = frechet_distance(np.concatenate(known[::2]), np.concatenate(known[1::2]))
     known = np.concatenate(known)
     summary |= {"frechet": frechet_distance(np.concatenate([embed(wav, rate) for wav in wavs]), known),
                 "frechet_noise": frechet_distance(noise, known),
                 **judge_form([band_frames(wav, rate) for wav in wavs],
-                             [band_frames(clip.wav, rate) for clip in recordings])}
+                             [band_frames(clip.wav, rate) for clip in decoded])}
 
-    write_clips(out, made, recordings, texts, speaker.mel, "recording, codec", range(8))
+    write_clips(out, made, decoded, texts, speaker.mel, "recording, codec", range(8))
     for n, clip in zip(again, continued):
         write_wav(out / f"{n:03d}_continued.wav", clip.wav, rate)
         plot_spectrograms(out / f"{n:03d}_continued.png", f"after {options['prompt_seconds']:.1f} s of the recording",
-                          {"continued": clip.mel, "recording, codec": recordings[n].mel}, speaker.mel)
+                          {"continued": clip.mel, "recording, codec": decoded[n].mel}, speaker.mel)
     write_summary(out, summary, rows)
-    return summary
+    return summary, rows
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -174,9 +178,10 @@ def evaluate_llm(speaker, args, out):
     if not can_be_spoken:
         raise UserError(f"none of the {len(val)} held-out sentences of {source} fits into the context of {c.context}")
     old, new = ([i for i in can_be_spoken if (speakers[i] in trained) == known] for known in (True, False))
-    clips = old[:args.clips * 3 // 4 if new else args.clips]
+    most = args.clips or SENTENCES
+    clips = old[:most * 3 // 4 if new else most]
     count = len(clips)
-    clips += interleave(new, speakers)[:args.clips - len(clips)]
+    clips += interleave(new, speakers)[:most - len(clips)]
     texts = [data.text(i) for i in clips]
 
     # Other clips of their speakers: one to show the voice, the others to learn to tell voices by
@@ -205,15 +210,16 @@ def evaluate_llm(speaker, args, out):
                 for n, text in enumerate(texts)]
     made = speaker.speak(requests, **given | {"seed": None, "speaker": None})
     real = through_codec(speaker, [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips])
-    wavs, recordings = ([clip.wav for clip in some] for some in (made, real))
-    judge, hear = load_recogniser(args.recogniser, sorted(set(texts)), data.grammar, speaker.device)
-    heard, rows = judge_speech(hear, rate, texts, wavs, [recordings])
-    summary |= {"judge": judge, "prompts": len(texts), **heard, "duration_error": duration_error(made, real)}
+    wavs, decoded = ([clip.wav for clip in some] for some in (made, real))
+    judges = load_recognisers(args.recogniser, sorted(set(texts)), data.grammar, speaker.device)
+    heard, rows = judge_speech(judges, rate, texts, wavs, decoded, recordings(data, clips, rate),
+                               [speakers[i] for i in clips])
+    summary |= heard | judge_durations(rows, made, real)
     if known:
         read = [read_wav(path, rate) for path in (data.recording(i) for i in known)]
         names = [data.speakers[speakers[i]] for i in known]
         asked = [data.speakers[speakers[i]] for i in clips]
-        for key, some in (("speaker", wavs), ("speaker_ceiling", recordings)):
+        for key, some in (("speaker", wavs), ("speaker_ceiling", decoded)):
             named = name_speakers(read, names, some, rate)
             right = [a == b for a, b in zip(named, asked)]
             for row, name in zip(rows, named):
@@ -227,7 +233,7 @@ def evaluate_llm(speaker, args, out):
             row["speaker_asked"] = name
     write_clips(out, made, real, texts, speaker.mel, "recording, codec", {*range(8), *range(len(made))[-4:]})
     write_summary(out, summary, rows)
-    return summary
+    return summary, rows
 
 
 class OnnxSpeaker(LLMSpeaker):
@@ -288,8 +294,20 @@ def through_codec(speaker, codes):
     return [Clip(wav, log_mel(wav, speaker.mel), x) for wav, x in zip(wavs, codes)]
 
 
-def duration_error(made, real):
-    return float(np.mean([abs(len(a.wav) / len(b.wav) - 1) for a, b in zip(made, real)]))
+def recordings(data, clips, rate):
+    """The recordings that clips of a data set are, (samples,) each at `rate`; None where one is not where it was, which
+    is said."""
+    try:
+        return [read_wav(data.recording(i), rate) for i in clips] or None
+    except UserError as e:
+        print(f"note: the recordings themselves are not judged, as they are not at hand: {e}")
+
+
+def judge_durations(rows, made, real):
+    """How far the durations of what was made are from those of the recordings, in the mean; of each, in `rows`."""
+    for row, a, b in zip(rows, made, real):
+        row["duration_error"] = abs(len(a.wav) / len(b.wav) - 1)
+    return {"duration_error": float(np.mean([row["duration_error"] for row in rows]))}
 
 
 def write_clips(out, made, references, texts, mel, label, shown):
@@ -332,14 +350,23 @@ def judge_form(made, real, orders=8):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Tables: label, how a run's figure is written, what stands beside it
+# Tables: label, how a figure is written, what stands beside it
 
+WORDS = [
+    ("word error rate", "{wer:.1%}{wer_range}", ""),
+    ("the same by the second judge", "{wer_2:.1%}{wer_2_range}", ""),
+    ("words other, missing, added", "{substitutions}, {deletions}, {insertions} of {words}", ""),
+    ("character error rate", "{cer:.1%}", ""),
+    ("wholly right", "{exact} of {prompts}", ""),
+    ("more than half wrong", "{mostly_wrong} of {prompts}", ""),
+    ("quality, predicted (DNSMOS)", "{mos:.2f}{mos_range}", ""),
+    ("likeness of voice (GE2E)", "{similarity:.3f}{similarity_range}", ""),
+    ("duration error", "{duration_error:.1%}", ""),
+]
 FLOW_ROWS = [
-    ("word error rate", "{wer:.1%}", "{wer_ceiling:.1%}"),
-    ("wholly right", "{exact} of {prompts}", "{exact_ceiling:.1f}"),
+    *WORDS,
     ("mel-cepstral distortion", "{mcd:.2f} dB", ""),
     ("log-mel distance", "{mel_distance:.3f}", ""),
-    ("duration error", "{duration_error:.1%}", ""),
 ]
 CODEC_ROWS = [
     ("parameters", "{parameters:,}", ""),
@@ -349,23 +376,17 @@ CODEC_ROWS = [
     ("perplexity", "{perplexity:.2f}", ""),
     ("below the unigrams", "{below_unigram:.1%}", ""),
     ("accuracy", "{accuracy:.1%}", ""),
-    ("word error rate", "{wer:.1%}", "{wer_ceiling:.1%} recordings through the codec"),
-    ("wholly right", "{exact} of {prompts}", "{exact_ceiling:.0f}"),
-    ("duration error", "{duration_error:.1%}", ""),
+    *WORDS,
     ("Fréchet distance", "{frechet:.2f}", "{frechet_halves:.2f} halves of the recordings, {frechet_noise:.0f} noise"),
     ("coherence", "{coherence:.3f}", "{coherence_real:.3f} recordings, {coherence_shuffled:.3f} shuffled"),
 ]
-
-
 LLM_ROWS = [
     ("parameters", "{parameters:,}", ""),
     ("checkpoint", "{checkpoint}", ""),
     ("steps a second", "{steps_per_second:.2f}", ""),
     ("perplexity of characters", "{text_perplexity:.2f}", ""),
     ("perplexity of codes", "{audio_perplexity:.2f}", "{unigram_perplexity:.0f} training unigrams"),
-    ("word error rate", "{wer:.1%}", "{wer_ceiling:.1%} recordings through the codec"),
-    ("wholly right", "{exact} of {prompts}", "{exact_ceiling:.0f}"),
-    ("duration error", "{duration_error:.1%}", ""),
+    *WORDS,
     ("speaker named, trained voices", "{speaker_accuracy:.1%} of {speaker_clips}",
      "{speaker_ceiling_accuracy:.1%} of the recordings through the codec, {voices} voices"),
     ("speaker named, untrained voices", "{speaker_accuracy_new:.1%} of {speaker_clips_new}",
@@ -373,19 +394,37 @@ LLM_ROWS = [
 ]
 
 
-def table(rows, names, summaries, beside):
-    """Lines of text: a column for each run, and one for what stands beside, as the first run has it."""
-    def written(form, summary):
+def figures(summary, ending=""):
+    """The figures of a summary whose names have an ending, without it; of an interval also `range`, its text."""
+    own = {key.removesuffix(ending): value for key, value in summary.items() if key.endswith(ending)}
+    for key, value in [*own.items()]:
+        if key.endswith("_interval"):
+            form = ".1%" if key.startswith("wer") else ".2f" if key.startswith("mos") else ".3f"
+            own[key.replace("_interval", "_range")] = f" ({value[0]:{form}} to {value[1]:{form}})" if value else ""
+    return {"prompts": summary.get("prompts")} | own
+
+
+def table(rows, names, summaries, ceiling):
+    """Lines of text: a column for each run, and those of what stands beside, as the first run has them. ceiling: what
+    the recordings have gone through. Columns without a figure are left out."""
+    def written(form, values):
         try:
-            return form.format(**summary)
+            return form.format(**values)
         except (KeyError, TypeError):  # not measured
             return ""
 
-    cells = [["", *names, beside]]
+    first = summaries[0]
+    runs, beside = [figures(summary) for summary in summaries], [figures(first, end) for end in ENDINGS]
+    cells = [["", *names, f"recordings through {ceiling}", "recordings", "beside it"]]
     for label, form, other in rows:
-        cells.append([label, *(written(form, summary) for summary in summaries), written(other, summaries[0])])
-    widths = [max(map(len, column)) + 2 for column in zip(*cells)]
-    return ["".join(map(str.ljust, row, widths)).rstrip() for row in cells if any(row[1:])]
+        cells.append([label, *(written(form, values) for values in (*runs, *beside)), written(other, runs[0])])
+    columns = [column for column in zip(*[cells[0], *(row for row in cells[1:] if any(row[1:]))])
+               if any(column[1:]) or column[0] in names]
+    return ["  ".join(map(str.ljust, row, [max(map(len, column)) for column in columns])).rstrip()
+            for row in zip(*columns)]
+
+
+ENDINGS = "_ceiling", "_recordings"
 
 
 def book_rows(summary):
@@ -404,10 +443,12 @@ def main(argv):
     parser.add_argument("--data_dir", type=some_path,
                         help="data set of the prompts and references (the one trained on)")
     parser.add_argument("--out", type=some_path, help="folder for what is written (RUN/evaluation)")
-    parser.add_argument("--recogniser", choices=("auto", "whisper", "grammar", "sentences", "open"), default="auto")
+    parser.add_argument("--recogniser", choices=NAMES, default=["auto"], nargs="+", help="the judge of words, and if "
+                        "there are two, the one beside it (auto: the best two that are here and know the words)")
+    parser.add_argument("--paired", action="store_true", help="is the second of two runs better than the first?")
     parser.add_argument("--onnx", type=some_path, help="speak with what export.py has written to this folder (LLM TTS)")
-    parser.add_argument("--clips", type=flag(PositiveInt), default=64, help="how many to sample at most, but by the "
-                        "flow TTS (%(default)s)")
+    parser.add_argument("--clips", type=flag(PositiveInt), help=f"how many to make at most ({SENTENCES}; 64 where they "
+                        "have no text)")
     parser.add_argument("--embedding", choices=("auto", "clap", "logmel"), help="of the codec LM's Fréchet distance")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
@@ -417,13 +458,19 @@ def main(argv):
     systems = {read_config(ckpt)["system"] for ckpt in args.ckpt}
     if len(systems) > 1:
         raise UserError("runs of different systems cannot stand side by side")
-    system, summaries, device = systems.pop(), [], init_distributed(args.device)[2]
+    system, summaries, rows, device = systems.pop(), [], [], init_distributed(args.device)[2]
     for name, of in (("prompts", "flow"), ("onnx", "llm"), ("embedding", "codec")):
         if getattr(args, name) is not None and of != system:
             raise UserError(f"--{name} is not an option of {system!r} checkpoints")
     for name in ("prompt_wav", "speaker"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is for sample.py: here the data set has the recordings")
+    if len({*args.recogniser}) > (1 if "auto" in args.recogniser else 2):
+        raise UserError("--recogniser takes auto, which chooses two, or one or two other names")
+    if args.paired and system == "codec" and not all(read_config(ckpt)["cross_every"] for ckpt in args.ckpt):
+        raise UserError("--paired compares what is said, and a codec LM without text says nothing")
+    if args.paired and len(args.ckpt) != 2:
+        raise UserError(f"--paired compares two runs, and --ckpt names {len(args.ckpt)}")
     runs = [Path(ckpt) if Path(ckpt).is_dir() else Path(ckpt).parent for ckpt in args.ckpt]
     names = tell_apart(runs)
     for ckpt, run, name in zip(args.ckpt, runs, names):
@@ -432,11 +479,18 @@ def main(argv):
         with new_folder(out):  # here, so that where nothing can be written is told before hours of work
             speaker = load(ckpt, device, cast=False)
             print(f"evaluating {ckpt}: speaking and listening take minutes", flush=True)
-            summaries.append(evaluate(speaker, argparse.Namespace(**vars(args) | {"ckpt": ckpt}), out))
+            summary, judged = evaluate(speaker, argparse.Namespace(**vars(args) | {"ckpt": ckpt}), out)
+        summaries.append(summary)
+        rows.append(judged)
         lines = describe(system, ["generated"], summaries[-1:])
         write_whole(out / "table.txt", "\n".join(lines) + "\n")
     if len(args.ckpt) > 1:
         lines = describe(system, names, summaries)
+        if any([row["text"] for row in some] != [row["text"] for row in rows[0]] for some in rows):
+            lines.append("note: these runs spoke different sentences, so their figures do not compare")
+    if args.paired:
+        lines += ["", *describe_paired(names, *rows)]
+        write_whole(out / "paired.txt", "\n".join(lines) + "\n")
     print("\n" + "\n".join(lines))
 
 
@@ -454,19 +508,37 @@ def describe(system, names, summaries):
     """The table of some runs of one system, and how to read it."""
     first = summaries[0]
     if system == "flow":
-        lines = table(FLOW_ROWS, names, summaries, f"recordings through {first['vocoder']}")
+        lines = table(FLOW_ROWS, names, summaries, first["vocoder"])
     elif system == "llm":
-        lines = table(LLM_ROWS, names, summaries, "beside it")
+        lines = table(LLM_ROWS, names, summaries, "the codec")
     else:
-        lines = table(CODEC_ROWS + book_rows(first), names, summaries, "beside it")
+        lines = table(CODEC_ROWS + book_rows(first), names, summaries, "the codec")
         lines.append(f"Fréchet distance of {first['embedding']}; {first['clips']} held-out clips")
         if "coherence_ranked" in first:
             lines.append(f"{first['coherence_ranked']:.0%} of the recordings have more coherence than 8 shuffles each")
     if "judge" in first:
-        lines.append(f"judge: {first['judge']}")
+        second = f"; the second {first['judge_2']}" if "judge_2" in first else ""
+        lines.append(f"judge of words: {first['judge']}{second}")
         lines.append(f"by chance: {first['wer_other_sentence']:.0%} for another sentence, {first['wer_noise']:.0%} for "
                      "noise")
     return lines
+
+
+def describe_paired(names, a, b):
+    """Lines that tell whether the second of two runs is better, by the rows of each."""
+    try:
+        count, found = paired(a, b)
+    except ValueError as e:
+        raise UserError(f"{e}, so they cannot be compared") from None
+    lines = []
+    for one in found:
+        form = ".1%" if one["name"].endswith(("rate", "error")) else ".3f"
+        low, high = one["interval"] or (-math.inf, math.inf)
+        told = "told apart" if not low <= 0 <= high else "not told apart"
+        enough = f"; {one['sentences']:,} sentences would tell a difference of this size" if one["sentences"] else ""
+        lines.append(f"{one['name']}: {one['a']:{form}} for {names[0]}, {one['b']:{form}} for {names[1]}; difference "
+                     f"{one['difference']:+{form}} ({low:+{form}} to {high:+{form}}), {told}{enough}")
+    return [f"{names[1]} beside {names[0]} on the {count} sentences that both spoke:", *lines]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from trivox.metrics import perplexity, score_clips
 from trivox.muon import Muon
 from trivox.order import steps
 from trivox.pages import write_page
-from trivox.recognisers import load_recogniser
+from trivox.recognisers import load_recognisers
 from trivox.samples import write_references, write_samples
 from trivox.speak import Clip, CodecSpeaker, decode, read_options
 from trivox.text import TextFeatures, read_lines
@@ -77,7 +77,7 @@ class Config(common.RunConfig, CodecConfig):
     eval_top_p: Top | list[Top] = 1.0  # choose among those that together have this probability; likewise
     eval_cfg_scale: NotNegative = 1.0  # guidance by the text, 1 for none
     eval_embedding: Literal["auto", "clap", "logmel"] = "auto"  # of the Fréchet distance
-    eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
+    eval_recogniser: Literal["auto", "whisper", "tiny", "grammar", "sentences", "open"] = "auto"
     # run: the rest is common.RunConfig
     out_dir: Folder = "runs/codec"
 
@@ -241,7 +241,7 @@ def main(argv):
     parameters = sum(p.numel() for p in model.parameters())
     say(f"{parameters:,} parameters; {len(train):,} clips, {len(val)} for validation; "
         f"{world} x {c.batch_size} x {c.grad_accum_steps} clips a step; {device.type}, {dtype}")
-    prompts, hear = [], None
+    prompts, judges = [], []
     if rank == 0:
         keep_codec(c.data_dir, Path(c.out_dir) / "codec")
         log = run_folder.open_log(c, __file__, checkpoint, state)
@@ -250,7 +250,8 @@ def main(argv):
             prompts = make_prompts(c, data, val, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             if c.cross_every:
-                _, hear = load_recogniser(c.eval_recogniser, [p["label"] for p in prompts], data.grammar, device)
+                labels = [p["label"] for p in prompts]
+                judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, quick=True)
 
     def batches(place):
         """From a place in the data on: this process's micro-batches, each with the counts of its step over all
@@ -355,10 +356,10 @@ def main(argv):
                           f"{found['val_perplexity']:.4g}, right {found['val_accuracy']:.1%}")
         if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
-            wer = write_samples(speaker, prompts, hear, folder)
-            if hear:
+            wer = write_samples(speaker, prompts, judges, folder)
+            if judges:
                 log(step, wer=wer)
-            heard = f"word error rate {wer:.1%} on " if hear else ""
+            heard = f"word error rate {wer:.1%} on " if judges else ""
             bar.write(f"step {step}: {heard}{len(prompts)} samples in {folder}")
         if is_best or ending or step % c.save_every == 0 or step == c.steps:
             weights = {"model": model.state_dict(), "ema": ema.state_dict()}

@@ -35,7 +35,7 @@ from trivox.gpu import ahead, send
 from trivox.muon import Muon
 from trivox.order import steps
 from trivox.pages import write_page
-from trivox.recognisers import load_recogniser
+from trivox.recognisers import load_recognisers
 from trivox.samples import write_references, write_samples
 from trivox.speak import Clip, FlowSpeaker, read_options
 from trivox.text import TextFeatures, read_lines
@@ -52,6 +52,7 @@ class Config(common.RunConfig, FlowConfig):
     # flow matching
     timestep_logit_mean: FiniteFloat = 0.0  # t = 1 - sigmoid(N(mean, std)), and t = 1 is noise
     timestep_logit_std: NotNegative = 1.0
+    timestep_uniform: Share = 0.25  # how often t is uniform instead, as those times alone leave holes at both ends
     text_condition_dropout: Share = 0.1  # how often the text is empty, for classifier-free guidance
     duration_loss_weight: NotNegative = 0.1
     # optimisation
@@ -75,7 +76,7 @@ class Config(common.RunConfig, FlowConfig):
     eval_cfg_scale: NotNegative = 2.0  # guidance by the text, 1 for none
     eval_solver: Literal["euler", "midpoint", "heun"] = "euler"
     eval_vocoder: Literal["griffinlim", "bigvgan"] = "griffinlim"
-    eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
+    eval_recogniser: Literal["auto", "whisper", "tiny", "grammar", "sentences", "open"] = "auto"
     # run: the rest is common.RunConfig
     out_dir: Folder = "runs/flow"
 
@@ -88,8 +89,10 @@ def draw(c, epoch, clip):
     rng = np.random.default_rng([c.seed, 0, epoch, clip])
     silence = rng.random() * c.max_silence_sec * (rng.random() < c.silence_prob)
     t = 1 - 1 / (1 + np.exp(-(c.timestep_logit_mean + c.timestep_logit_std * rng.standard_normal())))
-    return {"clip": clip, "t": t, "drop": rng.random() < c.text_condition_dropout,
-            "silence": int(silence * c.sample_rate / c.hop_length), "noise": int(rng.integers(2**62))}
+    drop, noise = rng.random() < c.text_condition_dropout, int(rng.integers(2**62))
+    if rng.random() < c.timestep_uniform:
+        t = 1 - rng.random()  # above 0, up to 1, where sampling begins
+    return {"clip": clip, "t": t, "drop": drop, "silence": int(silence * c.sample_rate / c.hop_length), "noise": noise}
 
 
 def make_batch(c, data, features, draws, device):
@@ -138,9 +141,12 @@ def counts(data, draws):
 
 @torch.no_grad()
 def validate(c, model, data, features, clips, rank, world, device, dtype):
-    """Mean losses over all validation clips with their text; noise, time and added silence are the same each time."""
+    """Mean losses over all validation clips with their text, at times spread evenly over [0, 1], as sampling visits
+    them; noise, time and added silence are the same each time."""
     model.eval()
-    draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.frames[clip])]
+    golden = (math.sqrt(5) - 1) / 2  # whose multiples, modulo 1, are even for any number of clips
+    draws = [draw(c, 0, clip) | {"drop": False, "t": 1 - (n + 0.5) * golden % 1}
+             for n, clip in enumerate(sorted(clips, key=lambda clip: data.frames[clip]))]
     sums = torch.zeros(2, dtype=common.widest(device), device=device)
     for i in range(rank * c.batch_size, len(draws), world * c.batch_size):
         with autocast(device, dtype):
@@ -238,7 +244,8 @@ def main(argv):
             clips = [i for i in clips if speaker.sayable(data.rows[i]["text"])]
             prompts = make_prompts(c, data, clips, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
-            _, hear = load_recogniser(c.eval_recogniser, [p["label"] for p in prompts], data.grammar, device)
+            labels = [p["label"] for p in prompts]
+            judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, quick=True)
 
     def batches(place):
         """From a place in the data on: this process's micro-batches, each with the counts of its step over all
@@ -330,9 +337,11 @@ def main(argv):
                 bar.write(f"step {step}: validation loss {found['val_loss']:.4f}")
         if speaks := prompts and (step % c.speak_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
-            wer = write_samples(speaker, prompts, hear, folder)
-            log(step, wer=wer)
-            bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
+            wer = write_samples(speaker, prompts, judges, folder)
+            if judges:
+                log(step, wer=wer)
+            heard = f"word error rate {wer:.1%} on " if judges else ""
+            bar.write(f"step {step}: {heard}{len(prompts)} prompts, in {folder}")
         if is_best or ending or step % c.save_every == 0 or step == c.steps:
             weights = {"model": model.state_dict(), "ema": ema.state_dict()}
             run_folder.save_run(c, step, weights, optimizers, scaler, is_best, best=best, place=place,

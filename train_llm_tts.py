@@ -39,7 +39,7 @@ from trivox.muon import Muon
 from trivox.order import walk
 from trivox.pages import write_page
 from trivox.plots import plot_coverage
-from trivox.recognisers import load_recogniser
+from trivox.recognisers import load_recognisers
 from trivox.samples import write_references, write_samples
 from trivox.speak import Clip, LLMSpeaker, decode, read_options, speakable
 
@@ -78,7 +78,7 @@ class Config(common.RunConfig, LLMConfig):
     eval_top_k: NonNegativeInt = 0  # most probable codes to choose from, 0 for all
     eval_top_p: Top = 0.92  # choose among the most probable codes that together have this probability
     eval_repetition_penalty: Positive = 1.0  # for codes that were spoken before, 1 for none
-    eval_recogniser: Literal["auto", "whisper", "grammar", "sentences", "open"] = "auto"
+    eval_recogniser: Literal["auto", "whisper", "tiny", "grammar", "sentences", "open"] = "auto"
     # run: the rest is common.RunConfig
     out_dir: Folder = "runs/llm"
     save_every: PositiveInt = 1000  # steps
@@ -302,7 +302,7 @@ def main(argv):
             prompts = make_prompts(c, data, shown, train if c.eval_prompts == "overfit" else val, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             texts = [p["request"]["text"] for p in prompts]
-            _, hear = load_recogniser(c.eval_recogniser, texts, data.grammar, device)
+            judges = load_recognisers([c.eval_recogniser], texts, data.grammar, device, quick=True)
 
     def batches(step, place):
         """From `step` and its place on: this process's micro-batches, each with the counts of its step over all
@@ -397,9 +397,11 @@ def main(argv):
                           f"({unigram:.0f} by their frequencies)")
         if speaks := prompts and (step % c.sample_every == 0 or step == c.steps):
             folder = Path(c.out_dir) / "samples" / f"step_{step:08d}"
-            wer = write_samples(speaker, prompts, hear, folder)
-            log(step, wer=wer)
-            bar.write(f"step {step}: word error rate {wer:.1%} on {len(prompts)} prompts, in {folder}")
+            wer = write_samples(speaker, prompts, judges, folder)
+            if judges:
+                log(step, wer=wer)
+            heard = f"word error rate {wer:.1%} on " if judges else ""
+            bar.write(f"step {step}: {heard}{len(prompts)} prompts, in {folder}")
         if is_best or ending or step % c.save_every == 0 or step == c.steps:
             run_folder.save_run(c, step, {"model": weights(model), "ema": weights(ema)}, optimizers, scaler, is_best,
                                 best=best, place=place, sums=all_sum(sums.tolist(), device),

@@ -37,6 +37,9 @@ from trivox.demo_speech import make_demo_corpus
 from trivox.prepare import prepare_mels
 
 torch.set_num_threads(1)
+# Speech is judged by PocketSphinx alone, as where the extra packages are not installed: they take a second a clip. This
+# holds in the processes of `launch` too. A test that is about one of them has it back by the fixture `extra`.
+sys.modules.update(faster_whisper=None, speechmos=None, resemblyzer=None)
 CODEC_GEOMETRY = dict(codec="mel_rvq", sample_rate=22050, frame_rate=50, codebooks=2, codebook_size=16)
 TINY_CODEC = CODEC_GEOMETRY | dict(context=64, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, pattern="GA",
                                    text_width=64, text_layers=1)
@@ -82,6 +85,20 @@ def pytest_configure():
 def float32(monkeypatch):
     """Precision "auto" is float32 whatever the chip has: for what has to be equal."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", chip("float32"))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Judges
+
+@pytest.fixture
+def extra(monkeypatch):
+    """extra("speechmos", …): this test has these packages; it is skipped where one is not installed."""
+    def bring(*names):
+        for name in names:
+            monkeypatch.delitem(sys.modules, name)
+            pytest.importorskip(name, reason=f"no {name}: pip install --no-deps -r requirements-extra.txt")
+
+    return bring
 
 
 # ------------------------------------------------------------------------------------------------------------

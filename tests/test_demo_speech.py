@@ -10,9 +10,10 @@ from data import main
 from trivox import synthesisers
 from trivox.corpora import MARK, clip_path, read_metadata
 from trivox.demo_speech import demo_grammar, demo_sentence, make_demo_corpus
-from trivox.metrics import word_error_rate
+from trivox.judges import word_error_rate
 from trivox.recognisers import load_recogniser
 from trivox.synthesisers import speak_espeak as speak
+
 
 def test_demo_grammar():
     """PocketSphinx knows every word, and its grammar hears the sentences that are drawn. (Chance is about 90 %.)"""
@@ -24,7 +25,7 @@ def test_demo_grammar():
     assert 90 < len(words) < 130 and not [word for word in words if dictionary.lookup_word(word) is None]
     texts = [demo_sentence(rng) for _ in range(8)]
     _, hear = load_recogniser("grammar", grammar=demo_grammar())
-    assert word_error_rate(texts, [hear(speak(text), 22050) for text in texts]) <= 0.1
+    assert word_error_rate(texts, hear([speak(text) for text in texts], 22050)) <= 0.1
     assert word_error_rate(texts[1:], texts[:-1]) > 0.7
 
 

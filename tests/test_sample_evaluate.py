@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -12,8 +13,9 @@ from conftest import refusal
 
 import evaluate
 import sample
+from trivox import judges
 from trivox.audio import MelConfig, log_mel
-from trivox.metrics import word_error_rate
+from trivox.judges import word_error_rate
 from trivox.recognisers import load_recogniser
 from trivox.run_folder import find_checkpoint
 
@@ -118,11 +120,13 @@ def test_a_checkpoint_of_another_system(run, tmp_path):
 # ------------------------------------------------------------------------------------------------------------
 # Judging
 
-def test_evaluation(run, data, tmp_path, capsys):
-    """The files it promises; its figures are those of the wavs it wrote, and the recordings through Griffin-Lim are
-    understood far better than a model that has learnt nothing yet."""
+def test_evaluation(run, data, tmp_path, capsys, monkeypatch):
+    """The files it promises; its figures are those of the wavs it wrote, and the recordings, through Griffin-Lim and as
+    they are, are understood far better than a model that has learnt nothing yet."""
     out = tmp_path / "e"
-    evaluate.main(["--ckpt", str(run), "--out", str(out), "--prompts", "overfit", "--steps", "2", "--device", "cpu"])
+    monkeypatch.setattr(judges, "load_quality", lambda: lambda wav, rate: 1 + len(wav) / rate)
+    evaluate.main(["--ckpt", str(run), "--out", str(out), "--prompts", "overfit", "--steps", "2", "--device", "cpu",
+                   "--recogniser", "grammar", "sentences"])
     summary = json.loads((out / "summary.json").read_text())
     rows = [json.loads(line) for line in (out / "wer.jsonl").open()]
     names = {f"{n:03d}{end}" for n in range(4) for end in (".wav", "_reference.wav", ".png")}
@@ -131,31 +135,68 @@ def test_evaluation(run, data, tmp_path, capsys):
     _, hear = load_recogniser("grammar", grammar=data.grammar)
     for n, row in enumerate(rows):
         assert row["seconds"] == pytest.approx(soundfile.info(out / f"{n:03d}.wav").duration)
+        assert row["mos_recordings"] - 1 == pytest.approx(soundfile.info(data.recording(n)).duration)
         reference, rate = soundfile.read(out / f"{n:03d}_reference.wav", dtype="float32")
         assert (log_mel(reference, MEL) - data.mel(n)).abs().mean() < 0.4
-        assert word_error_rate([row["text"]], [hear(reference, rate)]) <= 0.2
+        assert word_error_rate([row["text"]], hear([reference], rate)) <= 0.2
     assert summary["wer"] == word_error_rate([r["text"] for r in rows], [r["heard"] for r in rows])
-    assert summary["wer_ceiling"] <= 0.1
-    assert min(summary[key] for key in ("wer", "wer_noise", "wer_other_sentence")) > 0.5
+    assert max(summary["wer_ceiling"], summary["wer_recordings"], summary["wer_2_recordings"]) <= 0.1
+    assert min(summary[key] for key in ("wer", "wer_2", "wer_noise", "wer_other_sentence")) > 0.5
+    assert summary["wer_interval"][0] <= summary["wer"] <= summary["wer_interval"][1]
     table = (out / "table.txt").read_text()
-    assert f"{summary['wer']:.1%}" in table and f"{summary['wer_ceiling']:.1%}" in table
     assert table in capsys.readouterr().out
+    assert re.split("  +", table.splitlines()[0].strip()) == [
+        "generated", "recordings through griffinlim", "recordings"]
+    cells = next(re.split("  +", line) for line in table.splitlines() if line.startswith("word error rate"))
+    assert [float(cell.split("%")[0]) for cell in cells[1:]] == pytest.approx(
+        [100 * summary[f"wer{ending}"] for ending in ("", "_ceiling", "_recordings")], abs=0.05)
+    assert all(re.fullmatch(r"[\d.]+% \([\d.]+% to [\d.]+%\)", cell) for cell in cells[1:])
+    assert f"quality, predicted (DNSMOS)   {summary['mos']:.2f} (" in table
+    assert "judge of words: PocketSphinx, the corpus's grammar; the second PocketSphinx, one of 4 sentences" in table
 
 
-def test_evaluation_of_files(run, tmp_path, capsys):
-    """Two files of one name have folders of their own under --out; the speed of training is found, in a cut log too."""
+def test_evaluation_of_two_runs(run, tmp_path, capsys):
+    """Two files of one name have folders of their own under --out; the speed of training is found, in a cut log too.
+    That they have not spoken the same sentences is said, and those that both have are compared: the same model is not
+    told apart from itself."""
     files = []
-    for name in "ab":
+    for name, clips in ("a", 4), ("b", 3):
         shutil.copytree(run, tmp_path / name / "run")
         (tmp_path / name / "run" / "metrics.jsonl").write_text('{"step": 1, "steps_per_second": 2.0}\n{"step": 2, "st')
         files.append(tmp_path / name / "run" / "checkpoints" / "step_00000100" / "ema.safetensors")
+        config = files[-1].parent / "config.yaml"
+        config.write_text(config.read_text().replace("overfit: 4", f"overfit: {clips}"))
         assert evaluate.training_speed(files[-1]) == 2
     evaluate.main(["--ckpt", *map(str, files), "--out", str(tmp_path / "e"), "--prompts", "overfit", "--steps", "1",
-                   "--device", "cpu"])
-    assert {path.name for path in (tmp_path / "e").iterdir()} == {
-        f"{name}_run_checkpoints_step_00000100" for name in "ab"}
-    assert "a_run_checkpoints" in capsys.readouterr().out
+                   "--device", "cpu", "--paired"])
+    folders = [tmp_path / "e" / f"{name}_run_checkpoints_step_00000100" for name in "ab"]
+    assert sorted((tmp_path / "e").iterdir()) == folders and not (folders[0] / "paired.txt").exists()
+    said, paired = capsys.readouterr().out, (folders[1] / "paired.txt").read_text()
+    assert "a_run_checkpoints" in said and paired in said and "note: these runs spoke different sentences" in paired
+    assert "on the 3 sentences that both spoke" in paired
+    assert re.search(r"\nword error rate: .* difference [+-]0.0% .*, not told apart\n", paired)
     assert "named twice" in refusal(evaluate.main, "--ckpt", files[0], files[0].parent, "--device", "cpu")
+
+
+def test_evaluation_without_recordings_or_judge(run, data_dir, tmp_path, capsys, monkeypatch):
+    """Where the recordings are gone, or no recogniser knows the words, that is said, and all else is judged."""
+    moved = shutil.copytree(data_dir, tmp_path / "data")
+    (moved / "plan.json").write_text(json.dumps({"root": str(tmp_path / "gone")}))
+    argv = ["--ckpt", str(run), "--out", str(tmp_path / "e"), "--steps", "1", "--device", "cpu",
+            "--data_dir", str(moved)]
+    evaluate.main([*argv, "--prompts", "overfit", "--clips", "2"])
+    said, summary = capsys.readouterr().out, json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert "note: the recordings themselves are not judged" in said and str(tmp_path / "gone") in said
+    assert "recordings through griffinlim" in said and "griffinlim  recordings" not in said
+    assert summary["prompts"] == 2 and "wer_ceiling" in summary and "wer_recordings" not in summary
+
+    (moved / "grammar.jsgf").unlink()
+    (tmp_path / "t.txt").write_text("She wrote to Xqzvk.\n")
+    evaluate.main([*argv, "--prompts", str(tmp_path / "t.txt")])
+    said, summary = capsys.readouterr().out, json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert "note: no recogniser" in said and "error rate" not in said and "judge" not in summary
+    assert [json.loads(line)["text"] for line in (tmp_path / "e" / "wer.jsonl").open()] == ["She wrote to Xqzvk."]
+    assert soundfile.info(tmp_path / "e" / "000.wav").duration > 0.1
 
 
 def test_where_no_evaluation_can_be_written(run, tmp_path):
@@ -170,6 +211,7 @@ def test_where_no_evaluation_can_be_written(run, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--prompts", "nowhere.txt"], "cannot read nowhere.txt"), (["--data_dir", "nowhere"], "no prepared data set"),
     (["--recogniser", "whisper"], "base.en.pt"), (["--steps", "0"], "at least 1"),
+    (["--paired"], "compares two runs, and --ckpt names 1"),
 ], ids=" ".join)
 def test_what_cannot_be_evaluated(run, tmp_path, flags, words):
     assert words in refusal(evaluate.main, "--ckpt", run, "--out", tmp_path / "e", "--device", "cpu", *flags)

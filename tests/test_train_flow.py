@@ -10,12 +10,15 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY_FLOW as TINY, checkpoint, finish, launch, refusal, same, train
 from helpers import tiny_flow
+from scipy import stats
+from scipy.special import logit
 
 import train_flow_tts as trainer
 from train_flow_tts import Config, draw, flow_loss, make_batch, validate
@@ -51,18 +54,41 @@ def test_draws_depend_on_seed_epoch_and_clip_alone():
 
 def test_distributions():
     """The moments of what is drawn, each within four standard errors of the config's."""
-    n, c = 4000, Config(timestep_logit_mean=-0.8, timestep_logit_std=0.8, silence_prob=0.3, max_silence_sec=0.5,
-                        text_condition_dropout=0.1)
+    n, c = 4000, Config(timestep_logit_mean=-0.8, timestep_logit_std=0.8, timestep_uniform=0, silence_prob=0.3,
+                        max_silence_sec=0.5, text_condition_dropout=0.1)
     draws = [draw(c, epoch, clip) for epoch in range(40) for clip in range(100)]
     t = np.array([d["t"] for d in draws])
-    logit = np.log((1 - t) / t)  # t = 1 - sigmoid(N(mean, std))
-    assert logit.mean() == pytest.approx(-0.8, abs=4 * 0.8 / n**0.5)
-    assert logit.std() == pytest.approx(0.8, abs=4 * 0.8 / (2 * n) ** 0.5)
+    logits = logit(1 - t)  # t = 1 - sigmoid(N(mean, std))
+    assert logits.mean() == pytest.approx(-0.8, abs=4 * 0.8 / n**0.5)
+    assert logits.std() == pytest.approx(0.8, abs=4 * 0.8 / (2 * n) ** 0.5)
     assert sum(d["drop"] for d in draws) == pytest.approx(0.1 * n, abs=4 * (n * 0.1 * 0.9) ** 0.5)
     silences = np.array([d["silence"] for d in draws if d["silence"]])
     assert len(silences) == pytest.approx(0.3 * n, abs=4 * (n * 0.3 * 0.7) ** 0.5 + 0.05 * n)  # some are of 0 frames
     assert silences.max() <= 0.5 * 22050 / 256
     assert silences.mean() == pytest.approx(0.25 * 22050 / 256, abs=4 * 12.5 / len(silences) ** 0.5 + 0.5)
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 1])
+def test_times(share):
+    """A share of them is uniform on (0, 1], the others are logit-normal, by Kolmogorov and Smirnov's test."""
+    c = Config(timestep_logit_mean=-0.8, timestep_logit_std=0.8, timestep_uniform=share)
+    t = np.array([draw(c, epoch, clip)["t"] for epoch in range(40) for clip in range(100)])
+    assert 0 < t.min() and t.max() <= 1
+    assert stats.kstest(t, lambda t: share * t + (1 - share) * stats.norm.sf(logit(1 - t), -0.8, 0.8)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 512])
+def test_validation_times_are_even(monkeypatch, n):
+    """No gap is much larger than between even times, also among the shorter half of the clips and the longer."""
+    times = []
+    monkeypatch.setattr(trainer, "make_batch", lambda c, data, features, draws, device: draws)
+    monkeypatch.setattr(trainer, "flow_loss", lambda c, model, draws: times.extend(d["t"] for d in draws) or (
+        torch.zeros(()), torch.zeros(())))
+    clips = SimpleNamespace(frames=np.arange(n)[::-1] + 100)
+    validate(Config(batch_size=5), tiny_flow(), clips, None, [*range(n)], 0, 1, CPU, torch.float32)
+    assert len(times) == n and 0 < min(times) and max(times) <= 1
+    for some in (times, times[:n // 2], times[n // 2:]):
+        assert np.diff([0, *sorted(some), 1]).max() <= 2.7 / max(1, len(some))
 
 
 def test_a_batch_is_its_clips(data):
@@ -224,16 +250,22 @@ def test_a_run_keeps_what_it_was_made_of(run):
     assert (run / "code" / "git.diff").exists() and (run / "curves.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_it_speaks_while_it_trains(flags, tmp_path, in_process):
-    """Wavs and a word error rate at the steps asked for, of the sentences of a file."""
+def test_it_speaks_while_it_trains(flags, tmp_path, in_process, monkeypatch):
+    """Wavs and a word error rate at the steps asked for, of the sentences of a file; where no recogniser knows the
+    words, it speaks all the same."""
     (tmp_path / "prompts.txt").write_text("The baker bought two boxes today.\n\nAn unheard sentence.\n")
-    in_process(flags(steps=3, speak_every=2, eval_prompts=tmp_path / "prompts.txt", eval_steps=1))
+    settings = dict(speak_every=2, eval_prompts=tmp_path / "prompts.txt", eval_steps=1)
+    in_process(flags(steps=3, eval_recogniser="grammar", **settings))
     rows = [row for row in metrics(tmp_path / "run") if "wer" in row]
     assert [row["step"] for row in rows] == [2, 3] and all(row["wer"] > 0.5 for row in rows)
     for step in (2, 3):
         folder = tmp_path / "run" / "samples" / f"step_{step:08d}"
         assert sorted(path.name for path in folder.iterdir()) == [
             "000.png", "000.wav", "001.png", "001.wav", "clips.jsonl"]
+    monkeypatch.setattr(trainer, "load_recognisers", lambda *_, quick: [])
+    in_process(flags(steps=1, out_dir=tmp_path / "deaf", **settings))
+    assert not [row for row in metrics(tmp_path / "deaf") if "wer" in row]
+    assert (tmp_path / "deaf" / "samples" / "step_00000001" / "001.wav").exists()
 
 
 def test_fine_tuning(flags, run, tmp_path, in_process):

@@ -31,6 +31,7 @@ from pydantic import FiniteFloat, PositiveInt
 from trivox.audio import read_mel_config
 from trivox.codecs import read_codec
 from trivox.common import Positive, UserError
+from trivox.corpora import clip_path
 from trivox.files import map_file, read_json, read_rows, read_text
 from trivox.text import SYMBOLS, characters_text
 
@@ -115,6 +116,11 @@ class ClipDataset:
 
     def map(self, n):
         return map_file(self.folder / f"{self.names[n]}{self.ending}", self.dtype, self.columns)
+
+    def recording(self, i):
+        """The path of the recording that clip i is of, or of a part. Raises UserError where that is not known."""
+        root, row = Path(read_json(self.folder / "plan.json", root=str)["root"]), self.rows[i]
+        return root / row["source"] if "source" in row else clip_path(root, row["id"])
 
 
 CLIP = {"id": str, "text": str, "split": str, "offset": int, "frames": int}  # what is known of each clip

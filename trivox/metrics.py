@@ -1,52 +1,15 @@
-"""Figures: of words, log-mels, sets of recordings, codes and voices."""
+"""Figures: of log-mels, sets of recordings, codes and voices. (What is understood of speech: judges.py.)"""
 
 import math
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model import CHARACTERS, delayed_batch, packed_batch, sentence
 from trivox.common import UserError, autocast, widest
 from trivox.cross_entropy import linear_cross_entropy
 from trivox.gpu import send
-from trivox.recognisers import spoken_words
 from trivox.weights import pretrained
-
-
-def word_error_rate(texts, heard):
-    """Substitutions, insertions and deletions, as jiwer counts them, over the words of all `texts`."""
-    import jiwer
-
-    return jiwer.wer([spoken_words(t) for t in texts], [spoken_words(h) for h in heard])
-
-
-def exact(texts, heard):
-    """How many were heard without an error."""
-    return sum(spoken_words(t) == spoken_words(h) for t, h in zip(texts, heard))
-
-
-def judge_speech(hear, rate, texts, wavs, ceilings):
-    """Word error rates and wholly right sentences: of wavs, of noise, of another sentence, and in the mean of each list
-    of recordings in `ceilings`. Returns (a summary, a row for each text)."""
-    def listen(wavs):
-        return [hear(wav, rate) for wav in tqdm(wavs, "listening", unit=" clips", leave=False, disable=None)]
-
-    rng = np.random.default_rng(0)
-    noise = [0.1 * rng.standard_normal(len(wav)) for wav in wavs[:16]]
-    heard = listen(wavs)
-    summary = {
-        "wer": word_error_rate(texts, heard),
-        "wer_noise": word_error_rate(texts[:16], listen(noise)),
-        "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1]),
-        "exact": exact(texts, heard),
-    }
-    if ceilings:
-        best = [*map(listen, ceilings)]
-        summary |= {"wer_ceiling": float(np.mean([word_error_rate(texts, h) for h in best])),
-                    "exact_ceiling": float(np.mean([exact(texts, h) for h in best]))}
-    return summary, [{"text": t, "heard": h, "wer": word_error_rate([t], [h]), "seconds": len(wav) / rate}
-                     for t, h, wav in zip(texts, heard, wavs)]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ recording that is heard beside it, or None.
 import json
 
 from trivox.files import write_whole
-from trivox.metrics import mel_distances, word_error_rate
+from trivox.judges import word_error_rate
+from trivox.metrics import mel_distances
 from trivox.plots import save_clip
 
 
@@ -20,16 +21,18 @@ def write_references(speaker, prompts, folder):
             save_clip(folder / f"{n:03d}", prompt["reference"].wav, prompt["reference"].mel, speaker.mel)
 
 
-def write_samples(speaker, prompts, hear, folder):
-    """Make the prompts. hear: a recogniser, or None. Returns the word error rate of those with a text, or None."""
-    texts, heard, rows = [], [], []
-    for n, (clip, prompt) in enumerate(zip(speaker.speak([p["request"] for p in prompts]), prompts)):
-        rows.append({"text": prompt["label"]})
-        if hear and (text := prompt["request"].get("text")):
-            texts, heard = [*texts, text], [*heard, hear(clip.wav, speaker.sample_rate)]
-            rows[n] |= {"heard": heard[-1], "wer": word_error_rate(texts[-1:], heard[-1:])}
-            if prompt["reference"]:
-                rows[n]["mel_distance"] = mel_distances(clip.mel, prompt["reference"].mel)[0]
+def write_samples(speaker, prompts, judges, folder):
+    """Make the prompts. judges: recognisers, of which the first is asked. Returns the word error rate of those prompts
+    that have a text, or None."""
+    clips, rows = speaker.speak([p["request"] for p in prompts]), [{"text": prompt["label"]} for prompt in prompts]
+    for n, clip in enumerate(clips):
         save_clip(folder / f"{n:03d}", clip.wav, clip.mel, speaker.mel)
+    spoken = [n for n, prompt in enumerate(prompts) if judges and prompt["request"].get("text")]
+    texts = [prompts[n]["request"]["text"] for n in spoken]
+    heard = judges[0][1]([clips[n].wav for n in spoken], speaker.sample_rate) if spoken else []
+    for n, text, one in zip(spoken, texts, heard):
+        rows[n] |= {"heard": one, "wer": word_error_rate([text], [one])}
+        if reference := prompts[n]["reference"]:
+            rows[n]["mel_distance"] = mel_distances(clips[n].mel, reference.mel)[0]
     write_whole(folder / "clips.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return word_error_rate(texts, heard) if texts else None

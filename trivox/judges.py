@@ -1,0 +1,238 @@
+"""Speech judged: what of it is understood, how it sounds, whose voice it is, each with an interval; and whether one
+system speaks better than another on the same sentences.
+
+Intervals hold 95 %, by the bootstrap over sentences (Efron, 1979): they tell how far a figure would move with other
+sentences of the kind, not with another training run.
+"""
+
+import hashlib
+import math
+
+import numpy as np
+from tqdm import tqdm
+
+from trivox.parallel import parallel
+from trivox.recognisers import compared_words
+
+RESAMPLES = 5000
+
+# ------------------------------------------------------------------------------------------------------------
+# Intervals
+
+def interval(values, weights=None, seed=0):
+    """(low, high) of sum(values) / sum(weights), two lists of a number a sentence; the mean without weights. None for
+    less than two sentences."""
+    from scipy.stats import bootstrap
+
+    values, weights = np.asarray(values, float), np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    values, weights = values[weights > 0], weights[weights > 0]  # a sentence may have no word that is compared
+    if len(values) < 2:
+        return None
+    if (values == values[0] * weights / weights[0]).all():  # scipy warns where nothing varies
+        return [float(values[0] / weights[0])] * 2
+    found = bootstrap((values, weights), lambda v, w, axis: v.sum(axis) / w.sum(axis), paired=True, vectorized=True,
+                      n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(seed))
+    return [float(end) for end in found.confidence_interval]
+
+
+def error_interval(errors, words):
+    """`interval` of an error rate. Where no sentence has an error, resampling them would promise that none ever has:
+    there the end is that of one error in each of as many sentences as may well have one (Clopper & Pearson, 1934)."""
+    found = interval(errors, words)
+    if found and not any(errors):
+        found[1] = float((1 - 0.025 ** (1 / len(words))) / np.mean(words))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Words
+
+def word_errors(texts, heard):
+    """What was heard of each text, as jiwer counts it on `compared_words`: a list of dicts of substitutions, deletions,
+    insertions, errors (their sum), words, wer, character_errors, characters."""
+    import jiwer
+
+    rows = []
+    for text, one in zip(texts, heard):
+        asked, got = compared_words(text), compared_words(one)
+        of_words, of_characters = jiwer.process_words(asked, got), jiwer.process_characters(asked, got)
+        row = {key: getattr(of_words, key) for key in ("substitutions", "deletions", "insertions")}
+        row["errors"], row["words"] = sum(row.values()), len(asked.split())
+        row["character_errors"] = of_characters.substitutions + of_characters.deletions + of_characters.insertions
+        row["characters"] = len(asked)
+        rows.append(row | {"wer": row["errors"] / max(1, row["words"])})
+    return rows
+
+
+def word_error_rate(texts, heard):
+    """Substitutions, insertions and deletions over the words of all `texts`."""
+    return total(word_errors(texts, heard), "errors", "words")
+
+
+def total(rows, key, of):
+    return sum(row[key] for row in rows) / max(1, sum(row[of] for row in rows))
+
+
+def words_summary(rows, ending=""):
+    """The figures of some `word_errors`; `ending` is that of their names."""
+    errors, words = [row["errors"] for row in rows], [row["words"] for row in rows]
+    figures = {
+        "wer": total(rows, "errors", "words"), "wer_interval": error_interval(errors, words),
+        "cer": total(rows, "character_errors", "characters"),
+        **{key: sum(row[key] for row in rows) for key in ("substitutions", "deletions", "insertions", "words")},
+        "exact": sum(error == 0 for error in errors), "mostly_wrong": sum(row["wer"] > 0.5 for row in rows),
+    }
+    return {key + ending: value for key, value in figures.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sound and voice
+
+def load_quality():
+    """DNSMOS (Reddy et al., 2022), as (samples, sample rate) -> the overall mean opinion score that it predicts, 1 to
+    5; None where its package is missing. It was made to judge noise suppressors: it compares systems, and says little
+    of how natural a voice is."""
+    try:
+        from speechmos import dnsmos
+    except ImportError:
+        return None
+    from trivox.recognisers import at_16_khz
+
+    def quality(wav, rate):
+        wav = np.clip(at_16_khz(wav, rate), -1, 1)
+        return float(dnsmos.run(wav, sr=16000)["ovrl_mos"]) if len(wav) else 1.0  # it would wait for ever for sound
+
+    return quality
+
+
+def load_voice_encoder():
+    """GE2E (Wan et al., 2018), as (samples, sample rate) -> what it hears of the voice, (256,) of length 1; None where
+    its package is missing. No model here is conditioned on it."""
+    try:
+        from resemblyzer import VoiceEncoder
+    except ImportError:
+        return None
+    from trivox.recognisers import at_16_khz
+
+    encoder = VoiceEncoder("cpu", verbose=False)
+    return lambda wav, rate: encoder.embed_utterance(at_16_khz(wav, rate)) if len(wav) else np.zeros(256)
+
+
+def mean_and_interval(values, name, ending):
+    return {name + ending: float(np.mean(values)), f"{name}_interval{ending}": interval(values)}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# All of it
+
+HEARD = {}  # what was heard of a recording, by judge and contents: runs are judged beside the same recordings
+
+
+def listen(judge, wavs, rate):
+    """Texts of wavs, by a (what it is, hear) of recognisers.py."""
+    what, hear = judge
+    if not what.startswith("Whisper"):  # the others are told what can be said, so that their names do not tell all
+        return hear(wavs, rate)
+    keys = [(what, rate, hashlib.sha256(np.ascontiguousarray(wav, np.float32)).digest()) for wav in wavs]
+    new = {key: wav for key, wav in zip(keys, wavs) if key not in HEARD}
+    HEARD.update(zip(new, hear([*new.values()], rate)))
+    return [HEARD[key] for key in keys]
+
+
+def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speakers=None):
+    """Judge `wavs`, each of which is to say a text, and in the same way the recordings of these sentences after the
+    codec or vocoder (`ceiling`) and as they are (`recordings`), where there are any.
+
+    judges: recognisers, of which the second, if any, is asked for word errors alone. speakers: of each recording, to
+    tell how alike two recordings of one speaker are. Returns (summary, rows): figures of the recordings have the
+    endings _ceiling and _recordings; a row a sentence.
+    """
+    sets = {"": wavs, "_ceiling": ceiling, "_recordings": recordings}
+    sets = {ending: some for ending, some in sets.items() if some}
+    summary, rows = {"prompts": len(texts)}, [{"text": text, "seconds": len(wav) / rate}
+                                              for text, wav in zip(texts, wavs)]
+    noise = [0.1 * np.random.default_rng(n).standard_normal(len(wav)) for n, wav in enumerate(wavs[:16])]
+    for n, judge in enumerate(judges):
+        heard = {ending: listen(judge, some, rate) for ending, some in sets.items()}
+        found = {ending: word_errors(texts, some) for ending, some in heard.items()}
+        if n:
+            summary["judge_2"] = judge[0]
+            for ending, some in found.items():
+                errors, words = ([row[key] for row in some] for key in ("errors", "words"))
+                summary |= {f"wer_2{ending}": total(some, "errors", "words"),
+                            f"wer_2_interval{ending}": error_interval(errors, words)}
+            continue
+        summary |= {"judge": judge[0], "wer_noise": word_error_rate(texts[:16], listen(judge, noise, rate)),
+                    "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1])}
+        for ending, some in found.items():
+            summary |= words_summary(some, ending)
+        for n, row in enumerate(rows):
+            row |= {"heard": heard[""][n], **found[""][n]}
+            row |= {f"heard{ending}": heard[ending][n] for ending in heard if ending}
+            row |= {f"errors{ending}": found[ending][n]["errors"] for ending in heard if ending}
+
+    if quality := load_quality():
+        quality(wavs[0], rate)  # here, so that threads need not each load it
+        for ending, some in sets.items():
+            with parallel(threads=True) as pool:
+                jobs = pool.map(lambda wav: quality(wav, rate), some)
+                values = list(tqdm(jobs, "quality", len(some), unit=" clips", leave=False, disable=None))
+            summary |= mean_and_interval(values, "mos", ending)
+            for row, value in zip(rows, values):
+                row[f"mos{ending}"] = value
+
+    known = recordings or ceiling
+    if known and (embed := load_voice_encoder()):
+        voices = {ending: [embed(wav, rate) for wav in some] for ending, some in sets.items()}
+        own = voices["_recordings" if recordings else "_ceiling"]
+        if recordings:  # each beside another recording of its speaker
+            speakers = speakers or [""] * len(own)
+            other = [next((m for k in range(1, len(own)) if speakers[m := (n + k) % len(own)] == speakers[n]), None)
+                     for n in range(len(own))]
+            voices["_recordings"] = [None if m is None else own[m] for m in other]
+        else:
+            voices.pop("_ceiling")
+        for ending, some in voices.items():
+            likeness = [None if a is None else float(np.dot(a, b)) for a, b in zip(some, own)]
+            if values := [x for x in likeness if x is not None]:
+                summary |= mean_and_interval(values, "similarity", ending)
+            if not ending:
+                for row, value in zip(rows, likeness):
+                    row["similarity"] = value
+    return summary, rows
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Two systems on the same sentences
+
+def paired(a, b):
+    """Whether the second of two systems is better, by the rows that `judge_speech` made of each. Returns (the number
+    of sentences that both spoke, a list of dicts of name, a, b, difference (b - a), interval, and sentences: how many
+    it would take to tell a difference of this size in four of five draws of them, None where there is none). A
+    difference is told where its interval does not hold 0.
+
+    Raises ValueError where no sentence is in both.
+    """
+    beside, pairs = {}, []
+    for row in reversed(b):
+        beside.setdefault(row["text"], []).append(row)
+    for row in a:  # the first time that a text was spoken beside the first time, and so on
+        if beside.get(row["text"]):
+            pairs.append((row, beside[row["text"]].pop()))
+    if not pairs:
+        raise ValueError("no sentence was spoken by both")
+    found = []
+    for name, key, of in (("word error rate", "errors", "words"), ("character error rate", "character_errors",
+                          "characters"), ("predicted MOS", "mos", None), ("similarity of voice", "similarity", None),
+                          ("mel-cepstral distortion", "mcd", None), ("duration error", "duration_error", None)):
+        if not all(row.get(key) is not None for pair in pairs for row in pair):
+            continue
+        x, y = (np.array([pair[k][key] for pair in pairs], float) for k in (0, 1))
+        weights = np.array([pair[0][of] if of else 1 for pair in pairs], float)
+        difference = float((y - x).sum() / weights.sum())
+        deviation = np.std((y - x - difference * weights) / weights.mean())
+        found.append({"name": name, "a": float(x.sum() / weights.sum()), "b": float(y.sum() / weights.sum()),
+                      "difference": difference, "interval": interval(y - x, weights),
+                      # 1.96 + 0.84: 95 % sure, in 80 % of the draws (Cohen, 1988)
+                      "sentences": math.ceil((2.8 * deviation / difference) ** 2) if difference else None})
+    return len(pairs), found
