@@ -34,8 +34,8 @@ from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_toke
 from trivox.echolancer import is_one as is_echolancer
 from trivox.files import new_folder, write_whole
 from trivox.judges import judge_speech, paired
-from trivox.metrics import (band_frames, coherence, frechet_distance, load_embedding, mel_distances, name_speakers,
-                            perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
+from trivox.metrics import (band_frames, coherence, frechet_distance, kernel_distance, load_embedding, mel_distances,
+                            name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import NAMES, load_recognisers
@@ -137,12 +137,15 @@ def evaluate_codec(speaker, args, out):
         summary |= heard | judge_durations(rows, made, decoded)
     summary["embedding"], embed = load_embedding(args.embedding or config["eval_embedding"], speaker.device)
     known = [embed(clip.wav, rate) for clip in decoded]  # one (N, D) a clip
-    noise = np.concatenate([embed(0.1 * rng.standard_normal(len(clip.wav)), rate) for clip in decoded])
+    noise = [embed(0.1 * rng.standard_normal(len(clip.wav)), rate) for clip in decoded]
     if len(known) > 1:
         summary["frechet_halves"] = frechet_distance(np.concatenate(known[::2]), np.concatenate(known[1::2]))
+        summary["kad_halves"] = kernel_distance(known[::2], known[1::2])
+    found = [embed(wav, rate) for wav in wavs]
+    summary |= {"kad": kernel_distance(found, known), "kad_noise": kernel_distance(noise, known)}
     known = np.concatenate(known)
-    summary |= {"frechet": frechet_distance(np.concatenate([embed(wav, rate) for wav in wavs]), known),
-                "frechet_noise": frechet_distance(noise, known),
+    summary |= {"frechet": frechet_distance(np.concatenate(found), known),
+                "frechet_noise": frechet_distance(np.concatenate(noise), known),
                 **judge_form([band_frames(wav, rate) for wav in wavs],
                              [band_frames(clip.wav, rate) for clip in decoded])}
 
@@ -378,6 +381,7 @@ CODEC_ROWS = [
     ("accuracy", "{accuracy:.1%}", ""),
     *WORDS,
     ("Fréchet distance", "{frechet:.2f}", "{frechet_halves:.2f} halves of the recordings, {frechet_noise:.0f} noise"),
+    ("kernel distance (KAD)", "{kad:.2f}", "{kad_halves:.2f} halves of the recordings, {kad_noise:.0f} noise"),
     ("coherence", "{coherence:.3f}", "{coherence_real:.3f} recordings, {coherence_shuffled:.3f} shuffled"),
 ]
 LLM_ROWS = [

@@ -166,14 +166,17 @@ def test_without_judges_and_recordings(judge, monkeypatch):
 
 
 def test_a_recording_is_heard_once(judge):
-    """By each judge, at each rate; what was made anew is heard anew."""
+    """By each Whisper, at each rate; what was made anew is heard anew. Other judges are told what can be said, and so
+    are asked each time."""
     asked = []
-    judge = judge[0], lambda wavs, rate, hear=judge[1]: asked.append(len(wavs)) or hear(wavs, rate)
+    judge = "Whisper", lambda wavs, rate, hear=judge[1]: asked.append(len(wavs)) or hear(wavs, rate)
     two = recordings(100, 200)
     assert listen(judge, two, 1) == listen(judge, two[::-1], 1)[::-1] == ["red green", "cat dog"]
     assert listen(judge, [*two, two[0] + 0.1], 1) == ["red green", "cat dog", "red green"]
-    assert listen(judge, two, 2) == listen(("another", judge[1]), two, 2) == ["red green", "cat dog"]
+    assert listen(judge, two, 2) == listen(("Whisper, another", judge[1]), two, 2) == ["red green", "cat dog"]
     assert asked == [2, 0, 1, 2, 2]
+    assert listen(("PocketSphinx", judge[1]), two, 1) == listen(("PocketSphinx", judge[1]), two, 1)
+    assert asked[5:] == [2, 2]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 from scipy.fft import dct
+from scipy.spatial.distance import pdist
+from sklearn.metrics.pairwise import rbf_kernel
 
 import evaluate
 from trivox.audio import read_wav
 from trivox.datasets import SentenceDataset
-from trivox.metrics import (coherence, frechet_distance, mel_distances, name_speakers, perplexity,
-                            unigram_cross_entropy)
+from trivox.metrics import (coherence, frechet_distance, kernel_distance, mel_distances, name_speakers,
+                            perplexity, unigram_cross_entropy)
 
 
 def test_perplexity_of_any_loss():
@@ -63,6 +65,56 @@ def test_frechet_distance():
     assert frechet_distance(x[:1], y) is None
     few = rng.standard_normal((4, 9))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+
+
+def test_kernel_distance_of_gaussians():
+    """In closed form: of N(m, A) and N(n, B) the mean kernel is |I + (A + B) / σ²|^-½ exp(−½ d (σ² I + A + B)⁻¹ d), for
+    d = m − n. Of the same vectors elsewhere nothing changes."""
+    rng = np.random.default_rng(0)
+    mean, other = np.zeros(3), np.array([1.0, 0, -0.5])
+    A, B = (m @ m.T + 0.1 * np.eye(3) for m in rng.standard_normal((2, 3, 3)))
+    x, y = rng.multivariate_normal(mean, A, 3000), rng.multivariate_normal(other, B, 2000)
+    width = np.median(pdist(y)) ** 2
+
+    def kernel(d, C):
+        C = np.eye(3) + C / width
+        return np.exp(-d @ np.linalg.solve(C, d) / width / 2) / np.linalg.det(C) ** 0.5
+
+    wanted = 100 * (kernel(mean, 2 * A) + kernel(mean, 2 * B) - 2 * kernel(mean - other, A + B))
+    assert wanted > 5 and kernel_distance(x, y) == pytest.approx(wanted, rel=0.05)
+    assert kernel_distance(x + 1e4, y + 1e4) == pytest.approx(kernel_distance(x, y), rel=1e-6)
+
+
+def test_kernel_distance_of_clips():
+    """Beside scikit-learn's kernel, pair of clips by pair of clips. A clip of one vector is that vector."""
+    rng = np.random.default_rng(0)
+    x, y = ([9 + rng.standard_normal((n, 4)).astype(np.float32) for n in lengths]
+            for lengths in ((3, 1, 5, 2), (2, 4, 4)))
+    gamma = 0.5 / np.median(pdist(np.float64(np.concatenate(y)))) ** 2
+
+    def mean(a, b, pairs):
+        return np.mean([rbf_kernel(np.float64(a[i]), np.float64(b[j]), gamma).mean() for i, j in pairs])
+
+    pairs = [[(i, j) for i in range(n) for j in range(m) if i != j or n != m] for n, m in ((4, 4), (3, 3), (4, 3))]
+    wanted = 100 * (mean(x, x, pairs[0]) + mean(y, y, pairs[1]) - 2 * mean(x, y, pairs[2]))
+    assert kernel_distance(x, y) == pytest.approx(wanted)
+    x, y = rng.standard_normal((2, 300, 4))  # more than a block
+    assert kernel_distance(x, y) == pytest.approx(kernel_distance(x[:, None], y[:, None]))
+    assert kernel_distance(x[:1], y) is kernel_distance(x, y[:1]) is kernel_distance(x[:0], y) is None
+    assert kernel_distance(x, 0.1 + 0 * y) is None  # σ is 0
+
+
+def test_kernel_distance_is_unbiased():
+    """Of sets of one law it is 0 in the mean, where Fréchet's is far above; so it is of clips whose windows are alike,
+    which are above when pooled."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(150):
+        x, y = rng.standard_normal((2, 20, 1, 4)) + 0.5 * rng.standard_normal((2, 20, 5, 4))
+        flat = x.reshape(-1, 4), y.reshape(-1, 4)
+        found.append((kernel_distance(x[:, 0], y[:, 0]), kernel_distance(x, y), kernel_distance(*flat),
+                      frechet_distance(*flat)))
+    independent, clips, pooled, frechet = np.mean(found, 0) / (np.std(found, 0) / 150**0.5)  # in standard errors
+    assert abs(independent) < 2.5 and abs(clips) < 2.5 and pooled > 10 and frechet > 20
 
 
 def test_coherence():

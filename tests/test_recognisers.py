@@ -12,7 +12,8 @@ import pytest
 from conftest import refusal
 
 from trivox import recognisers
-from trivox.recognisers import PACKAGED, at_hand, compared_words, load_recogniser, load_recognisers, packaged
+from trivox.recognisers import (PACKAGED, at_hand, compared_words, load_recogniser, load_recognisers, packaged,
+                                packaged_weights)
 from trivox.synthesisers import speak, speak_espeak
 
 NOTHING = np.zeros(0, np.float32)
@@ -74,8 +75,7 @@ def forged(tmp_path, monkeypatch):
 
 
 def test_weights_are_joined(forged):
-    load_recogniser("whisper")
-    assert forged[1][0]["files"] == {"model.bin": b"abcd", "vocabulary.txt": b"a"}
+    assert packaged_weights("whisper") == {"model.bin": b"abcd", "vocabulary.txt": b"a"}
 
 
 @pytest.mark.parametrize("half, content, words", [(1, b"c", "SHA-256"), (0, b"aB", "SHA-256"), (1, None, "base.en.pt")],

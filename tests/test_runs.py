@@ -105,6 +105,7 @@ def test_evaluation_and_sample(trained, name, tmp_path, monkeypatch, llm_tokens)
     evaluate.main(["--ckpt", name, "--out", str(tmp_path / "e"), "--device", "cpu", "--recogniser", "auto", *few])
     summary = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert ("wer" in summary) == ("wer" in RUNS[name][2]) and (tmp_path / "e" / "table.txt").read_text()
+    assert ({"kad", "kad_halves", "kad_noise"} <= summary.keys()) == ("codec" in name)
     argv = ["--ckpt", name, "--out", str(tmp_path / "a.wav"), "--device", "cpu"]
     if "no text" in name:
         argv += ["--seconds", "1"]

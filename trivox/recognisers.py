@@ -119,6 +119,18 @@ def packaged(name):
     return files if all(file.is_file() for file in files) and importlib.util.find_spec("faster_whisper") else None
 
 
+def packaged_weights(name):
+    """The files of Whisper's weights that a package has, {name: bytes}. Raises UserError where they are not those that
+    they should be."""
+    (what, _, digest), files = PACKAGED[name], packaged(name)
+    weights = b"".join(file.read_bytes() for file in files)
+    if hashlib.sha256(weights).hexdigest() != digest:
+        raise UserError(f"{files[0].parent} does not hold the weights of {what} that are known: their SHA-256 is "
+                        "another; install the package anew, or choose another --recogniser")
+    beside = {file.name: file.read_bytes() for file in files[0].parent.iterdir() if file.suffix in (".json", ".txt")}
+    return {"model.bin": weights, **beside}
+
+
 def load_packaged(name):
     """Whisper from a package, in int8 on all cores, as (what it is, hear). Raises UserError where its weights are not
     those that they should be.
@@ -127,19 +139,13 @@ def load_packaged(name):
     ends `SILENCE` after the clip, which takes a third of the time; where it is not sure of what it heard, or repeats
     itself, it hears the clip again in the window of 30 s. tiny.en, which errs more often in short windows, has that.
     """
+    weights = packaged_weights(name)
     from faster_whisper import WhisperModel
     from faster_whisper.tokenizer import Tokenizer
     from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens
 
-    what, _, digest = PACKAGED[name]
-    files = packaged(name)
-    weights = b"".join(file.read_bytes() for file in files)
-    if hashlib.sha256(weights).hexdigest() != digest:
-        raise UserError(f"{files[0].parent} does not hold the weights of {what} that are known: their SHA-256 is "
-                        "another; install the package anew, or choose another --recogniser")
-    beside = {file.name: file.read_bytes() for file in files[0].parent.iterdir() if file.suffix in (".json", ".txt")}
-    model = WhisperModel(what, device="cpu", compute_type="int8", cpu_threads=1, num_workers=cores(),
-                         files={"model.bin": weights, **beside})
+    what = PACKAGED[name][0]
+    model = WhisperModel(what, device="cpu", compute_type="int8", cpu_threads=1, num_workers=cores(), files=weights)
     tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language="en")
     prompt = model.get_prompt(tokenizer, [], without_timestamps=True)
     suppressed = get_suppressed_tokens(tokenizer, [-1])
