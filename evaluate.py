@@ -57,7 +57,7 @@ def evaluate_flow(speaker, args, out):
     if prompts in ("heldout", "overfit"):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
         clips = sayable(speaker, data, clips)[:args.clips or SENTENCES]
-    texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)
+    texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)[:args.clips]
     judges = load_recognisers(args.recogniser, texts, data.grammar, speaker.device)
     made = speaker.speak([{"text": text, "seed": options["seed"] + n} for n, text in enumerate(texts)],
                          **given | {"seed": None})
@@ -65,8 +65,9 @@ def evaluate_flow(speaker, args, out):
     vocoder, references = speaker.vocoder(options["vocoder"]), [data.mel(i) for i in clips]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ceiling = list(pool.map(vocoder, references))
+    speakers = [data.rows[i].get("speaker", "") for i in clips]
     heard, rows = judge_speech(judges, mel.sample_rate, texts, [clip.wav for clip in made], ceiling,
-                               recordings(data, clips, mel.sample_rate), [data.rows[i]["speaker"] for i in clips])
+                               recordings(data, clips, mel.sample_rate), speakers)
     summary = {**said(options), **heard}
     if clips:
         for row, clip, reference in zip(rows, made, references):
@@ -131,7 +132,8 @@ def evaluate_codec(speaker, args, out):
 
     wavs, rate, rng, rows = [clip.wav for clip in made], speaker.sample_rate, np.random.default_rng(0), []
     if c.cross_every:
-        judges = load_recognisers(args.recogniser, texts, data.grammar, speaker.device)
+        known = [row["text"] for row in data.rows]
+        judges = load_recognisers(args.recogniser, known, data.grammar, speaker.device)
         heard, rows = judge_speech(judges, rate, texts, wavs, [clip.wav for clip in decoded],
                                    recordings(data, spoken, rate), [data.rows[i].get("speaker", "") for i in spoken])
         summary |= heard | judge_durations(rows, made, decoded)
@@ -355,19 +357,19 @@ def judge_form(made, real, orders=8):
 # ------------------------------------------------------------------------------------------------------------
 # Tables: label, how a figure is written, what stands beside it
 
-WORDS = [
+SPEECH = [
     ("word error rate", "{wer:.1%}{wer_range}", ""),
     ("the same by the second judge", "{wer_2:.1%}{wer_2_range}", ""),
     ("words other, missing, added", "{substitutions}, {deletions}, {insertions} of {words}", ""),
-    ("character error rate", "{cer:.1%}", ""),
-    ("wholly right", "{exact} of {prompts}", ""),
+    ("character error rate", "{cer:.1%}{cer_range}", ""),
+    ("wholly right", "{exact:.0f} of {prompts}", ""),
     ("more than half wrong", "{mostly_wrong} of {prompts}", ""),
     ("quality, predicted (DNSMOS)", "{mos:.2f}{mos_range}", ""),
     ("likeness of voice (GE2E)", "{similarity:.3f}{similarity_range}", ""),
     ("duration error", "{duration_error:.1%}", ""),
 ]
 FLOW_ROWS = [
-    *WORDS,
+    *SPEECH,
     ("mel-cepstral distortion", "{mcd:.2f} dB", ""),
     ("log-mel distance", "{mel_distance:.3f}", ""),
 ]
@@ -379,7 +381,7 @@ CODEC_ROWS = [
     ("perplexity", "{perplexity:.2f}", ""),
     ("below the unigrams", "{below_unigram:.1%}", ""),
     ("accuracy", "{accuracy:.1%}", ""),
-    *WORDS,
+    *SPEECH,
     ("Fréchet distance", "{frechet:.2f}", "{frechet_halves:.2f} halves of the recordings, {frechet_noise:.0f} noise"),
     ("kernel distance (KAD)", "{kad:.2f}", "{kad_halves:.2f} halves of the recordings, {kad_noise:.0f} noise"),
     ("coherence", "{coherence:.3f}", "{coherence_real:.3f} recordings, {coherence_shuffled:.3f} shuffled"),
@@ -390,7 +392,7 @@ LLM_ROWS = [
     ("steps a second", "{steps_per_second:.2f}", ""),
     ("perplexity of characters", "{text_perplexity:.2f}", ""),
     ("perplexity of codes", "{audio_perplexity:.2f}", "{unigram_perplexity:.0f} training unigrams"),
-    *WORDS,
+    *SPEECH,
     ("speaker named, trained voices", "{speaker_accuracy:.1%} of {speaker_clips}",
      "{speaker_ceiling_accuracy:.1%} of the recordings through the codec, {voices} voices"),
     ("speaker named, untrained voices", "{speaker_accuracy_new:.1%} of {speaker_clips_new}",
@@ -398,37 +400,43 @@ LLM_ROWS = [
 ]
 
 
+ROWS = {"flow": FLOW_ROWS, "codec": CODEC_ROWS, "llm": LLM_ROWS}
+ENDINGS = "_ceiling", "_recordings"  # of figures of the recordings: after vocoder or codec, and as they are
+
+
 def figures(summary, ending=""):
-    """The figures of a summary whose names have an ending, without it; of an interval also `range`, its text."""
+    """The figures of a summary whose names have an ending, without it; beside each that may have an interval its range,
+    a text, which is empty where there is none."""
     own = {key.removesuffix(ending): value for key, value in summary.items() if key.endswith(ending)}
-    for key, value in [*own.items()]:
-        if key.endswith("_interval"):
-            form = ".1%" if key.startswith("wer") else ".2f" if key.startswith("mos") else ".3f"
-            own[key.replace("_interval", "_range")] = f" ({value[0]:{form}} to {value[1]:{form}})" if value else ""
+    for key, form in (("wer", ".1%"), ("wer_2", ".1%"), ("cer", ".1%"), ("mos", ".2f"), ("similarity", ".3f")):
+        low_high = own.get(f"{key}_interval")
+        own[f"{key}_range"] = f" ({low_high[0]:{form}} to {low_high[1]:{form}})" if low_high else ""
     return {"prompts": summary.get("prompts")} | own
 
 
-def table(rows, names, summaries, ceiling):
-    """Lines of text: a column for each run, and those of what stands beside, as the first run has them. ceiling: what
-    the recordings have gone through. Columns without a figure are left out."""
+def cells(system, names, summaries):
+    """The table of some runs of one system, a list of rows, the first of which are the names of its columns: those of
+    the runs, and of what stands beside, as the first run has it. Rows and columns without a figure are left out."""
     def written(form, values):
         try:
             return form.format(**values)
         except (KeyError, TypeError):  # not measured
             return ""
 
-    first = summaries[0]
+    first, through = summaries[0], summaries[0].get("vocoder", "the codec")
     runs, beside = [figures(summary) for summary in summaries], [figures(first, end) for end in ENDINGS]
-    cells = [["", *names, f"recordings through {ceiling}", "recordings", "beside it"]]
-    for label, form, other in rows:
-        cells.append([label, *(written(form, values) for values in (*runs, *beside)), written(other, runs[0])])
-    columns = [column for column in zip(*[cells[0], *(row for row in cells[1:] if any(row[1:]))])
-               if any(column[1:]) or column[0] in names]
-    return ["  ".join(map(str.ljust, row, [max(map(len, column)) for column in columns])).rstrip()
-            for row in zip(*columns)]
+    found = [["", *names, f"recordings through {through}", "recordings", "beside it"]]
+    for label, form, other in ROWS[system] + (book_rows(first) if system == "codec" else []):
+        row = [label, *(written(form, values) for values in (*runs, *beside)), written(other, runs[0])]
+        found += [row] * any(row[1:])
+    return [*zip(*[column for n, column in enumerate(zip(*found)) if n <= len(names) or any(column[1:])])]
 
 
-ENDINGS = "_ceiling", "_recordings"
+def table(system, names, summaries):
+    """`cells` as lines of text."""
+    rows = cells(system, names, summaries)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def book_rows(summary):
@@ -511,12 +519,8 @@ def tell_apart(runs):
 def describe(system, names, summaries):
     """The table of some runs of one system, and how to read it."""
     first = summaries[0]
-    if system == "flow":
-        lines = table(FLOW_ROWS, names, summaries, first["vocoder"])
-    elif system == "llm":
-        lines = table(LLM_ROWS, names, summaries, "the codec")
-    else:
-        lines = table(CODEC_ROWS + book_rows(first), names, summaries, "the codec")
+    lines = table(system, names, summaries)
+    if system == "codec":
         lines.append(f"Fréchet distance of {first['embedding']}; {first['clips']} held-out clips")
         if "coherence_ranked" in first:
             lines.append(f"{first['coherence_ranked']:.0%} of the recordings have more coherence than 8 shuffles each")

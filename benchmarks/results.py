@@ -15,9 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 sys.path.insert(0, str(ROOT))
-from evaluate import CODEC_ROWS, FLOW_ROWS, LLM_ROWS, read_config  # noqa: E402 as they lie above this folder
+from evaluate import ROWS, cells, read_config  # noqa: E402 as they lie above this folder
 README = "flow_ljspeech", "codec_ljspeech", "codec_music_300m", "llm_177m", "llm_550m", "llm_1b"  # rows of its table
-ROWS = {"flow": FLOW_ROWS, "codec": CODEC_ROWS, "llm": LLM_ROWS}
 
 
 def take_up(run, about):
@@ -32,16 +31,9 @@ def take_up(run, about):
 
 def table(found):
     """What a run found, as Markdown: the rows of evaluate.py's table."""
-    def written(form):
-        try:
-            return form.format(**found["summary"])
-        except (KeyError, TypeError):  # not measured
-            return ""
-
     where = ", ".join(filter(None, (found["machine"], found["took"], found["date"], f"commit {found['commit']}")))
-    rows = [(label, written(form), written(beside)) for label, form, beside in ROWS[found["system"]]]
-    return "\n".join([f"`{found['command']}`; {where}:\n", "| | found | beside it |", "|---|---|---|",
-                      *("| {} | {} | {} |".format(*row) for row in rows if row[1])])
+    header, *rows = (f"| {' | '.join(row)} |" for row in cells(found["system"], ["found"], [found["summary"]]))
+    return "\n".join([f"`{found['command']}`; {where}:\n", header, "|---" * (header.count("|") - 1) + "|", *rows])
 
 
 def on_gpus():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import refusal
+from conftest import ROOT, refusal
 
 import evaluate
 import sample
@@ -153,6 +153,16 @@ def test_evaluation(run, data, tmp_path, capsys, monkeypatch):
     assert all(re.fullmatch(r"[\d.]+% \([\d.]+% to [\d.]+%\)", cell) for cell in cells[1:])
     assert f"quality, predicted (DNSMOS)   {summary['mos']:.2f} (" in table
     assert "judge of words: PocketSphinx, the corpus's grammar; the second PocketSphinx, one of 4 sentences" in table
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_tables_of_older_runs(path):
+    """What runs found before there were intervals is told as ever."""
+    found = json.loads(path.read_text())
+    summary, (_, *rows) = found["summary"], evaluate.cells(found["system"], ["found"], [found["summary"]])
+    told = {label: own for label, own, *_ in rows}
+    for label, key, form in ("word error rate", "wer", ".1%"), ("validation loss", "val_loss", ".4f"):
+        assert told.get(label) == (f"{summary[key]:{form}}" if key in summary else None)
 
 
 def test_evaluation_of_two_runs(run, tmp_path, capsys):
