@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+import soundfile
 from conftest import refusal
 from helpers import make_corpus, tone
 
@@ -37,6 +38,18 @@ def test_folders_that_are_no_corpus(tmp_path, files, words):
         write_wav(tmp_path / file, tone(0.1), 22050) if file.endswith("wav") else (tmp_path / file).touch()
     said = refusal(data.main, "ljspeech", "--root", tmp_path, "--out", tmp_path / "out")
     assert words in said and not (tmp_path / "out").exists()
+
+
+def test_transcripts_of_bare_recordings(tmp_path, monkeypatch):
+    """Every recording in its line, more than are heard at once; what would break a line is no part of a text."""
+    paths = [tmp_path / "wavs" / f"{n % 3}" / f"{n:03d}.wav" for n in range(70)]
+    for n, path in enumerate(paths):
+        write_wav(path, tone(0.01 * (n + 1)), 16000)
+    monkeypatch.setattr(corpora, "load_recogniser", lambda name: (
+        name, lambda wavs, rate: [f" it lasts|\n {len(wav)} " for wav in wavs]))
+    clips = corpora.read_metadata(corpora.transcribe(tmp_path, tmp_path / "out"))
+    assert {clip["id"]: clip["text"] for clip in clips} == {
+        f"{n % 3}/{n:03d}": f"it lasts {soundfile.info(path).frames}" for n, path in enumerate(paths)}
 
 
 def test_no_download(tmp_path):

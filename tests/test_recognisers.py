@@ -136,3 +136,10 @@ def test_words_that_are_alike(text, heard):
     """What is heard is in brackets, too; what differs in words differs."""
     assert compared_words(text) == compared_words(heard) and compared_words(text).split()
     assert compared_words(text) != compared_words(heard.replace("the ", "a ").replace("7", "8").replace("it", "he"))
+
+
+def test_one_wrong_digit_is_one_error():
+    """Whether a recogniser writes digits in words, one by one or as a number."""
+    for heard in ("three nine two", "3 9 2", "392."):
+        assert compared_words("Three seven two.").split() == ["3", "7", "2"]
+        assert compared_words(heard).split() == ["3", "9", "2"], heard

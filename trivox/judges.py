@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from trivox.parallel import parallel
-from trivox.recognisers import compared_words
+from trivox.recognisers import at_16_khz, compared_words
 
 RESAMPLES = 5000
 
@@ -79,6 +79,7 @@ def words_summary(rows, ending=""):
     figures = {
         "wer": total(rows, "errors", "words"), "wer_interval": error_interval(errors, words),
         "cer": total(rows, "character_errors", "characters"),
+        "cer_interval": error_interval(*([row[key] for row in rows] for key in ("character_errors", "characters"))),
         **{key: sum(row[key] for row in rows) for key in ("substitutions", "deletions", "insertions", "words")},
         "exact": sum(error == 0 for error in errors), "mostly_wrong": sum(row["wer"] > 0.5 for row in rows),
     }
@@ -96,7 +97,6 @@ def load_quality():
         from speechmos import dnsmos
     except ImportError:
         return None
-    from trivox.recognisers import at_16_khz
 
     def quality(wav, rate):
         wav = np.clip(at_16_khz(wav, rate), -1, 1)
@@ -112,8 +112,6 @@ def load_voice_encoder():
         from resemblyzer import VoiceEncoder
     except ImportError:
         return None
-    from trivox.recognisers import at_16_khz
-
     encoder = VoiceEncoder("cpu", verbose=False)
     return lambda wav, rate: encoder.embed_utterance(at_16_khz(wav, rate)) if len(wav) else np.zeros(256)
 
@@ -143,9 +141,9 @@ def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speak
     """Judge `wavs`, each of which is to say a text, and in the same way the recordings of these sentences after the
     codec or vocoder (`ceiling`) and as they are (`recordings`), where there are any.
 
-    judges: recognisers, of which the second, if any, is asked for word errors alone. speakers: of each recording, to
-    tell how alike two recordings of one speaker are. Returns (summary, rows): figures of the recordings have the
-    endings _ceiling and _recordings; a row a sentence.
+    judges: recognisers, of which the second, if any, is asked for word errors alone. speakers: of each recording (one
+    of all where not given), to tell how alike two recordings of a speaker are. Returns (summary, rows): figures of the
+    recordings have the endings _ceiling and _recordings; a row a sentence.
     """
     sets = {"": wavs, "_ceiling": ceiling, "_recordings": recordings}
     sets = {ending: some for ending, some in sets.items() if some}
@@ -158,18 +156,16 @@ def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speak
         if n:
             summary["judge_2"] = judge[0]
             for ending, some in found.items():
-                errors, words = ([row[key] for row in some] for key in ("errors", "words"))
-                summary |= {f"wer_2{ending}": total(some, "errors", "words"),
-                            f"wer_2_interval{ending}": error_interval(errors, words)}
+                second = words_summary(some)
+                summary |= {f"wer_2{ending}": second["wer"], f"wer_2_interval{ending}": second["wer_interval"]}
             continue
         summary |= {"judge": judge[0], "wer_noise": word_error_rate(texts[:16], listen(judge, noise, rate)),
                     "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1])}
         for ending, some in found.items():
             summary |= words_summary(some, ending)
-        for n, row in enumerate(rows):
-            row |= {"heard": heard[""][n], **found[""][n]}
-            row |= {f"heard{ending}": heard[ending][n] for ending in heard if ending}
-            row |= {f"errors{ending}": found[ending][n]["errors"] for ending in heard if ending}
+        for i, row in enumerate(rows):
+            row |= found[""][i] | {f"heard{ending}": heard[ending][i] for ending in heard}
+            row |= {f"errors{ending}": found[ending][i]["errors"] for ending in heard}
 
     if quality := load_quality():
         quality(wavs[0], rate)  # here, so that threads need not each load it

@@ -42,8 +42,10 @@ def spoken_words(text):
 def compared_words(text):
     """The words of a text as error rates compare them: numbers, spellings and abbreviations alike, by the English
     normaliser of Whisper (Radford et al., 2022, appendix C). That deletes what stands in brackets, which is read
-    aloud, so the brackets go first."""
-    return english_normaliser()(re.sub(r"[()\[\]{}<>]", " ", normalise_text(text, accents=True)))
+    aloud, so the brackets go first; and it writes "three seven" as "37", so that digits become words of their own, of
+    which one can be wrong."""
+    words = english_normaliser()(re.sub(r"[()\[\]{}<>]", " ", normalise_text(text, accents=True)))
+    return re.sub(r"(?<=\d)(?=\d)", " ", words)
 
 
 @lru_cache(1)
