@@ -52,7 +52,7 @@ class Config(common.RunConfig, FlowConfig):
     # flow matching
     timestep_logit_mean: FiniteFloat = 0.0  # t = 1 - sigmoid(N(mean, std)), and t = 1 is noise
     timestep_logit_std: NotNegative = 1.0
-    timestep_uniform: Share = 0.25  # how often t is uniform instead, as those times alone leave holes at both ends
+    timestep_uniform: Share = 0.0  # how often t is uniform instead: without some, both ends are hardly ever taught
     text_condition_dropout: Share = 0.1  # how often the text is empty, for classifier-free guidance
     duration_loss_weight: NotNegative = 0.1
     # optimisation
@@ -141,12 +141,13 @@ def counts(data, draws):
 
 @torch.no_grad()
 def validate(c, model, data, features, clips, rank, world, device, dtype):
-    """Mean losses over all validation clips with their text, at times spread evenly over [0, 1], as sampling visits
-    them; noise, time and added silence are the same each time."""
+    """Mean losses over all validation clips with their text; noise, time and added silence are the same each time.
+    Where training draws some times uniformly, those here are spread evenly over (0, 1], as sampling visits them."""
     model.eval()
-    golden = (math.sqrt(5) - 1) / 2  # whose multiples, modulo 1, are even for any number of clips
-    draws = [draw(c, 0, clip) | {"drop": False, "t": 1 - (n + 0.5) * golden % 1}
-             for n, clip in enumerate(sorted(clips, key=lambda clip: data.frames[clip]))]
+    draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.frames[clip])]
+    if c.timestep_uniform:
+        golden = (math.sqrt(5) - 1) / 2  # whose multiples, modulo 1, are even for any number of clips
+        draws = [d | {"t": 1 - (n + 0.5) * golden % 1} for n, d in enumerate(draws)]
     sums = torch.zeros(2, dtype=common.widest(device), device=device)
     for i in range(rank * c.batch_size, len(draws), world * c.batch_size):
         with autocast(device, dtype):
