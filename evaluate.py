@@ -521,7 +521,7 @@ def describe(system, names, summaries):
     first = summaries[0]
     lines = table(system, names, summaries)
     if system == "codec":
-        lines.append(f"Fréchet distance of {first['embedding']}; {first['clips']} held-out clips")
+        lines.append(f"Fréchet and kernel distance of {first['embedding']}; {first['clips']} held-out clips")
         if "coherence_ranked" in first:
             lines.append(f"{first['coherence_ranked']:.0%} of the recordings have more coherence than 8 shuffles each")
     if "judge" in first:

@@ -85,7 +85,8 @@ def test_validation_times_are_even(monkeypatch, n):
     monkeypatch.setattr(trainer, "flow_loss", lambda c, model, draws: times.extend(d["t"] for d in draws) or (
         torch.zeros(()), torch.zeros(())))
     clips = SimpleNamespace(frames=np.arange(n)[::-1] + 100)
-    validate(Config(batch_size=5, timestep_uniform=0.25), tiny_flow(), clips, None, [*range(n)], 0, 1, CPU, torch.float32)
+    c = Config(batch_size=5, timestep_uniform=0.25)
+    validate(c, tiny_flow(), clips, None, [*range(n)], 0, 1, CPU, torch.float32)
     assert len(times) == n and 0 < min(times) and max(times) <= 1
     for some in (times, times[:n // 2], times[n // 2:]):
         assert np.diff([0, *sorted(some), 1]).max() <= 2.7 / max(1, len(some))
