@@ -33,7 +33,7 @@ from trivox.common import Folder, UserError, flag, init_distributed, pick_dtype,
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
 from trivox.files import new_folder, write_whole
-from trivox.judges import judge_speech, paired
+from trivox.judges import first_of, judge_speech, paired
 from trivox.metrics import (band_frames, coherence, frechet_distance, kernel_distance, load_embedding, mel_distances,
                             name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
@@ -67,7 +67,7 @@ def evaluate_flow(speaker, args, out):
         ceiling = list(pool.map(vocoder, references))
     speakers = [data.rows[i].get("speaker", "") for i in clips]
     heard, rows = judge_speech(judges, mel.sample_rate, texts, [clip.wav for clip in made], ceiling,
-                               recordings(data, clips, mel.sample_rate), speakers)
+                               recordings(data, clips, mel.sample_rate), speakers, data.folder / "judged.json")
     summary = {**said(options), **heard}
     if clips:
         for row, clip, reference in zip(rows, made, references):
@@ -135,7 +135,8 @@ def evaluate_codec(speaker, args, out):
         known = [row["text"] for row in data.rows]
         judges = load_recognisers(args.recogniser, known, data.grammar, speaker.device)
         heard, rows = judge_speech(judges, rate, texts, wavs, [clip.wav for clip in decoded],
-                                   recordings(data, spoken, rate), [data.rows[i].get("speaker", "") for i in spoken])
+                                   recordings(data, spoken, rate), [data.rows[i].get("speaker", "") for i in spoken],
+                                   data.folder / "judged.json")
         summary |= heard | judge_durations(rows, made, decoded)
     summary["embedding"], embed = load_embedding(args.embedding or config["eval_embedding"], speaker.device)
     known = [embed(clip.wav, rate) for clip in decoded]  # one (N, D) a clip
@@ -218,7 +219,7 @@ def evaluate_llm(speaker, args, out):
     wavs, decoded = ([clip.wav for clip in some] for some in (made, real))
     judges = load_recognisers(args.recogniser, sorted(set(texts)), data.grammar, speaker.device)
     heard, rows = judge_speech(judges, rate, texts, wavs, decoded, recordings(data, clips, rate),
-                               [speakers[i] for i in clips])
+                               [speakers[i] for i in clips], data.folder / "judged.json")
     summary |= heard | judge_durations(rows, made, real)
     if known:
         read = [read_wav(path, rate) for path in (data.recording(i) for i in known)]
@@ -527,6 +528,8 @@ def describe(system, names, summaries):
     if "judge" in first:
         second = f"; the second {first['judge_2']}" if "judge_2" in first else ""
         lines.append(f"judge of words: {first['judge']}{second}")
+        if "mos" in first and (few := first_of(range(first["prompts"]))):
+            lines.append(f"predicted quality{few}")
         lines.append(f"by chance: {first['wer_other_sentence']:.0%} for another sentence, {first['wer_noise']:.0%} for "
                      "noise")
     return lines
@@ -544,7 +547,8 @@ def describe_paired(names, a, b):
         low, high = one["interval"] or (-math.inf, math.inf)
         told = "told apart" if not low <= 0 <= high else "not told apart"
         enough = f"; {one['sentences']:,} sentences would tell a difference of this size" if one["sentences"] else ""
-        lines.append(f"{one['name']}: {one['a']:{form}} for {names[0]}, {one['b']:{form}} for {names[1]}; difference "
+        name = one["name"] + (f" ({one['pairs']} of them)" if one["pairs"] < count else "")
+        lines.append(f"{name}: {one['a']:{form}} for {names[0]}, {one['b']:{form}} for {names[1]}; difference "
                      f"{one['difference']:+{form}} ({low:+{form}} to {high:+{form}}), {told}{enough}")
     return [f"{names[1]} beside {names[0]} on the {count} sentences that both spoke:", *lines]
 

@@ -209,13 +209,19 @@ class FlowConfig:
     heads: PositiveInt = 4
     ffn_width: PositiveInt = 512
     patch: PositiveInt = 2  # mel frames that make one step of the decoder
+    prediction: Literal["velocity", "mel"] = "velocity"  # mel: of which the velocity follows, for wide patches
+    text_at_input: bool = False  # each step begins with the text near it, not with its noisy mel alone
     # text: "bytes" is an encoder trained with the decoder, anything else a frozen ByT5 of the hub or of a folder
     text_encoder: str = "bytes"
     text_width: PositiveInt = 256  # of the byte encoder, and of the projection of ByT5's states
     text_layers: AnyLayers = 2  # of the byte encoder
     byt5_width: PositiveInt = 1472  # of the frozen states
+    phonemes: str = ""  # bytes: not of the text, but of its IPA by this voice of espeak-ng, such as en-us
 
     def __post_init__(self):
+        if self.phonemes and self.text_encoder != "bytes":
+            raise UserError(f"--phonemes {self.phonemes} is for the text_encoder bytes: {self.text_encoder} has learnt "
+                            "to read texts as they are spelled")
         if self.width % (2 * self.heads):
             raise UserError(f"{self.heads} heads do not divide the width {self.width} into even parts")
         if self.text_width % 64:
@@ -262,6 +268,9 @@ class FlowTTS(nn.Module):
         self.time = nn.Sequential(nn.Linear(256, c.width), nn.SiLU(), nn.Linear(c.width, c.width), nn.SiLU())
         self.modulation = nn.Linear(c.width, 9 * c.width)
         self.mel_input = nn.Linear(c.patch * c.n_mels, c.width)
+        if c.text_at_input:
+            self.text_input = nn.Linear(c.text_width, c.width, bias=False)
+            self.log_spread = nn.Parameter(torch.zeros(()))  # of a byte, in units of the mean duration of bytes
         self.blocks = nn.ModuleList(FlowBlock(c) for _ in range(c.layers))
         self.final_modulation = nn.Linear(c.width, 2 * c.width)
         self.mel_output = nn.Linear(c.width, c.patch * c.n_mels)
@@ -293,8 +302,8 @@ class FlowTTS(nn.Module):
         position = torch.arange(x_t.shape[1] // c.patch, device=x_t.device)[None]  # of decoder steps
         mel_mask = (position < steps[:, None])[:, None, None]
         mel_rope = rotary(position, c.width // c.heads, 1000.0)
-        bytes_per_step = text_mask.sum((1, 2, 3)) / steps
-        cross_rope = rotary((position + 0.5) * bytes_per_step[:, None], c.width // c.heads, 100.0)
+        place = (position + 0.5) * (text_mask.sum((1, 2, 3)) / steps)[:, None]  # (B, T / patch), on the text's clock
+        cross_rope = rotary(place, c.width // c.heads, 100.0)
         text_rope = rotary(clock, c.width // c.heads, 100.0)
 
         rate = 10000.0 ** -(torch.arange(128, device=t.device) / 128)
@@ -303,11 +312,17 @@ class FlowTTS(nn.Module):
         modulation = self.modulation(time).unflatten(-1, (9, -1))
         x_t = x_t * (torch.arange(x_t.shape[1], device=x_t.device) < frames[:, None])[..., None]
         x = self.mel_input(x_t.unflatten(1, (-1, c.patch)).flatten(2))  # (B, T / patch, D)
+        if c.text_at_input:  # a Gaussian around each byte, as Donahue et al. (2020) align text and sound
+            distance = (place[..., None] - clock[:, None]) / self.log_spread.exp()  # (B, T / patch, L)
+            near = (-distance.square() / 2).masked_fill(~text_mask[:, 0], -torch.inf).softmax(-1)
+            x = x + near.to(x.dtype) @ self.text_input(text)
         for block, pair in zip(self.blocks, pairs or [None] * len(self.blocks)):
             args = (x, text, pair, modulation, mel_rope, mel_mask, cross_rope, text_rope, text_mask)
             x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)
         scale, shift = self.final_modulation(time)[:, None].chunk(2, -1)
-        return self.mel_output(torch.addcmul(shift, rms_norm(x), 1 + scale)).unflatten(-1, (c.patch, -1)).flatten(1, 2)
+        y = self.mel_output(torch.addcmul(shift, rms_norm(x), 1 + scale)).unflatten(-1, (c.patch, -1)).flatten(1, 2)
+        # Li & He (2025): a mel has fewer dimensions than its noise. Where little noise is left, it would be multiplied
+        return (x_t - y) / t.clamp(min=0.2)[:, None, None] if c.prediction == "mel" else y
 
     def forward(self, x_t, t, frames, text, length):
         """One training step's outputs: velocity (B, T, n_mels), log_seconds (B,)."""

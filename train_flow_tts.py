@@ -182,13 +182,13 @@ def main(argv):
 
     # Data
     data = MelDataset(c.data_dir, mel_config(c))
-    features = TextFeatures(c.text_encoder, device)
+    features = TextFeatures(c.text_encoder, device, c.phonemes)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
     for writes in (True, False):  # two rounds: the first process writes the cache of text states, the others read it
         if writes == (rank == 0):
-            features.fill_cache(data.folder, (row["text"] for row in data.rows), c.cache_text, writes, c.byt5_width)
+            features.fill_cache(data.folder, [row["text"] for row in data.rows], c.cache_text, writes, c.byt5_width)
         barrier()
 
     # Model

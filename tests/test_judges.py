@@ -134,7 +134,7 @@ def recordings(*lengths):
 @pytest.fixture
 def judge(monkeypatch):
     """A judge of words, and those of sound and voice; no recording was heard before."""
-    monkeypatch.setattr(judges, "HEARD", {})
+    monkeypatch.setattr(judges, "VERDICTS", {})
     monkeypatch.setattr(judges, "load_quality", lambda: lambda wav, rate: len(wav) / 100)
     monkeypatch.setattr(judges, "load_voice_encoder", lambda: lambda wav, rate: np.array(VOICES[len(wav)]))
     return "a judge", lambda wavs, rate: [HEARD[len(wav)] for wav in wavs]
@@ -158,6 +158,18 @@ def test_judge_speech(judge):
     assert [row["errors_ceiling"] for row in rows] == [0, 1, 0]
 
 
+def test_the_second_judge_hears_the_first_sentences(judge, monkeypatch):
+    """And so does DNSMOS; a comparison takes those that both were judged by."""
+    monkeypatch.setattr(judges, "SECOND", 2)
+    sets = recordings(100, 200, 300), recordings(101, 201, 301)
+    summary, rows = judge_speech([judge, judge], 100, TEXTS, *sets)
+    assert (summary["wer"], summary["wer_2"], summary["wer_2_ceiling"]) == pytest.approx((3 / 6, 1 / 5, 1 / 5))
+    assert summary["judge_2"] == "a judge on the first 2 sentences" and summary["mos"] == pytest.approx(1.5)
+    count, found = paired(rows, judge_speech([judge, judge], 100, TEXTS, *sets[::-1])[1])
+    assert count == 3 and {one["name"]: one["pairs"] for one in found} == {
+        "word error rate": 3, "character error rate": 3, "predicted MOS": 2, "similarity of voice": 3}
+
+
 def test_without_judges_and_recordings(judge, monkeypatch):
     """What there is no one to judge is not in the summary."""
     monkeypatch.setattr(judges, "load_quality", lambda: None)
@@ -177,6 +189,28 @@ def test_a_recording_is_heard_once(judge):
     assert asked == [2, 0, 1, 2, 2]
     assert listen(("PocketSphinx", judge[1]), two, 1) == listen(("PocketSphinx", judge[1]), two, 1)
     assert asked[5:] == [2, 2]
+
+
+def test_verdicts_are_kept(judge, monkeypatch, tmp_path, capsys):
+    """Judged again in another process, the recordings are not heard again, what is made is, and the figures are the
+    same; a damaged file, or one that cannot be written, costs only time."""
+    asked, memory = [], tmp_path / "judged.json"
+    judge = "Whisper", lambda wavs, rate, hear=judge[1]: asked.append(len(wavs)) or (
+        hear(wavs, rate) if {len(wav) for wav in wavs} <= {*HEARD} else [""] * len(wavs))
+
+    def judged(path=memory):
+        monkeypatch.setattr(judges, "VERDICTS", {})
+        asked.clear()
+        return judge_speech([judge], 100, TEXTS, recordings(100, 200, 300), recordings(101, 201, 301),
+                            recordings(102, 202, 302), memory=path)
+
+    first = judged()
+    assert asked == [3, 3, 3, 3] and judged() == first and asked == [3, 0, 0, 3]  # the last is noise
+    memory.write_bytes(memory.read_bytes()[:-9])
+    assert judged() == first and asked == [3, 3, 3, 3]
+    memory.write_text('{"a": {"Whisper": {}}}')
+    assert judged() == first and asked == [3, 3, 3, 3] and judged() == first and asked == [3, 0, 0, 3]
+    assert judged(tmp_path / "nowhere" / "judged.json") == first and "judged anew next time" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -92,10 +92,11 @@ def test_positional_attention_starts_on_the_diagonal():
 # Padding
 
 @pytest.mark.parametrize("padding", [0.0, 7.0])
-@pytest.mark.parametrize("patch, text_layers", [(2, 1), (1, 0)])
-def test_a_padded_batch_is_each_clip_alone(padding, patch, text_layers):
+@pytest.mark.parametrize("changes", [dict(patch=2, text_layers=1), dict(patch=1, text_layers=0),
+                                     dict(prediction="mel", text_at_input=True)])
+def test_a_padded_batch_is_each_clip_alone(padding, changes):
     """Velocities and durations, whatever the padding holds."""
-    model, batch = tiny_flow(patch=patch, text_layers=text_layers), random_batch(padding=padding)
+    model, batch = tiny_flow(**changes), random_batch(padding=padding)
     names = ("noise", "t", "frames", "text", "length")
     with torch.no_grad():
         together, seconds = model(*(batch[name] for name in names))
@@ -105,8 +106,9 @@ def test_a_padded_batch_is_each_clip_alone(padding, patch, text_layers):
             torch.testing.assert_close(seconds[i:i + 1], second)
 
 
-def test_gradients_of_a_padded_batch_are_the_sum_of_each_alone():
-    model, batch = tiny_flow().train(), random_batch(padding=3.0)
+@pytest.mark.parametrize("changes", [{}, dict(prediction="mel", text_at_input=True)])
+def test_gradients_of_a_padded_batch_are_the_sum_of_each_alone(changes):
+    model, batch = tiny_flow(**changes).train(), random_batch(padding=3.0)
     gradients = []
     for parts in ([batch], [alone(batch, i) for i in range(3)]):
         model.zero_grad()
@@ -193,6 +195,33 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity():
     seconds = FRAMES * 256 / 22050
     missed = (0.07 * batch["length"] / seconds).log().square()
     torch.testing.assert_close(duration, missed[0] + missed[1])  # the third has no text to tell its length from
+
+
+def test_a_model_that_predicts_mels():
+    """One that knows the mel has the right velocity, wherever there is noise enough to divide by; and nearer to the
+    clean mel that of t = 0.2."""
+    model, (x, noise) = FlowTTS(FlowConfig(**TINY, prediction="mel")), torch.randn(2, 1, 64, 80)
+    x = x[:, :1].expand(-1, 64, -1)  # as each frame is the same, the last bias can hold it
+    with torch.no_grad():
+        model.mel_output.bias.copy_(x[0, 0].repeat(model.c.patch))
+        for t in (0.05, 0.2, 0.5, 1.0):
+            x_t, (text, length) = (1 - t) * x + t * noise, encode(["A ferry."])
+            velocity, _ = model(x_t, torch.tensor([t]), torch.tensor([64]), text, length)
+            torch.testing.assert_close(velocity, (noise - x) * min(1, t / 0.2), atol=1e-4, rtol=1e-4)
+
+
+def test_text_at_input():
+    """With a narrow Gaussian and bytes that are equally long, each step begins with the text's state there."""
+    torch.manual_seed(0)
+    model, (text, length) = FlowTTS(FlowConfig(**TINY, text_at_input=True)), encode(["A ferry."])
+    frames = int(length) * model.c.patch
+    model.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    seen = []
+    with torch.no_grad():
+        model.log_spread.fill_(-5)
+        (states, _, _), _ = model.encode_text(text, length)
+        model(torch.zeros(1, frames, 80), torch.ones(1), torch.tensor([frames]), text, length)
+        torch.testing.assert_close(seen[0], model.mel_input.bias + model.text_input(states))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -131,6 +131,17 @@ def test_letters_stay_where_they_are_read(runs):
         llm.sentences("Hello. Слово.")
 
 
+def test_phonemes(runs):
+    """A model that reads them speaks homophones alike, where one of letters does not; and refuses other scripts."""
+    spelled = speak.load(runs / "flow")
+    spoken = speak.FlowSpeaker(spelled.model, spelled.config | {"phonemes": "en-us"})
+    texts = [{"text": text, "seed": 1} for text in ("The knight rode here.", "The night rowed hear.")]
+    for speaker, alike in ((spelled, False), (spoken, True)):
+        one, other = speaker.speak(texts)
+        assert np.array_equal(one.wav, other.wav) is alike
+    assert not spoken.sayable("Café, слово.") and spoken.sayable("Café.")
+
+
 @pytest.mark.parametrize("system, flags, words", [
     ("flow", ["--temperature", "1"], "--temperature is not an option of 'flow' checkpoints"),
     ("flow", ["--steps", "0"], "--steps 0 is out of range: at least 1 and at most 10,000"),

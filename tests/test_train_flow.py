@@ -233,7 +233,8 @@ def test_it_learns_what_the_text_says(run, data):
 
 
 @pytest.mark.parametrize("settings", [dict(optimizer="adamw", lr=3e-3), dict(activation_checkpointing="true"),
-                                      dict(patch=1, text_layers=0), dict(dtype="bfloat16")], ids=str)
+                                      dict(patch=1, text_layers=0), dict(dtype="bfloat16"),
+                                      dict(patch=4, prediction="mel", text_at_input="true", phonemes="en-us")], ids=str)
 def test_variants_train(flags, tmp_path, in_process, settings):
     """The validation loss falls by a tenth in 25 steps."""
     in_process(flags(**dict(steps=25, lr=1e-2, ema_decay=0.5, eval_every=1) | settings))
@@ -292,7 +293,10 @@ def test_fine_tuning(flags, run, tmp_path, in_process):
     (dict(speak_every=1, eval_prompts="long.txt"), ["300 bytes"]),
     (dict(speak_every=1, eval_vocoder="bigvgan"), ["bigvgan", "config.json"]),
     (dict(speak_every=1, eval_recogniser="whisper"), ["base.en.pt"]),
+    (dict(speak_every=1, eval_prompts="foreign.txt", phonemes="en-us"), ["reads English", "'слово'"]),
     (dict(text_encoder="google/byt5-small"), ["google/byt5-small"]),
+    (dict(text_encoder="google/byt5-small", phonemes="en-us"), ["--phonemes", "as they are spelled"]),
+    (dict(phonemes="nowhere"), ["no voice 'nowhere'"]),
     (dict(batch_size=0), ["batch_size"]),
     (dict(grad_accum_steps=0), ["grad_accum_steps"]),
     (dict(log_every=0), ["log_every"]),
@@ -303,6 +307,7 @@ def test_what_cannot_be_trained(flags, tmp_path, in_process, monkeypatch, settin
     """Said before the first step, and before there is a checkpoint."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "long.txt").write_text("x" * 300 + "\n")
+    (tmp_path / "foreign.txt").write_text("One слово.\n")
     said = refusal(in_process, *flags(**settings))
     assert all(word in said for word in words), said
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -6,15 +6,20 @@ sentences of the kind, not with another training run.
 """
 
 import hashlib
+import json
 import math
+from contextlib import suppress
 
 import numpy as np
 from tqdm import tqdm
 
+from trivox.common import UserError, checked
+from trivox.files import read_json, write_whole
 from trivox.parallel import parallel
 from trivox.recognisers import at_16_khz, compared_words
 
 RESAMPLES = 5000
+SECOND = 128  # sentences at most that the second judge of words hears and DNSMOS scores: together as long as all else
 
 # ------------------------------------------------------------------------------------------------------------
 # Intervals
@@ -92,7 +97,8 @@ def words_summary(rows, ending=""):
 def load_quality():
     """DNSMOS (Reddy et al., 2022), as (samples, sample rate) -> the overall mean opinion score that it predicts, 1 to
     5; None where its package is missing. It was made to judge noise suppressors: it compares systems, and says little
-    of how natural a voice is."""
+    of how natural a voice is. It reads 9.01 s; a shorter clip is repeated to fill that once. (The package fills up to
+    eleven such windows and takes their mean: on 40 clips 0.005 lower, r = 0.97, in four times the time.)"""
     try:
         from speechmos import dnsmos
     except ImportError:
@@ -100,7 +106,9 @@ def load_quality():
 
     def quality(wav, rate):
         wav = np.clip(at_16_khz(wav, rate), -1, 1)
-        return float(dnsmos.run(wav, sr=16000)["ovrl_mos"]) if len(wav) else 1.0  # it would wait for ever for sound
+        if not len(wav):
+            return 1.0  # it would wait for ever for sound
+        return float(dnsmos.run(np.resize(wav, max(len(wav), 144160)), sr=16000)["ovrl_mos"])
 
     return quality
 
@@ -123,7 +131,20 @@ def mean_and_interval(values, name, ending):
 # ------------------------------------------------------------------------------------------------------------
 # All of it
 
-HEARD = {}  # what was heard of a recording, by judge and contents: runs are judged beside the same recordings
+VERDICTS = {}  # {a recording: {who judged it: what was said}}: runs are judged beside the same recordings
+
+
+def verdicts(who, wavs, rate, judge):
+    """What judge(list of recordings) says of each of `wavs`; it is asked for those that it has not judged before."""
+    known = [VERDICTS.setdefault(name_of(wav, rate), {}) for wav in wavs]
+    new = {id(of): (of, wav) for of, wav in zip(known, wavs) if who not in of}
+    for (of, _), said in zip(new.values(), judge([wav for _, wav in new.values()])):
+        of[who] = said
+    return [of[who] for of in known]
+
+
+def name_of(wav, rate):
+    return f"{rate} Hz, {hashlib.sha256(np.ascontiguousarray(wav, np.float32)).hexdigest()[:32]}"
 
 
 def listen(judge, wavs, rate):
@@ -131,30 +152,55 @@ def listen(judge, wavs, rate):
     what, hear = judge
     if not what.startswith("Whisper"):  # the others are told what can be said, so that their names do not tell all
         return hear(wavs, rate)
-    keys = [(what, rate, hashlib.sha256(np.ascontiguousarray(wav, np.float32)).digest()) for wav in wavs]
-    new = {key: wav for key, wav in zip(keys, wavs) if key not in HEARD}
-    HEARD.update(zip(new, hear([*new.values()], rate)))
-    return [HEARD[key] for key in keys]
+    return verdicts(what, wavs, rate, lambda some: hear(some, rate))
 
 
-def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speakers=None):
+def recall(memory):
+    """Take up the verdicts that a file keeps, and return them; of one that is missing or damaged, none."""
+    with suppress(UserError):
+        if memory and memory.exists():
+            kept = checked(dict[str, dict[str, str | float | list[float]]], read_json(memory), str(memory))
+            VERDICTS.update({name: VERDICTS.get(name, {}) | said for name, said in kept.items()})
+            return kept
+    return {}
+
+
+def remember(memory, kept, wavs, rate):
+    """Write the verdicts on `wavs` into a file, beside those that it has kept."""
+    names = {name_of(wav, rate) for wav in wavs}
+    said = {name: VERDICTS[name] for name in names & VERDICTS.keys() if VERDICTS[name] != kept.get(name)}
+    if memory and said:
+        try:
+            write_whole(memory, json.dumps(kept | said))
+        except OSError as e:
+            print(f"note: {memory} cannot be written ({e.strerror}), so the recordings will be judged anew next time")
+
+
+def first_of(texts):
+    return f" on the first {SECOND} sentences" if len(texts) > SECOND else ""
+
+
+def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speakers=None, memory=None):
     """Judge `wavs`, each of which is to say a text, and in the same way the recordings of these sentences after the
     codec or vocoder (`ceiling`) and as they are (`recordings`), where there are any.
 
-    judges: recognisers, of which the second, if any, is asked for word errors alone. speakers: of each recording (one
-    of all where not given), to tell how alike two recordings of a speaker are. Returns (summary, rows): figures of the
-    recordings have the endings _ceiling and _recordings; a row a sentence.
+    judges: recognisers, of which the second, if any, is asked for word errors alone, and of the first `SECOND`
+    sentences, as DNSMOS is. speakers: of each recording (one of all where not given), to tell how alike two recordings
+    of a speaker are. memory: the path of a file that keeps what was said of the recordings, which two thirds of the
+    judges' time go into. Returns (summary, rows): figures of the recordings have the endings _ceiling and _recordings;
+    a row a sentence.
     """
+    kept = recall(memory)
     sets = {"": wavs, "_ceiling": ceiling, "_recordings": recordings}
     sets = {ending: some for ending, some in sets.items() if some}
     summary, rows = {"prompts": len(texts)}, [{"text": text, "seconds": len(wav) / rate}
                                               for text, wav in zip(texts, wavs)]
     noise = [0.1 * np.random.default_rng(n).standard_normal(len(wav)) for n, wav in enumerate(wavs[:16])]
     for n, judge in enumerate(judges):
-        heard = {ending: listen(judge, some, rate) for ending, some in sets.items()}
+        heard = {ending: listen(judge, some[:SECOND if n else None], rate) for ending, some in sets.items()}
         found = {ending: word_errors(texts, some) for ending, some in heard.items()}
         if n:
-            summary["judge_2"] = judge[0]
+            summary["judge_2"] = judge[0] + first_of(texts)
             for ending, some in found.items():
                 second = words_summary(some)
                 summary |= {f"wer_2{ending}": second["wer"], f"wer_2_interval{ending}": second["wer_interval"]}
@@ -169,17 +215,24 @@ def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speak
 
     if quality := load_quality():
         quality(wavs[0], rate)  # here, so that threads need not each load it
-        for ending, some in sets.items():
+
+        def score(some):
             with parallel(threads=True) as pool:
                 jobs = pool.map(lambda wav: quality(wav, rate), some)
-                values = list(tqdm(jobs, "quality", len(some), unit=" clips", leave=False, disable=None))
+                return list(tqdm(jobs, "quality", len(some), unit=" clips", leave=False, disable=None))
+
+        for ending, some in sets.items():
+            values = verdicts("DNSMOS", some[:SECOND], rate, score)
             summary |= mean_and_interval(values, "mos", ending)
             for row, value in zip(rows, values):
                 row[f"mos{ending}"] = value
 
     known = recordings or ceiling
     if known and (embed := load_voice_encoder()):
-        voices = {ending: [embed(wav, rate) for wav in some] for ending, some in sets.items()}
+        def describe(some):
+            return [embed(wav, rate).round(5).tolist() for wav in some]
+
+        voices = {ending: verdicts("GE2E", some, rate, describe) for ending, some in sets.items()}
         own = voices["_recordings" if recordings else "_ceiling"]
         if recordings:  # each beside another recording of its speaker
             speakers = speakers or [""] * len(own)
@@ -195,6 +248,7 @@ def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speak
             if not ending:
                 for row, value in zip(rows, likeness):
                     row["similarity"] = value
+    remember(memory, kept, [*(ceiling or []), *(recordings or [])], rate)
     return summary, rows
 
 
@@ -203,9 +257,9 @@ def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speak
 
 def paired(a, b):
     """Whether the second of two systems is better, by the rows that `judge_speech` made of each. Returns (the number
-    of sentences that both spoke, a list of dicts of name, a, b, difference (b - a), interval, and sentences: how many
-    it would take to tell a difference of this size in four of five draws of them, None where there is none). A
-    difference is told where its interval does not hold 0.
+    of sentences that both spoke, a list of dicts of name, pairs (the number of sentences that were judged so), a, b,
+    difference (b - a), interval, and sentences: how many it would take to tell a difference of this size in four of
+    five draws of them, None where there is none). A difference is told where its interval does not hold 0.
 
     Raises ValueError where no sentence is in both.
     """
@@ -221,14 +275,16 @@ def paired(a, b):
     for name, key, of in (("word error rate", "errors", "words"), ("character error rate", "character_errors",
                           "characters"), ("predicted MOS", "mos", None), ("similarity of voice", "similarity", None),
                           ("mel-cepstral distortion", "mcd", None), ("duration error", "duration_error", None)):
-        if not all(row.get(key) is not None for pair in pairs for row in pair):
+        judged = [pair for pair in pairs if all(row.get(key) is not None for row in pair)]
+        if not judged:
             continue
-        x, y = (np.array([pair[k][key] for pair in pairs], float) for k in (0, 1))
-        weights = np.array([pair[0][of] if of else 1 for pair in pairs], float)
+        x, y = (np.array([pair[k][key] for pair in judged], float) for k in (0, 1))
+        weights = np.array([pair[0][of] if of else 1 for pair in judged], float)
         difference = float((y - x).sum() / weights.sum())
         deviation = np.std((y - x - difference * weights) / weights.mean())
-        found.append({"name": name, "a": float(x.sum() / weights.sum()), "b": float(y.sum() / weights.sum()),
-                      "difference": difference, "interval": interval(y - x, weights),
+        found.append({"name": name, "pairs": len(judged), "a": float(x.sum() / weights.sum()),
+                      "b": float(y.sum() / weights.sum()), "difference": difference,
+                      "interval": interval(y - x, weights),
                       # 1.96 + 0.84: 95 % sure, in 80 % of the draws (Cohen, 1988)
                       "sentences": math.ceil((2.8 * deviation / difference) ** 2) if difference else None})
     return len(pairs), found

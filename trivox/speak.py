@@ -295,8 +295,14 @@ class FlowSpeaker(Speaker):
 
     def __init__(self, model, config, features=None):
         super().__init__(model, config, mel_config(model.c))
-        self.features = features or TextFeatures(config["text_encoder"], self.device)
+        self.features = features or TextFeatures(config["text_encoder"], self.device, config.get("phonemes", ""))
         self.vocoder = cache(lambda name: load_vocoder(name, self.mel, self.device))
+
+    def sentences(self, text):
+        sentences = super().sentences(text)
+        if self.features.phonemes:
+            self.features(sentences)  # raises UserError for what cannot be pronounced
+        return sentences
 
     def settings(self, given):
         settings = super().settings(given)

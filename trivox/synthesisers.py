@@ -6,17 +6,16 @@ is an extra package, so all that must work goes without: espeak-ng (GPL-3.0, onl
 espeakng-loader), which is of the nineties and speaks every text.
 """
 
-import ctypes
 import re
 import unicodedata
 from functools import cache
 
-import numpy as np
 from tqdm import tqdm
 
 from trivox.audio import write_wav
 from trivox.common import UserError
 from trivox.corpora import claim, clip_path
+from trivox.espeak import espeak, speak_espeak, take_voice
 from trivox.files import drop_parts, write_whole
 from trivox.parallel import parallel
 from trivox.text import normalise_text
@@ -41,7 +40,10 @@ def check_voice(voice):
     if voice in HIBARI_VOICES:
         hibari(voice)
     else:
-        take_voice(voice)
+        try:
+            take_voice(voice)
+        except UserError as e:
+            raise UserError(f"{e}; hibari has {', '.join(HIBARI_VOICES)}") from None
 
 
 def speak(text, voice):
@@ -87,7 +89,17 @@ def speak_hibari(text, voice="heart"):
         raise UserError(f"the voice {voice} cannot say {''.join(unsaid)[:20]!r} in {text[:40]!r}: it speaks English")
     if long := re.search(r"[^\W\d_]{25,}", text):  # of which it would say the beginning
         raise UserError(f"the voice {voice} cannot say {long[0][:40]!r}: it reads words of at most 24 letters")
-    return model(text.replace("](", "] ("), seed=0)  # for hibari, [a](/b/) is a spelled "a" and said "b"
+    return trimmed(model(text.replace("](", "] ("), seed=0), 24000)  # for hibari, [a](/b/) is "a", said as "b"
+
+
+def trimmed(wav, rate, silence=0.1):
+    """A recording with so many seconds of silence at its ends at most, as what is 40 dB below its loudest is taken
+    for. hibari leaves a quarter of a second before a sentence and half of one behind."""
+    import librosa
+
+    _, (start, end) = librosa.effects.trim(wav, top_db=40)
+    margin = round(silence * rate)
+    return wav[max(0, start - margin):end + margin]
 
 
 @cache
@@ -96,50 +108,6 @@ def says(voice, c):
     if c.isascii():
         return c.isprintable()
     return not (c.isalpha() and "LATIN" not in unicodedata.name(c, "")) and any(hibari(voice).phonemize(c))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# espeak-ng
-
-@cache
-def espeak():
-    """espeak-ng's shared library, initialised for synchronous synthesis. Returns (library, sample rate in Hz)."""
-    import espeakng_loader
-
-    lib = ctypes.CDLL(espeakng_loader.get_library_path())
-    synchronous = 2
-    rate = lib.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
-    lib.espeak_Synth.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
-                                 ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p]
-    if rate <= 0:
-        raise UserError("espeak-ng could not be initialised: is the package espeakng-loader whole?")
-    return lib, rate
-
-
-def speak_espeak(text, voice="en-us"):
-    """(samples,) float32 at espeak's rate, 22,050 Hz. "en-us+f2" is the voice en-us in its female variant 2."""
-    lib, _ = take_voice(voice)
-    chunks = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def receive(samples, count, events):
-        if count > 0:
-            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    lib.espeak_SetSynthCallback(receive)
-    data, utf8 = text.encode(), 1
-    lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, utf8, None, None)
-    return np.concatenate(chunks).astype(np.float32) / 32768 if chunks else np.zeros(0, np.float32)
-
-
-def take_voice(voice):
-    """espeak(), which then speaks with this voice. Raises UserError for an unknown one."""
-    lib, rate = espeak()
-    if not voice or lib.espeak_SetVoiceByName(voice.encode("utf-8", "surrogateescape")) != 0:
-        raise UserError(f"there is no voice {voice!r}: hibari has {', '.join(HIBARI_VOICES)}; of espeak-ng's, en-us, "
-                        "en-us+f2, en-gb-x-rp are some")
-    return lib, rate
 
 
 # ------------------------------------------------------------------------------------------------------------

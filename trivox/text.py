@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from trivox.common import UserError
+from trivox.espeak import phonemes
 from trivox.files import padded, whole_file
 from trivox.weights import pretrained, weight_files
 
@@ -173,11 +174,12 @@ class TextFeatures:
     """Texts to what a model reads of them: byte ids (B, L) int64, or a frozen ByT5's hidden states (B, L, E) float32.
 
     encoder: "bytes", or a ByT5 of the hub or of a local folder. `fill_cache` keeps states in a file; the states of any
-    other text are computed when they are asked for.
+    other text are computed when they are asked for. phonemes: a voice of espeak-ng, whose phonemes of a text are read
+    instead of its letters; then calling this raises UserError for a text that the voice cannot say.
     """
 
-    def __init__(self, encoder, device="cpu"):
-        self.encoder, self.device = encoder, device
+    def __init__(self, encoder, device="cpu", phonemes=""):
+        self.encoder, self.device, self.phonemes = encoder, device, phonemes
         self.states, self.spans = None, {}  # the cache: (bytes of all texts, E) float16, and {text: (start, end)} in it
 
     def __call__(self, texts, multiple=1):
@@ -188,7 +190,7 @@ class TextFeatures:
     def stored(self, texts, multiple=1):
         """The same, but float16 where states are kept so."""
         if self.encoder == "bytes":
-            items = [np.array(text_ids(text)) for text in texts]
+            items = [np.array(text_ids(phonemes(text, self.phonemes) if self.phonemes else text)) for text in texts]
         elif all(text in self.spans for text in texts):
             items = [self.states[slice(*self.spans[text])] for text in texts]
         else:
@@ -213,11 +215,13 @@ class TextFeatures:
 
     def fill_cache(self, folder, texts, mode, write, width):
         """Keep the states of all `texts` and of the empty one in `folder`, unless the encoder is "bytes". Raises
-        UserError where they are not `width` wide.
+        UserError where they are not `width` wide, and for a text that the voice of `phonemes` cannot say.
 
         mode: "on", "off", or "auto" for where they take at most half of the free disk. `write` is true in the one
         process that computes and writes them; the others call this after it, with false.
         """
+        for text in tqdm({*texts}, "phonemes", leave=False) if self.phonemes else ():
+            phonemes(text, self.phonemes)  # which remembers them
         if self.encoder == "bytes" or mode == "off":
             return
         texts = sorted({"", *texts}, key=lambda t: (len(t.encode()), t))
