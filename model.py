@@ -210,7 +210,6 @@ class FlowConfig:
     ffn_width: PositiveInt = 512
     patch: PositiveInt = 2  # mel frames that make one step of the decoder
     prediction: Literal["velocity", "mel"] = "velocity"  # mel: of which the velocity follows, for wide patches
-    text_at_input: bool = False  # each step begins with the text near it, not with its noisy mel alone
     # text: "bytes" is an encoder trained with the decoder, anything else a frozen ByT5 of the hub or of a folder
     text_encoder: str = "bytes"
     text_width: PositiveInt = 256  # of the byte encoder, and of the projection of ByT5's states
@@ -268,9 +267,6 @@ class FlowTTS(nn.Module):
         self.time = nn.Sequential(nn.Linear(256, c.width), nn.SiLU(), nn.Linear(c.width, c.width), nn.SiLU())
         self.modulation = nn.Linear(c.width, 9 * c.width)
         self.mel_input = nn.Linear(c.patch * c.n_mels, c.width)
-        if c.text_at_input:
-            self.text_input = nn.Linear(c.text_width, c.width, bias=False)
-            self.log_spread = nn.Parameter(torch.zeros(()))  # of a byte, in units of the mean duration of bytes
         self.blocks = nn.ModuleList(FlowBlock(c) for _ in range(c.layers))
         self.final_modulation = nn.Linear(c.width, 2 * c.width)
         self.mel_output = nn.Linear(c.width, c.patch * c.n_mels)
@@ -302,8 +298,8 @@ class FlowTTS(nn.Module):
         position = torch.arange(x_t.shape[1] // c.patch, device=x_t.device)[None]  # of decoder steps
         mel_mask = (position < steps[:, None])[:, None, None]
         mel_rope = rotary(position, c.width // c.heads, 1000.0)
-        place = (position + 0.5) * (text_mask.sum((1, 2, 3)) / steps)[:, None]  # (B, T / patch), on the text's clock
-        cross_rope = rotary(place, c.width // c.heads, 100.0)
+        bytes_per_step = text_mask.sum((1, 2, 3)) / steps
+        cross_rope = rotary((position + 0.5) * bytes_per_step[:, None], c.width // c.heads, 100.0)
         text_rope = rotary(clock, c.width // c.heads, 100.0)
 
         rate = 10000.0 ** -(torch.arange(128, device=t.device) / 128)
@@ -312,10 +308,6 @@ class FlowTTS(nn.Module):
         modulation = self.modulation(time).unflatten(-1, (9, -1))
         x_t = x_t * (torch.arange(x_t.shape[1], device=x_t.device) < frames[:, None])[..., None]
         x = self.mel_input(x_t.unflatten(1, (-1, c.patch)).flatten(2))  # (B, T / patch, D)
-        if c.text_at_input:  # a Gaussian around each byte, as Donahue et al. (2020) align text and sound
-            distance = (place[..., None] - clock[:, None]) / self.log_spread.exp()  # (B, T / patch, L)
-            near = (-distance.square() / 2).masked_fill(~text_mask[:, 0], -torch.inf).softmax(-1)
-            x = x + near.to(x.dtype) @ self.text_input(text)
         for block, pair in zip(self.blocks, pairs or [None] * len(self.blocks)):
             args = (x, text, pair, modulation, mel_rope, mel_mask, cross_rope, text_rope, text_mask)
             x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The figures of a GPU, in parts of at most nine minutes each, on a machine with the packages of requirements.txt:
 #
-#     bash benchmarks/gpu.sh OUT [--transcripts metadata.csv] [check] [kernel] [train] [decode] [codec] [flow] [scale]
+#     bash benchmarks/gpu.sh OUT [check] [kernel] [train] [decode] [codec] [flow] [scale]
 #
 # check   the kernels beside float64 and under compute-sanitizer; each trainer in each precision beside the CPU; resuming
 # kernel  the delta rule beside fla-core, where that is installed
 # train   clips or tokens a second, and memory, of the published configs on random data
 # decode  FlexAttention beside dense attention, CUDA graphs beside steps one by one; tokens a second
 # codec   the whole published speech recipe on LJSpeech's sentences, which espeak-ng speaks; 8 s sampled
-# flow    the demo's recipe on the same corpus for six minutes, and 100 held-out sentences judged
+# flow    configs/flow_open.yaml for six minutes, in batches of 64; held-out sentences judged, and in a tar to be heard
 # scale   training on 1, 2, 4 and 8 GPUs, as many as there are
 #
 # Without parts: all. What a part prints is in OUT/<part>.txt, what it measures in benchmarks/gpu/*.json, of which there are
@@ -16,11 +16,10 @@
 # what a part has made is not made again. DEVICE=cpu goes through the same with the demos, for minutes, and measures nothing.
 set -uo pipefail
 [ $# -gt 0 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2; }
-out=$(realpath -m "$1") transcripts="" parts=""
+out=$(realpath -m "$1") parts=""
 shift
 while [ $# -gt 0 ]; do
     case $1 in
-        --transcripts) transcripts=$(realpath "$2"); shift 2 ;;
         check | kernel | train | decode | codec | flow | scale) parts+=" $1"; shift ;;
         *) echo "error: $1 is not a part" >&2; exit 2 ;;
     esac
@@ -58,14 +57,12 @@ decode() {
     try python bench.py decode "configs/$(on_gpu && echo codec_ljspeech || echo codec_demo).yaml"
 }
 
-spoken() {  # the corpus of the next two parts: LJSpeech's sentences, or without them the demo's, in espeak-ng's voice
-    local how=(--transcripts "$transcripts" --heldout 100)
-    [ -n "$transcripts" ] && on_gpu || how=()
-    [ -e data/gpu_spoken/dataset_stats.json ] || python data.py demo "${how[@]}" --voices en-us --out data/gpu_spoken
+spoken() {  # spoken FOLDER VOICES: LJSpeech's sentences, without a GPU the demo's
+    [ -e "$1/dataset_stats.json" ] || python data.py "$(on_gpu && echo open || echo demo)" --voices "$2" --out "$1"
 }
 
 codec() {
-    spoken || return
+    spoken data/gpu_spoken en-us || return
     [ -e data/gpu_tokens/codec.json ] || python data.py tokenize --codec mel_rvq --root data/gpu_spoken/corpus \
         --out data/gpu_tokens --sample_rate 24000 --hop_length 320 --codebooks 8 --codebook_size 1024 --chunk_seconds 8 ||
         return
@@ -79,15 +76,16 @@ codec() {
 }
 
 flow() {
-    spoken || return
-    local few=()
-    on_gpu || few=(--steps 2 --batch_size 2 --speak_every 0)
-    timeout --preserve-status -s TERM 360 python train_flow_tts.py --config configs/flow_spoken.yaml --resume \
-        --data_dir data/gpu_spoken --out_dir runs/gpu_flow --wandb_mode disabled "${few[@]}" || return
+    spoken data/gpu_open auto || return
+    local how=(--batch_size 64 --steps 6000 --eval_every 2000)
+    on_gpu || how=(--steps 2 --batch_size 2)
+    timeout --preserve-status -s TERM 360 python train_flow_tts.py --config configs/flow_open.yaml --resume \
+        --data_dir data/gpu_open --out_dir runs/gpu_flow --wandb_mode disabled --speak_every 0 "${how[@]}" || return
     cp runs/gpu_flow/metrics.jsonl "$out/flow.jsonl"
     on_gpu || { python sample.py --ckpt runs/gpu_flow --text "Seven boxes." --out "$out/flow.wav"; return; }
-    python evaluate.py --ckpt runs/gpu_flow --recogniser sentences --out runs/gpu_flow/evaluation || return
+    python evaluate.py --ckpt runs/gpu_flow --clips 60 --recogniser sentences --out runs/gpu_flow/evaluation || return
     cp runs/gpu_flow/evaluation/{table.txt,summary.json} "$out"
+    tar -cf "$out/flow.tar" --exclude '*_reference.wav' -C runs/gpu_flow/evaluation .
 }
 
 scale() {

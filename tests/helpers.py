@@ -34,7 +34,7 @@ def stirred(model, by):
     """The model with noise on its weights, on vectors 0.1 of it and on matrices `by` over the root of their width."""
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.1 if p.ndim < 2 else by * p.shape[-1] ** -0.5))
+            p.add_(torch.randn_like(p) * (0.1 if p.ndim == 1 else by * p.shape[-1] ** -0.5))
     return model.eval()
 
 

@@ -93,7 +93,7 @@ def test_positional_attention_starts_on_the_diagonal():
 
 @pytest.mark.parametrize("padding", [0.0, 7.0])
 @pytest.mark.parametrize("changes", [dict(patch=2, text_layers=1), dict(patch=1, text_layers=0),
-                                     dict(prediction="mel", text_at_input=True)])
+                                     dict(prediction="mel")])
 def test_a_padded_batch_is_each_clip_alone(padding, changes):
     """Velocities and durations, whatever the padding holds."""
     model, batch = tiny_flow(**changes), random_batch(padding=padding)
@@ -106,7 +106,7 @@ def test_a_padded_batch_is_each_clip_alone(padding, changes):
             torch.testing.assert_close(seconds[i:i + 1], second)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(prediction="mel", text_at_input=True)])
+@pytest.mark.parametrize("changes", [{}, dict(prediction="mel")])
 def test_gradients_of_a_padded_batch_are_the_sum_of_each_alone(changes):
     model, batch = tiny_flow(**changes).train(), random_batch(padding=3.0)
     gradients = []
@@ -208,20 +208,6 @@ def test_a_model_that_predicts_mels():
             x_t, (text, length) = (1 - t) * x + t * noise, encode(["A ferry."])
             velocity, _ = model(x_t, torch.tensor([t]), torch.tensor([64]), text, length)
             torch.testing.assert_close(velocity, (noise - x) * min(1, t / 0.2), atol=1e-4, rtol=1e-4)
-
-
-def test_text_at_input():
-    """With a narrow Gaussian and bytes that are equally long, each step begins with the text's state there."""
-    torch.manual_seed(0)
-    model, (text, length) = FlowTTS(FlowConfig(**TINY, text_at_input=True)), encode(["A ferry."])
-    frames = int(length) * model.c.patch
-    model.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
-    seen = []
-    with torch.no_grad():
-        model.log_spread.fill_(-5)
-        (states, _, _), _ = model.encode_text(text, length)
-        model(torch.zeros(1, frames, 80), torch.ones(1), torch.tensor([frames]), text, length)
-        torch.testing.assert_close(seen[0], model.mel_input.bias + model.text_input(states))
 
 
 # ------------------------------------------------------------------------------------------------------------

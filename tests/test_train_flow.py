@@ -234,7 +234,7 @@ def test_it_learns_what_the_text_says(run, data):
 
 @pytest.mark.parametrize("settings", [dict(optimizer="adamw", lr=3e-3), dict(activation_checkpointing="true"),
                                       dict(patch=1, text_layers=0), dict(dtype="bfloat16"),
-                                      dict(patch=4, prediction="mel", text_at_input="true", phonemes="en-us")], ids=str)
+                                      dict(patch=4, prediction="mel", phonemes="en-us")], ids=str)
 def test_variants_train(flags, tmp_path, in_process, settings):
     """The validation loss falls by a tenth in 25 steps."""
     in_process(flags(**dict(steps=25, lr=1e-2, ema_decay=0.5, eval_every=1) | settings))
