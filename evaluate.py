@@ -528,7 +528,7 @@ def describe(system, names, summaries):
     if "judge" in first:
         second = f"; the second {first['judge_2']}" if "judge_2" in first else ""
         lines.append(f"judge of words: {first['judge']}{second}")
-        if "mos" in first and (few := first_of(range(first["prompts"]))):
+        if "mos" in first and (few := first_of(first["prompts"])):
             lines.append(f"predicted quality{few}")
         lines.append(f"by chance: {first['wer_other_sentence']:.0%} for another sentence, {first['wer_noise']:.0%} for "
                      "noise")

@@ -209,7 +209,7 @@ class FlowConfig:
     heads: PositiveInt = 4
     ffn_width: PositiveInt = 512
     patch: PositiveInt = 2  # mel frames that make one step of the decoder
-    prediction: Literal["velocity", "mel"] = "velocity"  # mel: of which the velocity follows, for wide patches
+    prediction: Literal["velocity", "mel"] = "velocity"  # mel: the clean one, of which the velocity follows
     # text: "bytes" is an encoder trained with the decoder, anything else a frozen ByT5 of the hub or of a folder
     text_encoder: str = "bytes"
     text_width: PositiveInt = 256  # of the byte encoder, and of the projection of ByT5's states
@@ -313,7 +313,8 @@ class FlowTTS(nn.Module):
             x = checkpoint(block, *args, use_reentrant=False) if self.checkpointing and self.training else block(*args)
         scale, shift = self.final_modulation(time)[:, None].chunk(2, -1)
         y = self.mel_output(torch.addcmul(shift, rms_norm(x), 1 + scale)).unflatten(-1, (c.patch, -1)).flatten(1, 2)
-        # Li & He (2025): a mel has fewer dimensions than its noise. Where little noise is left, it would be multiplied
+        # Li & He (2025): a clean mel has fewer dimensions than a velocity. Below t = 0.2 it gives x_t - 0.2 v, which is
+        # between the two, as errors of a mel divided by less would outweigh all others
         return (x_t - y) / t.clamp(min=0.2)[:, None, None] if c.prediction == "mel" else y
 
     def forward(self, x_t, t, frames, text, length):

@@ -198,8 +198,8 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity():
 
 
 def test_a_model_that_predicts_mels():
-    """One that knows the mel has the right velocity, wherever there is noise enough to divide by; and nearer to the
-    clean mel that of t = 0.2."""
+    """One that always gives the clean mel has the right velocity from t = 0.2 on. Below, x_t - 0.2 v would be right,
+    and what it gives is divided by 0.2 all the same."""
     model, (x, noise) = FlowTTS(FlowConfig(**TINY, prediction="mel")), torch.randn(2, 1, 64, 80)
     x = x[:, :1].expand(-1, 64, -1)  # as each frame is the same, the last bias can hold it
     with torch.no_grad():

@@ -6,7 +6,7 @@ Its library and voices are in the package espeakng-loader (espeak-ng is GPL-3.0,
 import ctypes
 import re
 import threading
-from functools import cache
+from functools import cache, lru_cache
 from unicodedata import name
 
 import numpy as np
@@ -68,7 +68,7 @@ PUNCTUATION = re.compile(rf"((?:^|\s+){MARKS}(?:{MARKS}|\s)*|{MARKS}+(?:\s(?:{MA
 TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|St|Messrs|Prof|Gen|Col|Capt|Lt|Sgt|Rev|Hon)\.(?=\s)")  # whose stop is no pause
 
 
-@cache
+@lru_cache(200_000)
 def phonemes(text, voice):
     """A text as a voice of espeak-ng pronounces it, in the International Phonetic Alphabet with stress marks. Words are
     read in the context of those between two marks of punctuation; the marks stay where they are.

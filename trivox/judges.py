@@ -176,8 +176,9 @@ def remember(memory, kept, wavs, rate):
             print(f"note: {memory} cannot be written ({e.strerror}), so the recordings will be judged anew next time")
 
 
-def first_of(texts):
-    return f" on the first {SECOND} sentences" if len(texts) > SECOND else ""
+def first_of(count):
+    """What is to be said of a figure of `count` sentences which is that of the first alone."""
+    return f" on the first {SECOND} sentences" if count > SECOND else ""
 
 
 def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speakers=None, memory=None):
@@ -200,7 +201,7 @@ def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speak
         heard = {ending: listen(judge, some[:SECOND if n else None], rate) for ending, some in sets.items()}
         found = {ending: word_errors(texts, some) for ending, some in heard.items()}
         if n:
-            summary["judge_2"] = judge[0] + first_of(texts)
+            summary["judge_2"] = judge[0] + first_of(len(texts))
             for ending, some in found.items():
                 second = words_summary(some)
                 summary |= {f"wer_2{ending}": second["wer"], f"wer_2_interval{ending}": second["wer_interval"]}
