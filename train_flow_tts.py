@@ -223,7 +223,9 @@ def main(argv):
         say(f"going on from step {step} of {c.out_dir}")
     elif c.init_from:
         start = run_folder.find_checkpoint(c.init_from)
-        run_folder.load_weights(model, run_folder.load_checkpoint(start, "flow", "ema")[1], start)
+        before, weights = run_folder.load_checkpoint(start, "flow", "ema")
+        run_folder.load_weights(model, weights, start)
+        run_folder.check_shapeless(c, before, start)
         ema.load_state_dict(model.state_dict())
     if step >= c.steps:
         run_folder.close_run()

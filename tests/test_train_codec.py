@@ -223,6 +223,16 @@ def test_refused_codec(flags, in_process, codec_tokens, tmp_path):
     assert codec_of(tmp_path / "run", {}) == tmp_path / "run" / "codec"
 
 
+def test_refused_model_of_the_same_shapes(flags, in_process, tmp_path):
+    """Settings that no shape tells: neither resumed nor begun from."""
+    in_process(flags(steps=1))
+    there = Config().negative_eigenvalues
+    said = refusal(in_process, *flags("--resume", steps=2, negative_eigenvalues=not there))
+    assert f"negative_eigenvalues is {there}" in said and "another --out_dir" in said
+    other = flags(init_from=tmp_path / "run", out_dir=tmp_path / "other", steps=1, negative_eigenvalues=not there)
+    assert f"negative_eigenvalues is {there}" in refusal(in_process, *other)
+
+
 def test_refused_codec_of_another_name(flags, in_process, codec_tokens, tmp_path):
     """Or one that nothing tells of: neither resumed nor begun from, with whatever flags, nor evaluated."""
     in_process(flags(steps=1))

@@ -282,8 +282,25 @@ def test_fine_tuning(flags, run, tmp_path, in_process):
     assert here["state"]["step"] == 1
 
 
+@pytest.mark.parametrize("settings, words", [
+    (dict(prediction="mel"), "prediction is velocity"), (dict(phonemes="de"), "reads letters"),
+], ids=str)
+def test_fine_tuning_another_model(flags, run, in_process, settings, words):
+    """Also where the shapes of its weights are the same."""
+    assert words in refusal(in_process, *flags(init_from=run, steps=1, **settings))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Refusals
+
+def test_texts_without_phonemes(flags, data, in_process, monkeypatch):
+    """All are counted before the first step, and the first is named."""
+    for row, text in zip(data.rows, ("One слово.", "Two.", "你好", "One слово.")):
+        monkeypatch.setitem(row, "text", text)
+    monkeypatch.setattr(trainer, "MelDataset", lambda *args: data)
+    said = refusal(in_process, *flags(phonemes="en-us"))
+    assert "2 of the texts of" in said and "'One слово.'" in said and "--phonemes ''" in said
+
 
 @pytest.mark.parametrize("settings, words", [
     (dict(data_dir="nowhere"), ["no prepared data set at nowhere"]),
@@ -358,6 +375,8 @@ def test_a_finished_run_is_left_alone(copy, tmp_path, in_process, capsys):
     ("", dict(width=128, heads=4), ["(64, ", "(128, "]),
     ("", dict(layers=3), ["blocks.2"]),
     ("", dict(optimizer="adamw"), ["optimizer"]),
+    ("", dict(prediction="mel"), ["prediction is velocity", "and mel in this config", "another --out_dir"]),
+    ("", dict(phonemes="en-us"), ["phonemes is ''", "reads letters"]),
 ], ids=str)
 def test_what_cannot_be_resumed(copy, tmp_path, in_process, damage, changes, words):
     """One sentence, and the folder stays as it is."""

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from trivox import echolancer
 from trivox.codecs import read_codec
 from trivox.common import UserError, read_yaml
 from trivox.recipes import complete
-from trivox.run_folder import find_checkpoint, load_checkpoint, load_weights
+from trivox.run_folder import check_shapeless, find_checkpoint, load_checkpoint, load_weights
 
 MODELS = {"flow": (FlowTTS, FlowConfig), "codec": (CodecLM, CodecConfig), "llm": (LLM, LLMConfig)}
 
@@ -158,9 +158,7 @@ def initial_weights(model, source, data_dir):
     new = {key: value for key, value in model.state_dict().items()
            if key not in weights and ("lora_" in key or "speaker_" in key or "to_gamma_beta" in key)}
     load_weights(model, weights | new, source)
-    for name in "activation", "alibi", "heads", "kv_heads", "negative_eigenvalues":  # which shapes do not tell
-        if (here := getattr(model.c, name)) != (there := getattr(before.c, name)):
-            raise UserError(f"{name} is {there} in {source}, and {here} in this config")
+    check_shapeless(model.c, asdict(before.c), source)
     if model.c.lora_rank and any("lora_" not in key for key in new):
         raise UserError(f"an adapter learns no voices, and {source} has none: fine-tune it with speaker_width first")
 

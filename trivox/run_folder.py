@@ -284,6 +284,20 @@ def load_weights(model, weights, source):
     model.load_state_dict(weights)
 
 
+SHAPELESS = "activation", "alibi", "heads", "kv_heads", "negative_eigenvalues", "prediction"
+
+
+def check_shapeless(c, before, source):
+    """Raises UserError where settings of a model that no shape of its weights tells are others in the config `c` than
+    in that of `source`, the dict `before`. Phonemes may be of another language, but not letters."""
+    before = {f.name: f.default for f in dataclasses.fields(c)} | before  # a key that was not there had its default
+    for key in SHAPELESS:
+        if hasattr(c, key) and (there := before[key]) != (here := getattr(c, key)):
+            raise UserError(f"{key} is {there} in {source}, and {here} in this config")
+    if hasattr(c, "phonemes") and bool(there := before["phonemes"]) != bool(here := c.phonemes):
+        raise UserError(f"phonemes is {there!r} in {source}, and {here!r} in this config: one of them reads letters")
+
+
 Place = dict[Literal["taken", "rows", "of", "which", "behind"], int | list]  # order.py's; lists are of older runs
 
 
@@ -308,6 +322,7 @@ def load_run(checkpoint, c, models, optimizers, scaler, base=None):
             weights = model.state_dict() | weights
         try:
             load_weights(model, weights, checkpoint)
+            check_shapeless(c, before, checkpoint)
         except UserError as e:
             raise UserError(f"{e}; {', '.join(changes(c, before)) or 'no setting has changed'}: what a run's model is "
                             "made of stays, and another --out_dir begins anew") from None

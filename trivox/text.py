@@ -213,6 +213,20 @@ class TextFeatures:
                              "config.json and the weights (1.2 GB)")
         return encoder.eval().to(self.device)
 
+    def check(self, folder, texts):
+        """Raises UserError where the voice of `phonemes` cannot say all texts of the data set in `folder`."""
+        phonemes("a", self.phonemes)  # of an unknown voice, that is said alone
+        unsaid = []
+        for text in tqdm(dict.fromkeys(texts), "phonemes", leave=False):
+            try:
+                phonemes(text, self.phonemes)
+            except UserError as e:
+                unsaid.append(e)
+        if unsaid:
+            raise UserError(f"{len(unsaid)} of the texts of {folder} have no phonemes; of the first it is said: "
+                            f"{unsaid[0]}; take these clips out of the corpus and prepare it anew, or train on "
+                            "letters: --phonemes ''")
+
     def fill_cache(self, folder, texts, mode, write, width):
         """Keep the states of all `texts` and of the empty one in `folder`, unless the encoder is "bytes". Raises
         UserError where they are not `width` wide, and for a text that the voice of `phonemes` cannot say.
@@ -220,8 +234,8 @@ class TextFeatures:
         mode: "on", "off", or "auto" for where they take at most half of the free disk. `write` is true in the one
         process that computes and writes them; the others call this after it, with false.
         """
-        for text in tqdm({*texts}, "phonemes", leave=False) if self.phonemes else ():
-            phonemes(text, self.phonemes)  # which remembers them
+        if self.phonemes:
+            self.check(folder, texts)
         if self.encoder == "bytes" or mode == "off":
             return
         texts = sorted({"", *texts}, key=lambda t: (len(t.encode()), t))
