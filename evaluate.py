@@ -2,6 +2,7 @@
 
     python evaluate.py --ckpt runs/flow_demo                  on the held-out clips of its data set
     python evaluate.py --ckpt runs/flow_demo --prompts FILE   on the sentences of a file, one a line
+    python evaluate.py --ckpt runs/flow_demo --testset ljspeech --testset_dir DIR    on a test list of other papers'
     python evaluate.py --ckpt runs/codec_demo
     python evaluate.py --ckpt runs/codec_demo_music*          several runs of one system, side by side
     python evaluate.py --ckpt runs/a runs/b --paired          and is b better than a, on the same sentences?
@@ -15,10 +16,8 @@ predicted. In brackets stand intervals of 95 %, over sentences.
 import argparse
 import json
 import math
-import os
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trivox import common  # first: from here on Ctrl-C is quiet
@@ -33,14 +32,17 @@ from trivox.common import Folder, UserError, flag, init_distributed, pick_dtype,
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
 from trivox.files import new_folder, write_whole
-from trivox.judges import first_of, judge_speech, paired
+from trivox.judges import judge_speech
 from trivox.metrics import (band_frames, coherence, frechet_distance, kernel_distance, load_embedding, mel_distances,
                             name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
 from trivox.pages import logged
+from trivox.parallel import parallel
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import NAMES, load_recognisers
 from trivox.run_folder import find_checkpoint
 from trivox.speak import (SAMPLING, Clip, LLMSpeaker, add_flags, decode, given_flags, load, read_options, speakable)
+from trivox.tables import describe, describe_paired
+from trivox.testsets import LISTS, read_testset
 from trivox.text import read_lines
 
 SENTENCES = 512  # at most; of 64, no one can tell an error rate of 0.5 % from one of 0.9
@@ -63,7 +65,7 @@ def evaluate_flow(speaker, args, out):
                          **given | {"seed": None})
 
     vocoder, references = speaker.vocoder(options["vocoder"]), [data.mel(i) for i in clips]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with parallel(threads=True) as pool:
         ceiling = list(pool.map(vocoder, references))
     speakers = [data.rows[i].get("speaker", "") for i in clips]
     heard, rows = judge_speech(judges, mel.sample_rate, texts, [clip.wav for clip in made], ceiling,
@@ -276,7 +278,47 @@ def interleave(clips, speakers):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What the three share
+# Test lists
+
+def evaluate_testset(speaker, args, out):
+    """Say the sentences of a test list, with voices in that which the list shows, and judge them beside the recordings.
+    Writes files to `out`, returns the summary."""
+    clips, given, rate = read_testset(args.testset, args.testset_dir), given_flags(args), speaker.sample_rate
+    voices = speaker.system == "llm" and speaker.c.speaker_width
+    if voices and not clips[0]["prompt"]:
+        raise UserError(f"the list {args.testset} shows no voice to speak with, and {args.ckpt} speaks with a "
+                        "recording's")
+    kept = [clip for clip in clips if speaker.sayable(clip["text"])]
+    if len(kept) < len(clips):
+        print(f"note: {len(clips) - len(kept)} of {len(clips)} sentences cannot be spoken, and are left out: "
+              + ", ".join([clip["id"] for clip in clips if clip not in kept][:5]))
+    if not kept:
+        raise UserError(f"none of the {len(clips)} sentences of {args.testset} can be spoken")
+    clips, options = kept[:args.clips], read_options(speaker.system, speaker.config, given)
+    texts = [clip["text"] for clip in clips]
+    if speaker.system != "flow":
+        cast_matrices(speaker.model, speaker.dtype)
+    made = speaker.speak([{"text": clip["text"], "seed": options["seed"] + n} | (
+        {"speaker": clip["prompt"]} if voices else {}) for n, clip in enumerate(clips)], **given | {"seed": None})
+    real = [read_wav(clip["recording"], rate) for clip in clips]
+    if speaker.system == "flow":
+        with parallel(threads=True) as pool:
+            mels = [log_mel(wav, speaker.mel) for wav in real]
+            through = list(map(Clip, pool.map(speaker.vocoder(options["vocoder"]), mels), mels))
+    else:
+        through = through_codec(speaker, [torch.from_numpy(speaker.codec.encode([wav])[0]) for wav in real])
+    judges = load_recognisers(args.recogniser, texts, None, speaker.device)
+    heard, rows = judge_speech(judges, rate, texts, [clip.wav for clip in made], [clip.wav for clip in through], real,
+                               [clip["speaker"] for clip in clips])
+    summary = {"testset": args.testset, "checkpoint": find_checkpoint(args.ckpt).name, **said(options), **heard,
+               **judge_durations(rows, made, through)}
+    write_clips(out, made, through, texts, speaker.mel, "recording", range(8))
+    write_summary(out, summary, rows)
+    return summary, rows
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the systems share
 
 def said(options):
     """Options as a summary has them."""
@@ -295,7 +337,7 @@ def sayable(speaker, data, clips):
 
 def through_codec(speaker, codes):
     """Recordings as the codec gives them back: Clips of lists of codes (frames, Q)."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with parallel(threads=True) as pool:
         wavs = list(pool.map(lambda x: decode(speaker.codec, x), codes))
     return [Clip(wav, log_mel(wav, speaker.mel), x) for wav, x in zip(wavs, codes)]
 
@@ -356,96 +398,7 @@ def judge_form(made, real, orders=8):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Tables: label, how a figure is written, what stands beside it
-
-SPEECH = [
-    ("word error rate", "{wer:.1%}{wer_range}", ""),
-    ("the same by the second judge", "{wer_2:.1%}{wer_2_range}", ""),
-    ("words other, missing, added", "{substitutions}, {deletions}, {insertions} of {words}", ""),
-    ("character error rate", "{cer:.1%}{cer_range}", ""),
-    ("wholly right", "{exact:.0f} of {prompts}", ""),
-    ("more than half wrong", "{mostly_wrong} of {prompts}", ""),
-    ("quality, predicted (DNSMOS)", "{mos:.2f}{mos_range}", ""),
-    ("likeness of voice (GE2E)", "{similarity:.3f}{similarity_range}", ""),
-    ("duration error", "{duration_error:.1%}", ""),
-]
-FLOW_ROWS = [
-    *SPEECH,
-    ("mel-cepstral distortion", "{mcd:.2f} dB", ""),
-    ("log-mel distance", "{mel_distance:.3f}", ""),
-]
-CODEC_ROWS = [
-    ("parameters", "{parameters:,}", ""),
-    ("checkpoint", "{checkpoint}", ""),
-    ("steps a second", "{steps_per_second:.2f}", ""),
-    ("validation loss", "{val_loss:.4f}", "{unigram:.4f} training unigrams"),
-    ("perplexity", "{perplexity:.2f}", ""),
-    ("below the unigrams", "{below_unigram:.1%}", ""),
-    ("accuracy", "{accuracy:.1%}", ""),
-    *SPEECH,
-    ("Fréchet distance", "{frechet:.2f}", "{frechet_halves:.2f} halves of the recordings, {frechet_noise:.0f} noise"),
-    ("kernel distance (KAD)", "{kad:.2f}", "{kad_halves:.2f} halves of the recordings, {kad_noise:.0f} noise"),
-    ("coherence", "{coherence:.3f}", "{coherence_real:.3f} recordings, {coherence_shuffled:.3f} shuffled"),
-]
-LLM_ROWS = [
-    ("parameters", "{parameters:,}", ""),
-    ("checkpoint", "{checkpoint}", ""),
-    ("steps a second", "{steps_per_second:.2f}", ""),
-    ("perplexity of characters", "{text_perplexity:.2f}", ""),
-    ("perplexity of codes", "{audio_perplexity:.2f}", "{unigram_perplexity:.0f} training unigrams"),
-    *SPEECH,
-    ("speaker named, trained voices", "{speaker_accuracy:.1%} of {speaker_clips}",
-     "{speaker_ceiling_accuracy:.1%} of the recordings through the codec, {voices} voices"),
-    ("speaker named, untrained voices", "{speaker_accuracy_new:.1%} of {speaker_clips_new}",
-     "{speaker_ceiling_accuracy_new:.1%} of the recordings through the codec, {voices_new} voices"),
-]
-
-
-ROWS = {"flow": FLOW_ROWS, "codec": CODEC_ROWS, "llm": LLM_ROWS}
-ENDINGS = "_ceiling", "_recordings"  # of figures of the recordings: after vocoder or codec, and as they are
-
-
-def figures(summary, ending=""):
-    """The figures of a summary whose names have an ending, without it; beside each that may have an interval its range,
-    a text, which is empty where there is none."""
-    own = {key.removesuffix(ending): value for key, value in summary.items() if key.endswith(ending)}
-    for key, form in (("wer", ".1%"), ("wer_2", ".1%"), ("cer", ".1%"), ("mos", ".2f"), ("similarity", ".3f")):
-        low_high = own.get(f"{key}_interval")
-        own[f"{key}_range"] = f" ({low_high[0]:{form}} to {low_high[1]:{form}})" if low_high else ""
-    return {"prompts": summary.get("prompts")} | own
-
-
-def cells(system, names, summaries):
-    """The table of some runs of one system, a list of rows, the first of which are the names of its columns: those of
-    the runs, and of what stands beside, as the first run has it. Rows and columns without a figure are left out."""
-    def written(form, values):
-        try:
-            return form.format(**values)
-        except (KeyError, TypeError):  # not measured
-            return ""
-
-    first, through = summaries[0], summaries[0].get("vocoder", "the codec")
-    runs, beside = [figures(summary) for summary in summaries], [figures(first, end) for end in ENDINGS]
-    found = [["", *names, f"recordings through {through}", "recordings", "beside it"]]
-    for label, form, other in ROWS[system] + (book_rows(first) if system == "codec" else []):
-        row = [label, *(written(form, values) for values in (*runs, *beside)), written(other, runs[0])]
-        found += [row] * any(row[1:])
-    return [*zip(*[column for n, column in enumerate(zip(*found)) if n <= len(names) or any(column[1:])])]
-
-
-def table(system, names, summaries):
-    """`cells` as lines of text."""
-    rows = cells(system, names, summaries)
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def book_rows(summary):
-    """Rows for the codebooks of a codec LM."""
-    return [row for q in range(len(summary["books"])) for row in (
-        (f"book {q}: loss", f"{{books[{q}][loss]:.4f}}", f"{{books[{q}][unigram]:.4f}} training unigrams"),
-        (f"book {q}: below, right", f"{{books[{q}][below_unigram]:.1%}}, {{books[{q}][accuracy]:.1%}}", ""))]
-
+# The command
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -455,6 +408,8 @@ def main(argv):
                         help="flow TTS: heldout, overfit, or a file with a sentence a line")
     parser.add_argument("--data_dir", type=some_path,
                         help="data set of the prompts and references (the one trained on)")
+    parser.add_argument("--testset", choices=LISTS, help="not the data set's sentences, but those of a test list")
+    parser.add_argument("--testset_dir", type=some_path, help="the folder with that list and its recordings")
     parser.add_argument("--out", type=some_path, help="folder for what is written (RUN/evaluation)")
     parser.add_argument("--recogniser", choices=NAMES, default=["auto"], nargs="+", help="the judge of words, and if "
                         "there are two, the one beside it (auto: the best two that are here and know the words)")
@@ -475,20 +430,28 @@ def main(argv):
     for name, of in (("prompts", "flow"), ("onnx", "llm"), ("embedding", "codec")):
         if getattr(args, name) is not None and of != system:
             raise UserError(f"--{name} is not an option of {system!r} checkpoints")
+    if bool(args.testset) != bool(args.testset_dir):
+        raise UserError("--testset and --testset_dir go together: the list's name, and the folder that has it")
+    for name in ("prompts", "data_dir", "onnx"):
+        if args.testset and getattr(args, name) is not None:
+            raise UserError(f"--testset has its own sentences: no --{name}")
     for name in ("prompt_wav", "speaker"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is for sample.py: here the data set has the recordings")
     if len({*args.recogniser}) > (1 if "auto" in args.recogniser else 2):
         raise UserError("--recogniser takes auto, which chooses two, or one or two other names")
-    if args.paired and system == "codec" and not all(read_config(ckpt)["cross_every"] for ckpt in args.ckpt):
-        raise UserError("--paired compares what is said, and a codec LM without text says nothing")
+    if system == "codec" and (args.paired or args.testset) and not all(
+            read_config(ckpt)["cross_every"] for ckpt in args.ckpt):
+        raise UserError(f"--{'testset' if args.testset else 'paired'} is about what is said, and a codec LM without "
+                        "text says nothing")
     if args.paired and len(args.ckpt) != 2:
         raise UserError(f"--paired compares two runs, and --ckpt names {len(args.ckpt)}")
     runs = [Path(ckpt) if Path(ckpt).is_dir() else Path(ckpt).parent for ckpt in args.ckpt]
     names = tell_apart(runs)
     for ckpt, run, name in zip(args.ckpt, runs, names):
         out = args.out / name if args.out and len(runs) > 1 else args.out or run / "evaluation"
-        evaluate = {"flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
+        evaluate = evaluate_testset if args.testset else {
+            "flow": evaluate_flow, "codec": evaluate_codec, "llm": evaluate_llm}[system]
         with new_folder(out):  # here, so that where nothing can be written is told before hours of work
             speaker = load(ckpt, device, cast=False)
             print(f"evaluating {ckpt}: speaking and listening take minutes", flush=True)
@@ -515,42 +478,6 @@ def tell_apart(runs):
         raise UserError("one run is named twice")
     return next(names for n in range(1, max(map(len, parts)) + 1)
                 if len(set(names := ["_".join(some[1:][-n:]) for some in parts])) == len(parts))
-
-
-def describe(system, names, summaries):
-    """The table of some runs of one system, and how to read it."""
-    first = summaries[0]
-    lines = table(system, names, summaries)
-    if system == "codec":
-        lines.append(f"Fréchet and kernel distance of {first['embedding']}; {first['clips']} held-out clips")
-        if "coherence_ranked" in first:
-            lines.append(f"{first['coherence_ranked']:.0%} of the recordings have more coherence than 8 shuffles each")
-    if "judge" in first:
-        second = f"; the second {first['judge_2']}" if "judge_2" in first else ""
-        lines.append(f"judge of words: {first['judge']}{second}")
-        if "mos" in first and (few := first_of(first["prompts"])):
-            lines.append(f"predicted quality{few}")
-        lines.append(f"by chance: {first['wer_other_sentence']:.0%} for another sentence, {first['wer_noise']:.0%} for "
-                     "noise")
-    return lines
-
-
-def describe_paired(names, a, b):
-    """Lines that tell whether the second of two runs is better, by the rows of each."""
-    try:
-        count, found = paired(a, b)
-    except ValueError as e:
-        raise UserError(f"{e}, so they cannot be compared") from None
-    lines = []
-    for one in found:
-        form = ".1%" if one["name"].endswith(("rate", "error")) else ".3f"
-        low, high = one["interval"] or (-math.inf, math.inf)
-        told = "told apart" if not low <= 0 <= high else "not told apart"
-        enough = f"; {one['sentences']:,} sentences would tell a difference of this size" if one["sentences"] else ""
-        name = one["name"] + (f" ({one['pairs']} of them)" if one["pairs"] < count else "")
-        lines.append(f"{name}: {one['a']:{form}} for {names[0]}, {one['b']:{form}} for {names[1]}; difference "
-                     f"{one['difference']:+{form}} ({low:+{form}} to {high:+{form}}), {told}{enough}")
-    return [f"{names[1]} beside {names[0]} on the {count} sentences that both spoke:", *lines]
 
 
 if __name__ == "__main__":

@@ -352,6 +352,7 @@ class CodecConfig:
     cross_every: NonNegativeInt = 0  # 0 for a model without text
     text_width: PositiveInt = 256
     text_layers: AnyLayers = 2
+    phonemes: str = ""  # not the text is read, but its IPA by this voice of espeak-ng, such as en-us
 
     @property
     def layout(self):
@@ -369,6 +370,8 @@ class CodecConfig:
                             "raise --context")
         if self.cross_every and self.text_width % 64:
             raise UserError(f"the text_width {self.text_width} is not a multiple of 64")
+        if self.phonemes and not self.cross_every:
+            raise UserError(f"--phonemes {self.phonemes} is for a model with text: give --cross_every too")
 
 
 LETTERS = {"attention": "A", "gdn": "G", "delta": "D", "mamba2": "M"}

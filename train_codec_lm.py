@@ -188,7 +188,9 @@ def main(argv):
 
     # Data
     data = open_tokens(TokenDataset, c.data_dir, c)
-    features = TextFeatures("bytes")
+    features = TextFeatures("bytes", phonemes=c.phonemes)
+    if c.phonemes:
+        features.check(c.data_dir, [row["text"] for row in data.rows])
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]

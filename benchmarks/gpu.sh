@@ -77,13 +77,13 @@ codec() {
 
 flow() {
     spoken data/gpu_open auto || return
-    local how=(--batch_size 64 --steps 6000 --eval_every 2000)
+    local how=(--batch_size 64 --steps 4000 --eval_every 2000 --compile true)
     on_gpu || how=(--steps 2 --batch_size 2)
     timeout --preserve-status -s TERM 360 python train_flow_tts.py --config configs/flow_open.yaml --resume \
         --data_dir data/gpu_open --out_dir runs/gpu_flow --wandb_mode disabled --speak_every 0 "${how[@]}" || return
     cp runs/gpu_flow/metrics.jsonl "$out/flow.jsonl"
     on_gpu || { python sample.py --ckpt runs/gpu_flow --text "Seven boxes." --out "$out/flow.wav"; return; }
-    python evaluate.py --ckpt runs/gpu_flow --clips 60 --recogniser sentences --out runs/gpu_flow/evaluation || return
+    python evaluate.py --ckpt runs/gpu_flow --clips 128 --out runs/gpu_flow/evaluation || return
     cp runs/gpu_flow/evaluation/{table.txt,summary.json} "$out"
     tar -cf "$out/flow.tar" --exclude '*_reference.wav' -C runs/gpu_flow/evaluation .
 }

@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 sys.path.insert(0, str(ROOT))
-from evaluate import ROWS, cells, read_config  # noqa: E402 as they lie above this folder
+from trivox.checkpoints import read_config  # noqa: E402 as they lie above this folder
+from trivox.tables import ROWS, cells  # noqa: E402 likewise
 README = "flow_ljspeech", "codec_ljspeech", "codec_music_300m", "llm_177m", "llm_550m", "llm_1b"  # rows of its table
 
 

@@ -7,6 +7,9 @@ Writes benchmarks/gpu/trainers_<gpu>.json, and ends with status 1 where losses a
 
 import argparse
 import json
+import math
+import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +24,32 @@ from bench import keep  # noqa: E402 as it lies above this folder
 SCRIPTS = {"flow": "train_flow_tts.py", "codec": "train_codec_lm.py", "llm": "train_llm_tts.py"}
 OPTIONS = ("--dtype float32", "--dtype bfloat16", "--dtype bfloat16 --compile true", "--dtype float16",
            "--dtype bfloat16 --activation_checkpointing true")
+ON_A_CPU = "--device cpu --dtype float32"
+# A GPU draws other noise than a CPU. At the demos' own learning rate that alone moves a loss by 5 % in 30 steps.
+STEADY = "--lr", "1e-3", "--min_lr", "1e-3", "--warmup_steps", "0"
 
 
 def train(system, options, steps, out, resume=False):
-    """The last line of the log, and the averaged weights, of so many steps of a demo."""
+    """What the log says last of so many steps of a demo, a dict; of a run that fails, which it tells, losses of NaN."""
     if not resume:
         rmtree(out, ignore_errors=True)
     speaks = "speak" if system == "flow" else "sample"
-    subprocess.run([sys.executable, SCRIPTS[system], "--config", f"configs/{system}_demo.yaml", *options.split(),
-                    "--steps", str(steps), f"--{speaks}_every", "0", "--log_every", "10", "--eval_every", "1000",
-                    "--out_dir", str(out), "--wandb_mode", "disabled", *["--resume"] * resume],
-                   check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, SCRIPTS[system], "--config", f"configs/{system}_demo.yaml", *STEADY, *options.split(),
+         "--steps", str(steps), f"--{speaks}_every", "0", "--log_every", "10", "--eval_every", "1000",
+         "--out_dir", str(out), "--wandb_mode", "disabled", *["--resume"] * resume],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // at_once()))})
+    if done.returncode:
+        print(f"{system} {options}: status {done.returncode}", done.stderr[-2000:], sep="\n", flush=True)
+        return {"step": 0, "loss": math.nan, "val_loss": math.nan}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {key: value for line in lines for key, value in line.items()}
+
+
+def at_once():
+    """How many runs share the machine."""
+    return min(8, os.cpu_count() // 2) if torch.cuda.is_available() else 1
 
 
 def same_when_resumed(system, steps):
@@ -44,26 +60,20 @@ def same_when_resumed(system, steps):
     for name, parts in ("whole", [steps]), ("resumed", [steps // 2, steps]):
         out = ROOT / "runs" / f"check_{system}_{name}"
         for n, last in enumerate(parts):
-            train(system, "--deterministic true --lr 1e-3 --min_lr 1e-3 --warmup_steps 0", last, out, resume=n > 0)
+            found = train(system, "--deterministic true", last, out, resume=n > 0)
+            if not found["step"]:
+                return False
         ends.append(load_file(max((out / "checkpoints").glob("step_*")) / "ema.safetensors"))
-    return all(torch.equal(x, ends[1][key]) for key, x in ends[0].items())
-
-
-def take(system, options, steps, runs):
-    """Adds a run to those of a system, with how far off its losses are from those of the first, on a CPU."""
-    found = train(system, options, steps, ROOT / "runs" / f"check_{system}")
-    runs.append({"system": system, "options": options} | {key: found[key] for key in ("step", "loss", "val_loss")})
-    runs[-1]["off"] = sum(abs(found[key] / runs[0][key] - 1) for key in ("loss", "val_loss"))
-    print("{system} {options}: loss {loss:.4f}, validation {val_loss:.4f}, off by {off:.2%}".format(**runs[-1]),
-          flush=True)
-
-
-def take_rest(system, steps, runs):
-    """On a GPU those in each precision; and whether a run can be resumed."""
-    for options in OPTIONS if torch.cuda.is_available() else []:
-        take(system, options, steps, runs)
-    runs[0]["same_when_resumed"] = same = same_when_resumed(system, steps)
+    same = all(torch.equal(x, ends[1][key]) for key, x in ends[0].items())
     print(f"{system}: resumed, the weights are {'the same to the bit' if same else 'NOT the same'}", flush=True)
+    return same
+
+
+def take(system, options, steps):
+    """The losses of a run, which are also printed as soon as they are there."""
+    found = train(system, options, steps, ROOT / "runs" / "_".join(["check", system, *re.findall(r"\w+", options)]))
+    print(f"{system} {options}: loss {found['loss']:.4f}, validation {found['val_loss']:.4f}", flush=True)
+    return {"system": system, "options": options} | {key: found[key] for key in ("step", "loss", "val_loss")}
 
 
 def main(argv):
@@ -71,13 +81,19 @@ def main(argv):
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("systems", nargs="*", default=list(SCRIPTS))
     args = parser.parse_args(argv)
-    runs = {system: [] for system in args.systems}
-    for system in runs:  # one after the other: they share a corpus, and a CPU's cores
+    for system in args.systems:
         subprocess.run([sys.executable, "data.py", "for", f"configs/{system}_demo.yaml"], check=True, cwd=ROOT)
-        take(system, "--device cpu --dtype float32", args.steps, runs[system])
-    with ThreadPoolExecutor(3 if torch.cuda.is_available() else 1) as pool:
-        list(pool.map(lambda system: take_rest(system, args.steps, runs[system]), runs))
-    runs = sum(runs.values(), [])
+    jobs = [(system, options) for options in (ON_A_CPU, *OPTIONS * torch.cuda.is_available())
+            for system in args.systems]
+    with ThreadPoolExecutor(at_once()) as pool:
+        resumed = {system: pool.submit(same_when_resumed, system, args.steps) for system in args.systems}
+        runs = list(pool.map(lambda job: take(*job, args.steps), jobs))
+    on_a_cpu = {run["system"]: run for run in runs[:len(args.systems)]}
+    for run in runs:
+        run["off"] = sum(abs(run[key] / on_a_cpu[run["system"]][key] - 1) for key in ("loss", "val_loss"))
+        print("{system} {options}: off by {off:.2%}".format(**run))
+    for system, run in on_a_cpu.items():
+        run["same_when_resumed"] = resumed[system].result()
     if torch.cuda.is_available():
         keep("trainers", {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "what": (
             "the demos' first steps: losses with each row's options"), "runs": runs,

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from conftest import finish, launch, refusal
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from trivox import common, parallel
 
@@ -57,3 +58,14 @@ def test_workers_end_with_whom_they_work_for(tmp_path):
     while any(line.exists() and line.read_bytes() for line in lines):  # a zombie's is empty
         assert time.monotonic() < wait + 30
         time.sleep(0.05)
+
+
+def test_threads_of_blas():
+    """Each thread of a pool has one, and afterwards they are as before."""
+    def counts(*_):
+        return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+
+    with threadpool_limits(2, "blas"):
+        with parallel.parallel(threads=True) as pool:
+            assert [*pool.map(counts, range(2))] == [{1}, {1}]
+        assert counts() == {2}

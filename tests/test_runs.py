@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 import soundfile
 import torch
-from conftest import TINY_CODEC as CODEC, TINY_FLOW as FLOW, TINY_LLM as LLM
+from conftest import TINY_CODEC as CODEC, TINY_FLOW as FLOW, TINY_LLM as LLM, refusal
 from matplotlib.figure import Figure
 
 import evaluate
@@ -18,7 +18,7 @@ import sample
 import train_codec_lm
 import train_flow_tts
 import train_llm_tts
-from trivox import common
+from trivox import common, speak
 
 ALWAYS = dict(batch_size=4, steps=2, warmup_steps=1, eval_every=1, save_every=1, log_every=1, device="cpu",
               dtype="float32", wandb_mode="disabled", overfit=4)
@@ -94,6 +94,54 @@ def test_page(trained, name):
                            for folder in folders)
     clips = [json.loads(line) for line in (folders[-1] / "clips.jsonl").open()]
     assert RUNS[name][2] <= clips[0].keys() and ("WER" in html) == ("wer" in clips[0])
+
+
+@pytest.fixture
+def testset(corpus, tmp_path):
+    """A list as Seed-TTS's, of four sentences of the corpus, the first of which no model here can say."""
+    rows = [line.split("|") for line in (corpus / "metadata.csv").read_text().splitlines()[:5]]
+    (tmp_path / "t" / "wavs").mkdir(parents=True)
+    (tmp_path / "t" / "prompt-wavs").mkdir()
+    lines = []
+    for (id, text, *_), (other, *_) in zip(rows, rows[1:]):
+        shutil.copy(corpus / "wavs" / f"{id}.wav", tmp_path / "t" / "wavs")
+        shutil.copy(corpus / "wavs" / f"{other}.wav", tmp_path / "t" / "prompt-wavs")
+        lines.append(f"{id}||prompt-wavs/{other}.wav|{text if lines else '...'}\n")
+    (tmp_path / "t" / "meta.lst").write_text("".join(lines))
+    return tmp_path / "t"
+
+
+@pytest.mark.parametrize("name", ["flow", "codec, text", "llm, padded", "llm, voices"])
+def test_evaluation_on_a_test_list(trained, testset, tmp_path, monkeypatch, capsys, name):
+    """Its sentences are spoken, with its voices where there are any, and judged beside its recordings; the one that
+    cannot be spoken is named."""
+    monkeypatch.chdir(trained)
+    heard = []
+    monkeypatch.setattr(speak, "read_voice", lambda path, *args: heard.append(path) or torch.zeros(101))
+    flags = ["--steps", "1"] if name == "flow" else []
+    evaluate.main(["--ckpt", name, "--out", str(tmp_path / "e"), "--device", "cpu", "--testset", "seedtts",
+                   "--testset_dir", str(testset), "--recogniser", "sentences", *flags])
+    lines = [line.split("|") for line in (testset / "meta.lst").read_text().splitlines()]
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "e" / "wer.jsonl").open()]
+    assert [row["text"] for row in rows] == [text for *_, text in lines[1:]] and summary["testset"] == "seedtts"
+    assert summary["wer_recordings"] < 0.1 < summary["wer"]
+    assert {*heard} == ({testset / prompt for _, _, prompt, _ in lines[1:]} if "voices" in name else set())
+    said = capsys.readouterr().out
+    assert f"1 of 4 sentences cannot be spoken, and are left out: {lines[0][0]}" in said
+    assert "the test list seedtts" in said and "word error rate" in said
+    assert len(soundfile.read(tmp_path / "e" / "002_reference.wav")[0]) > 1000
+
+
+@pytest.mark.parametrize("name, flags, words", [
+    ("flow", ["--testset", "seedtts"], "--testset and --testset_dir go together"),
+    ("flow", ["--testset", "seedtts", "--testset_dir", "nowhere"], "meta.lst is missing"),
+    ("flow", ["--testset", "seedtts", "--testset_dir", ".", "--prompts", "heldout"], "no --prompts"),
+    ("codec, no text", ["--testset", "seedtts", "--testset_dir", "."], "without text says nothing"),
+], ids=str)
+def test_refused_test_lists(trained, tmp_path, monkeypatch, name, flags, words):
+    monkeypatch.chdir(trained)
+    assert words in refusal(evaluate.main, "--ckpt", name, "--device", "cpu", "--out", tmp_path / "e", *flags)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,4 +1,4 @@
-"""sample.py and evaluate.py: what is said, judged and refused."""
+"""sample.py, evaluate.py and tables.py: what is said, judged, told and refused."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from conftest import ROOT, refusal
 
 import evaluate
 import sample
-from trivox import judges
+from trivox import judges, tables
 from trivox.audio import MelConfig, log_mel
 from trivox.judges import word_error_rate
 from trivox.recognisers import load_recogniser
@@ -159,7 +159,7 @@ def test_evaluation(run, data, tmp_path, capsys, monkeypatch):
 def test_tables_of_older_runs(path):
     """What runs found before there were intervals is told as ever."""
     found = json.loads(path.read_text())
-    summary, (_, *rows) = found["summary"], evaluate.cells(found["system"], ["found"], [found["summary"]])
+    summary, (_, *rows) = found["summary"], tables.cells(found["system"], ["found"], [found["summary"]])
     told = {label: own for label, own, *_ in rows}
     for label, key, form in ("word error rate", "wer", ".1%"), ("validation loss", "val_loss", ".4f"):
         assert told.get(label) == (f"{summary[key]:{form}}" if key in summary else None)

@@ -152,12 +152,12 @@ def test_two_processes_are_one(flags, tmp_path):
 # From data to sound
 
 def test_clips_learnt_by_heart(flags, codec_tokens, tmp_path, in_process):
-    """Two sentences learnt, half of the time without their text. Given the text, code for code comes back, and then
-    EOS; given the first half second alone, the rest. sample.py writes just that; of a recording, whose codes are not
-    quite those that were learnt, what goes on from them."""
+    """Two sentences learnt, by their phonemes, half of the time without text. Given it, code for code comes back, and
+    then EOS; given the first half second alone, the rest. sample.py writes just that; of a recording, whose codes are
+    not quite those that were learnt, what goes on from them."""
     in_process(flags(steps=150, overfit=2, context=256, batch_size=2, lr=2e-2, min_lr=1e-3, optimizer="muon", width=64,
-                     cross_every=1, text_condition_dropout=0.5, ema_decay=0.9, log_every=50, eval_seconds=4,
-                     eval_prompt_seconds=0.5, eval_temperature=0))
+                     cross_every=1, phonemes="en-us", text_condition_dropout=0.5, ema_decay=0.9, log_every=50,
+                     eval_seconds=4, eval_prompt_seconds=0.5, eval_temperature=0))
     data, speaker = TokenDataset(codec_tokens), speak.load(tmp_path / "run")
     texts, codes = [data.rows[i]["text"] for i in (0, 1)], [data.codes(i) for i in (0, 1)]
     spoken = [{"text": texts[i]} for i in (0, 1)]
@@ -200,6 +200,8 @@ def test_playing_as_it_comes(frames):
     (dict(pattern="GX"), ["'X'", "A for attention"]),
     (dict(heads=3), ["3 heads", "width 32"]),
     (dict(cross_every=1), ["context of 64", "raise --context"]),
+    (dict(phonemes="en-us"), ["--phonemes en-us", "--cross_every"]),
+    (dict(phonemes="nowhere", cross_every=1, context=256), ["no voice 'nowhere'"]),
     (dict(context=2), ["context of 2", "2 delayed codebooks", "raise --context"]),
     (dict(data_dir="nowhere"), ["no token data set at nowhere"]),
     (dict(eval_top_k=[1, 2, 3]), ["--eval_top_k", "3 numbers for 2"]),

@@ -4,7 +4,7 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context, parent_process
 from threading import Thread, current_thread, main_thread
 
@@ -21,13 +21,18 @@ def cores():
 @contextmanager
 def parallel(threads=False):
     """A pool of a process a core, or a thread: `map` in it. The processes start anew, since the fork of one that runs
-    torch's threads can hang. Raises UserError where one of them is killed."""
+    torch's threads can hang. Of threads each has one of BLAS's, which would otherwise take all cores for each of them.
+    Raises UserError where a process is killed."""
+    from threadpoolctl import threadpool_limits
+
+    blas = threadpool_limits(1, "blas") if threads and current_thread() is main_thread() else nullcontext()
     pool = ThreadPoolExecutor(cores()) if threads else ProcessPoolExecutor(cores(), get_context("spawn"), _begin)
     try:
         if not threads:
             with no_interrupts():  # Ctrl-C is for this process; those that work for it end with it
                 pool.submit(int)
-        yield pool
+        with blas:
+            yield pool
     except KeyboardInterrupt:
         if not threads:
             for process in [*pool._processes.values()]:  # else what they are at would be waited for

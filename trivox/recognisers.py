@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from trivox.common import UserError
@@ -146,8 +147,9 @@ def load_packaged(name):
     from faster_whisper.tokenizer import Tokenizer
     from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens
 
-    what = PACKAGED[name][0]
+    what, threads = PACKAGED[name][0], torch.get_num_threads()
     model = WhisperModel(what, device="cpu", compute_type="int8", cpu_threads=1, num_workers=cores(), files=weights)
+    torch.set_num_threads(threads)  # CTranslate2 sets OpenMP's, which PyTorch shares, to its own
     tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language="en")
     prompt = model.get_prompt(tokenizer, [], without_timestamps=True)
     suppressed = get_suppressed_tokens(tokenizer, [-1])

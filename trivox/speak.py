@@ -11,9 +11,7 @@ stands once, in OPTIONS.
 """
 
 import math
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
@@ -30,6 +28,7 @@ from trivox.checkpoints import cast_matrices, codec_of, load_model
 from trivox.codecs import decode_stream, load_codec
 from trivox.common import UserError, autocast, pick_dtype, some_path
 from trivox.generate import follow, generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
+from trivox.parallel import parallel
 from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, normalise_text, split_text
 from trivox.voices import read_voice
 
@@ -146,6 +145,7 @@ class Speaker:
     model: on its device. config: the dict that it was trained with. mel: the MelConfig of its clips' log-mels.
     """
     system, limit, loop_options = "", MAX_TEXT_BYTES - 1, ()  # bytes of a sentence; options of its sampling loop
+    features = None  # the TextFeatures that texts are read by, where they are
 
     def __init__(self, model, config, mel):
         self.model, self.c, self.config, self.mel = model, model.c, config, mel
@@ -179,7 +179,10 @@ class Speaker:
         """What is spoken one by one of a text. Raises UserError for a text that nothing can be made of."""
         if text is None:
             raise UserError("what should it say? --text or --text_file")
-        return split_text(normalise_text(text, accents=True), self.limit)
+        sentences = split_text(normalise_text(text, accents=True), self.limit)
+        if self.features and self.features.phonemes:
+            self.features(sentences)  # raises UserError for what cannot be pronounced
+        return sentences
 
     def parts(self, text, settings):
         """The sentences of a text with all that is known of them, dicts: the settings, text, seed, and share, its part
@@ -236,7 +239,7 @@ class Speaker:
             with autocast(self.device, self.dtype):
                 for i, x in zip(some, self.make([flat[i] for i in some])):
                     made[i] = x
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Griffin-Lim leaves the lock to others while it works
+        with parallel(threads=True) as pool:  # Griffin-Lim leaves the lock to others while it works
             clips = iter(list(pool.map(self.clip, made, flat)))
         return [self.join([next(clips) for _ in some]) for some in parts]
 
@@ -298,12 +301,6 @@ class FlowSpeaker(Speaker):
         self.features = features or TextFeatures(config["text_encoder"], self.device, config.get("phonemes", ""))
         self.vocoder = cache(lambda name: load_vocoder(name, self.mel, self.device))
 
-    def sentences(self, text):
-        sentences = super().sentences(text)
-        if self.features.phonemes:
-            self.features(sentences)  # raises UserError for what cannot be pronounced
-        return sentences
-
     def settings(self, given):
         settings = super().settings(given)
         self.vocoder(settings["vocoder"])  # here, and not by several threads at once, nor after hours of training
@@ -346,7 +343,7 @@ class CodecSpeaker(Speaker):
 
     def __init__(self, model, config, codec):
         super().__init__(model, config, MelConfig(sample_rate=model.c.sample_rate))
-        self.codec, self.features = codec, TextFeatures("bytes")
+        self.codec, self.features = codec, TextFeatures("bytes", phonemes=config.get("phonemes", ""))
 
     def lacks(self):
         return {} if self.c.cross_every else {"cfg_scale": "this checkpoint was trained without text"}
