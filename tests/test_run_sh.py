@@ -48,6 +48,12 @@ esac
 """
 
 
+def not_ignored():
+    """What a suite under nohup or in the background ignores, which bash could not trap if it began so."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """A copy of the house whose environment is made already, and whose python only says what it was asked."""
@@ -71,7 +77,7 @@ def house(tmp_path, monkeypatch):
         return subprocess.Popen(["bash", tmp_path / "run.sh", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 text=True, cwd="/",
                                 env={"PATH": os.environ["PATH"], "STAGE": "none", "LAUNCHED": launched} | env,
-                                start_new_session=True)
+                                start_new_session=True, preexec_fn=not_ignored)
 
     def call(*args, **env):
         process = start(*args, **env)
