@@ -58,7 +58,7 @@ def evaluate_flow(speaker, args, out):
     prompts, clips = str(args.prompts or "") or ("overfit" if config["overfit"] else "heldout"), []
     if prompts in ("heldout", "overfit"):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
-        clips = sayable(speaker, data, clips)[:args.clips or SENTENCES]
+        clips = sayable(speaker, clips, data.rows, data.folder)[:args.clips or SENTENCES]
     texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)[:args.clips]
     judges = load_recognisers(args.recogniser, texts, data.grammar, speaker.device)
     made = speaker.speak([{"text": text, "seed": options["seed"] + n} for n, text in enumerate(texts)],
@@ -119,8 +119,11 @@ def evaluate_codec(speaker, args, out):
     }
 
     # What it makes: for each of the first held-out clips one as long, or with text, the same sentence
+    judges = load_recognisers(args.recogniser, [row["text"] for row in data.rows], data.grammar,
+                              speaker.device) if c.cross_every else []
     cast_matrices(model, speaker.dtype)
-    spoken = sayable(speaker, data, val)[:args.clips or SENTENCES] if c.cross_every else val[:args.clips or 64]
+    spoken = (sayable(speaker, val, data.rows, data.folder)[:args.clips or SENTENCES] if c.cross_every
+              else val[:args.clips or 64])
     real = [real[val.index(i)] for i in spoken]
     texts = [data.rows[i]["text"] if c.cross_every else None for i in spoken]
     requests = [{"text": text, "seed": options["seed"] + n} | (
@@ -134,8 +137,6 @@ def evaluate_codec(speaker, args, out):
 
     wavs, rate, rng, rows = [clip.wav for clip in made], speaker.sample_rate, np.random.default_rng(0), []
     if c.cross_every:
-        known = [row["text"] for row in data.rows]
-        judges = load_recognisers(args.recogniser, known, data.grammar, speaker.device)
         heard, rows = judge_speech(judges, rate, texts, wavs, [clip.wav for clip in decoded],
                                    recordings(data, spoken, rate), [data.rows[i].get("speaker", "") for i in spoken],
                                    data.folder / "judged.json")
@@ -212,6 +213,7 @@ def evaluate_llm(speaker, args, out):
         "unigram_perplexity": math.exp(-(p * np.log(p)).sum()),
     }
 
+    judges = load_recognisers(args.recogniser, sorted(set(texts)), data.grammar, speaker.device)
     cast_matrices(model, speaker.dtype)
     speaker = exported or speaker
     requests = [{"text": text, "seed": options["seed"] + n} | ({} if voices is None else {"speaker": voices[n]})
@@ -219,7 +221,6 @@ def evaluate_llm(speaker, args, out):
     made = speaker.speak(requests, **given | {"seed": None, "speaker": None})
     real = through_codec(speaker, [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips])
     wavs, decoded = ([clip.wav for clip in some] for some in (made, real))
-    judges = load_recognisers(args.recogniser, sorted(set(texts)), data.grammar, speaker.device)
     heard, rows = judge_speech(judges, rate, texts, wavs, decoded, recordings(data, clips, rate),
                                [speakers[i] for i in clips], data.folder / "judged.json")
     summary |= heard | judge_durations(rows, made, real)
@@ -283,31 +284,26 @@ def interleave(clips, speakers):
 def evaluate_testset(speaker, args, out):
     """Say the sentences of a test list, with voices in that which the list shows, and judge them beside the recordings.
     Writes files to `out`, returns the summary."""
-    clips, given, rate = read_testset(args.testset, args.testset_dir), given_flags(args), speaker.sample_rate
+    found, given, rate = read_testset(args.testset, args.testset_dir), given_flags(args), speaker.sample_rate
     voices = speaker.system == "llm" and speaker.c.speaker_width
-    if voices and not clips[0]["prompt"]:
+    if voices and not found[0]["prompt"]:
         raise UserError(f"the list {args.testset} shows no voice to speak with, and {args.ckpt} speaks with a "
                         "recording's")
-    kept = [clip for clip in clips if speaker.sayable(clip["text"])]
-    if len(kept) < len(clips):
-        print(f"note: {len(clips) - len(kept)} of {len(clips)} sentences cannot be spoken, and are left out: "
-              + ", ".join([clip["id"] for clip in clips if clip not in kept][:5]))
-    if not kept:
-        raise UserError(f"none of the {len(clips)} sentences of {args.testset} can be spoken")
-    clips, options = kept[:args.clips], read_options(speaker.system, speaker.config, given)
+    options = read_options(speaker.system, speaker.config, given)
+    clips = [found[n] for n in sayable(speaker, range(len(found)), found, args.testset)[:args.clips]]
     texts = [clip["text"] for clip in clips]
+    judges = load_recognisers(args.recogniser, texts, None, speaker.device)
+    real = [read_wav(clip["recording"], rate) for clip in clips]  # what is damaged is told before hours of speaking
     if speaker.system != "flow":
         cast_matrices(speaker.model, speaker.dtype)
     made = speaker.speak([{"text": clip["text"], "seed": options["seed"] + n} | (
         {"speaker": clip["prompt"]} if voices else {}) for n, clip in enumerate(clips)], **given | {"seed": None})
-    real = [read_wav(clip["recording"], rate) for clip in clips]
     if speaker.system == "flow":
         with parallel(threads=True) as pool:
             mels = [log_mel(wav, speaker.mel) for wav in real]
             through = list(map(Clip, pool.map(speaker.vocoder(options["vocoder"]), mels), mels))
     else:
         through = through_codec(speaker, [torch.from_numpy(speaker.codec.encode([wav])[0]) for wav in real])
-    judges = load_recognisers(args.recogniser, texts, None, speaker.device)
     heard, rows = judge_speech(judges, rate, texts, [clip.wav for clip in made], [clip.wav for clip in through], real,
                                [clip["speaker"] for clip in clips])
     summary = {"testset": args.testset, "checkpoint": find_checkpoint(args.ckpt).name, **said(options), **heard,
@@ -325,13 +321,16 @@ def said(options):
     return {name: value for name, value in options.items() if isinstance(value, (int, float, str, list))}
 
 
-def sayable(speaker, data, clips):
-    """Those of some clips whose texts can be spoken; says how many cannot."""
-    kept = [i for i in clips if speaker.sayable(data.rows[i]["text"])]
-    if len(kept) < len(clips):
-        print(f"note: {len(clips) - len(kept)} of {len(clips)} clips have no text that can be spoken, and are left out")
+def sayable(speaker, clips, rows, where):
+    """Those of some clips, by number, whose texts can be spoken; says how many of `where` cannot, and which these are,
+    the first five. rows: of each clip a dict with id and text."""
+    can = {i: speaker.sayable(rows[i]["text"]) for i in clips}
+    kept, left = ([i for i in clips if can[i] == said] for said in (True, False))
     if not kept:
-        raise UserError(f"none of the {len(clips)} clips of {data.folder} has a text that can be spoken")
+        raise UserError(f"none of the {len(clips)} clips of {where} has a text that can be spoken")
+    if left:
+        print(f"note: {len(left)} of {len(clips)} clips of {where} have no text that can be spoken, and are left out: "
+              + ", ".join(rows[i]["id"] for i in left[:5]) + ", …" * (len(left) > 5))
     return kept
 
 
@@ -432,7 +431,7 @@ def main(argv):
             raise UserError(f"--{name} is not an option of {system!r} checkpoints")
     if bool(args.testset) != bool(args.testset_dir):
         raise UserError("--testset and --testset_dir go together: the list's name, and the folder that has it")
-    for name in ("prompts", "data_dir", "onnx"):
+    for name in ("prompts", "data_dir", "onnx", "embedding"):
         if args.testset and getattr(args, name) is not None:
             raise UserError(f"--testset has its own sentences: no --{name}")
     for name in ("prompt_wav", "speaker"):

@@ -51,11 +51,10 @@ def test_whisper(extra, name):
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     what, hear = load_recogniser(name)
-    after = torch.get_num_threads()
+    wavs = [speak(text, "heart")[0] for text in texts]
+    heard, after = hear([wavs[1], NOTHING, wavs[0]], 24000), torch.get_num_threads()
     torch.set_num_threads(before)
     assert what.startswith(PACKAGED[name][0]) and after == before + 1
-    wavs = [speak(text, "heart")[0] for text in texts]
-    heard = hear([wavs[1], NOTHING, wavs[0]], 24000)
     assert [compared_words(text) for text in heard] == [compared_words(texts[1]), "", compared_words(texts[0])]
 
 

@@ -128,7 +128,7 @@ def test_evaluation_on_a_test_list(trained, testset, tmp_path, monkeypatch, caps
     assert summary["wer_recordings"] < 0.1 < summary["wer"]
     assert {*heard} == ({testset / prompt for _, _, prompt, _ in lines[1:]} if "voices" in name else set())
     said = capsys.readouterr().out
-    assert f"1 of 4 sentences cannot be spoken, and are left out: {lines[0][0]}" in said
+    assert f"1 of 4 clips of seedtts have no text that can be spoken, and are left out: {lines[0][0]}\n" in said
     assert "the test list seedtts" in said and "word error rate" in said
     assert len(soundfile.read(tmp_path / "e" / "002_reference.wav")[0]) > 1000
 
@@ -137,6 +137,7 @@ def test_evaluation_on_a_test_list(trained, testset, tmp_path, monkeypatch, caps
     ("flow", ["--testset", "seedtts"], "--testset and --testset_dir go together"),
     ("flow", ["--testset", "seedtts", "--testset_dir", "nowhere"], "meta.lst is missing"),
     ("flow", ["--testset", "seedtts", "--testset_dir", ".", "--prompts", "heldout"], "no --prompts"),
+    ("codec, text", ["--testset", "seedtts", "--testset_dir", ".", "--embedding", "logmel"], "no --embedding"),
     ("codec, no text", ["--testset", "seedtts", "--testset_dir", "."], "without text says nothing"),
 ], ids=str)
 def test_refused_test_lists(trained, tmp_path, monkeypatch, name, flags, words):

@@ -48,7 +48,9 @@ def test_ljspeech(lists):
 
 
 @pytest.mark.parametrize("name, text, words", [
-    ("seedtts", "a-b|No.|a.wav|Yes.\n", ["meta.lst, line 1", "wavs/a-b.wav is missing"]),
+    ("seedtts", "a-b|No.|a.wav|Yes.\n", ["meta.lst, line 1", "wavs/a-b.wav' is missing"]),
+    ("seedtts", f"{'x' * 5000}|No.|a.wav|Yes.\n", ["meta.lst, line 1", "is missing"]),
+    ("seedtts", "a\0b|No.|a.wav|Yes.\n", ["meta.lst, line 1", "is missing"]),
     ("seedtts", "a|b|c|d|e|f\n", ["meta.lst, line 1", "no line of such a list"]),
     ("librispeech_pc", "\n61-1-1 4.9 He began.\n", ["line 2", "no line of such a list"]),
     ("librispeech_pc", "a\tb\tc\td\te\tf\n", ["line 1", "no line of such a list"]),

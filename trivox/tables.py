@@ -1,4 +1,4 @@
-"""What evaluate.py found, as a table and how to read it. Nothing is computed here."""
+"""What evaluate.py found, told: tables, how to read them, and which of two runs is better."""
 
 import math
 

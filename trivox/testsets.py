@@ -11,6 +11,7 @@ None of them is here. The list and its audio lie in one folder, as they come:
 """
 
 import re
+from os.path import isfile  # which is False for any name that can be none
 from pathlib import Path
 
 from trivox.common import UserError
@@ -25,19 +26,19 @@ def read_testset(name, folder):
     that shows the voice, or None. Raises UserError for a list that is not there, a line that is none of it, and a
     recording that is missing."""
     path, clips = Path(folder) / LISTS[name], []
-    if not path.is_file():
+    if not isfile(path):
         raise UserError(f"{path} is missing: --testset {name} takes the folder with that list and its recordings "
                         "(trivox/testsets.py says where they are from)")
     for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
         try:
-            clips.append(READERS[name](path.parent, line.strip("\r")))
+            clips.append(READERS[name](path.parent, line))
         except ValueError:
             raise UserError(f"{path}, line {number}: {line[:60]!r} is no line of such a list") from None
         for what in (clips[-1]["recording"], clips[-1]["prompt"]):
-            if what and not what.is_file():
-                raise UserError(f"{path}, line {number}: the recording {what} is missing")
+            if what and not isfile(what):
+                raise UserError(f"{path}, line {number}: the recording {str(what)[:200]!r} is missing")
     if not clips:
         raise UserError(f"{path} has no line of text")
     return clips
