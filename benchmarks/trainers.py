@@ -4,7 +4,7 @@ losses beside those of the CPU in float32; and whether a run that was resumed en
     python benchmarks/trainers.py [--steps 30] [flow] [codec] [llm]
 
 Writes benchmarks/gpu/trainers_<gpu>.json, and ends with status 1 where both losses together are off by more
-than 2 %, the flow TTS's by more than 5 %, or NaN."""
+than 2 %, or NaN."""
 
 import argparse
 import json
@@ -23,13 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from bench import keep  # noqa: E402 as it lies above this folder
 SCRIPTS = {"flow": "train_flow_tts.py", "codec": "train_codec_lm.py", "llm": "train_llm_tts.py"}
-LIMITS = {"flow": 0.05, "codec": 0.02, "llm": 0.02}
 OPTIONS = ("--dtype float32", "--dtype bfloat16", "--dtype bfloat16 --compile true", "--dtype float16",
            "--dtype bfloat16 --activation_checkpointing true")
 ON_A_CPU = "--device cpu --dtype float32"
 # A GPU draws other noise than a CPU. At the flow TTS's own learning rate three seeds of it alone put runs up to 8.7 %
-# apart in 30 steps, both losses together; at this one up to 3.6 %.
-STEADY = "--lr", "1e-3", "--min_lr", "1e-3", "--warmup_steps", "0"
+# apart in 30 steps, both losses together, at 1e-3 3.6 %; at this one, where the loss falls by a third, 0.07 %.
+STEADY = "--lr", "1e-4", "--min_lr", "1e-4", "--warmup_steps", "0"
 
 
 def train(system, options, steps, out, resume=False):
@@ -101,7 +100,7 @@ def main(argv):
         keep("trainers", {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "what": (
             "the demos' first steps: losses with each row's options"), "runs": runs,
             "command": f"python benchmarks/trainers.py --steps {args.steps}"})
-    wrong = [f"{run['system']} {run['options']}" for run in runs if not run["off"] <= LIMITS[run["system"]]]
+    wrong = [f"{run['system']} {run['options']}" for run in runs if not run["off"] <= 0.02]
     wrong += [f"{run['system']} resumed" for run in runs if not run.get("same_when_resumed", True)]
     sys.exit(f"error: not as on a CPU: {', '.join(wrong)}" if wrong else 0)
 
