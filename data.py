@@ -28,7 +28,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from trivox.audio import MelConfig
 from trivox.codecs import CODECS
 from trivox.common import Folder, Limit, Positive, UserError, flag, run, some_path
-from trivox.corpora import download_ljspeech, transcribe
+from trivox.corpora import download_ljspeech, find_list, transcribe
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
 from trivox.emilia import EMILIA, convert_emilia
@@ -71,7 +71,7 @@ def demo(p):
         heldout_voices = args.heldout_voices.split(",") if args.heldout_voices else []
         make_demo_corpus(root, args.sentences, args.heldout, voices(args), args.transcripts, heldout_voices,
                          args.heldout_voice_clips)
-        prepare_mels(root, args.out, mel, args.max_seconds, anew=True)
+        prepare_mels(root, args.out, mel, args.max_seconds)
 
     p.set_defaults(make=make)
 
@@ -89,7 +89,7 @@ def open_speech(p):
     def make(args):
         root, mel = args.root or args.out / "corpus", mel_config(args)
         make_open_corpus(root, voices(args), args.hours, args.heldout, args.transcripts)
-        prepare_mels(root, args.out, mel, args.max_seconds, anew=True)
+        prepare_mels(root, args.out, mel, args.max_seconds)
 
     p.set_defaults(make=make)
 
@@ -98,14 +98,11 @@ def ljspeech(p):
     """prepare LJSpeech or its like"""
     add_mels(p, "data/ljspeech")
     p.add_argument("--root", type=some_path, help="a corpus that is here; else LJSpeech 1.1 is downloaded")
-    add_columns(p)
+    add_list(p)
 
     def make(args):
-        root = args.root or download_ljspeech(args.out.parent)
-        if not (root / "wavs").is_dir():
-            raise UserError(f"{root} has no folder wavs/: expected LJSpeech's layout, metadata.csv and wavs/")
-        metadata = root / "metadata.csv"
-        if not metadata.exists():
+        root, metadata = args.root or download_ljspeech(args.out.parent), args.metadata
+        if not metadata and not find_list(root):
             metadata = args.out / "metadata.csv"
             if not metadata.exists():
                 transcribe(root, args.out)
@@ -125,22 +122,22 @@ def tokenize_corpus(p):
     """encode a corpus with a neural audio codec"""
     add_tokens(p, "data/tokenize", MelConfig())
     p.add_argument("--root", type=some_path, required=True, help="a corpus that is here")
-    add_columns(p)
+    add_list(p)
     p.add_argument("--codec", type=flag(Folder), required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of "
                    "a mel_rvq's tokens, which is used again as it is")
     p.add_argument("--fit", type=some_path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
                    "tokenized with the same one later: for fine-tuning on them")
     p.add_argument("--chunk_frames", type=flag(PositiveInt), help="cut recordings to so many (2040 for bare folders of "
-                   "them; those that metadata.csv names are kept whole)")
+                   "them; those of a list are kept whole)")
     p.add_argument("--chunk_seconds", type=flag(Positive), help="or to so many")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     def make(args):
-        chunk = None if (args.root / "metadata.csv").exists() else (2040, "frames")
+        chunk = None if args.metadata or find_list(args.root) else (2040, "frames")
         if args.chunk_seconds or args.chunk_frames:
             chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
         fitted = dict(mel=mel_config(args), sizes=args.codebook_size, fit=args.fit)
-        tokenize(args.root, args.out, args.codec, chunk, args.device, columns=args.columns,
+        tokenize(args.root, args.out, args.codec, chunk, args.device, metadata=args.metadata, columns=args.columns,
                  **fitted if args.codec == "mel_rvq" else {})
 
     p.set_defaults(make=make)
@@ -227,8 +224,11 @@ def mel_config(args):
     return mel
 
 
-def add_columns(p):
-    p.add_argument("--columns", default="id|text|normalized|speaker", help="of its metadata.csv (%(default)s)")
+def add_list(p):
+    p.add_argument("--metadata", type=some_path, help="its list of clips, where that is not in the corpus, or not "
+                   "called metadata.csv or the like")
+    p.add_argument("--columns", help="what the columns of that list are, where it does not show: id|text|speaker, for "
+                   "one; normalized is a text as it is spoken, - a column that is not used")
 
 
 # ------------------------------------------------------------------------------------------------------------

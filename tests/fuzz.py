@@ -49,8 +49,9 @@ from trivox import common, echolancer, pages, prepare, recipes, run_folder, voic
 from trivox.audio import MelConfig, read_wav
 from trivox.checkpoints import load_model, read_config
 from trivox.codecs import load_codec
-from trivox.corpora import corpus_sources, read_metadata
+from trivox.corpora import read_corpus
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, keep_codec
+from trivox.metadata import read_transcripts
 from trivox.text import read_lines
 
 LIMIT = 20  # seconds of a case
@@ -380,7 +381,7 @@ def of_corpus(rng, world, here):
     """Read, prepared, tokenized with a codec that is there, and embedded."""
     root = shutil.copytree(world / "corpus", here / "corpus")
     done = change_some(rng, root, 3)
-    columns = "id|text|normalized|speaker" if rng.random() < 0.9 else as_text(nasty(rng))
+    columns = rng.choice((None, None, "id|text|normalized|speaker", "id|-|text", as_text(nasty(rng))))
 
     def tokens():
         prepare.tokenize(root, here / "tokens", str(world / "tokens"), columns=columns)
@@ -396,8 +397,8 @@ def of_corpus(rng, world, here):
         change_some(rng, here / "mels")
         prepare.prepare_mels(world / "corpus", here / "mels", MEL, 10.0)
 
-    return [*done, columns], rng.choice([tokens, mels, again, lambda: (read_metadata(root / "metadata.csv", columns),
-                                                                     corpus_sources(root, columns))])
+    return [*done, columns], rng.choice([tokens, mels, again, lambda: read_corpus(root, columns),
+                                         lambda: read_transcripts(root / "metadata.csv")])
 
 
 def of_recordings(rng, world, here):

@@ -8,7 +8,8 @@ from conftest import refusal
 
 from data import main
 from trivox import synthesisers
-from trivox.corpora import MARK, clip_path, read_metadata
+from trivox.corpora import MARK, clip_path
+from trivox.metadata import read_transcripts
 from trivox.demo_speech import demo_grammar, demo_sentence, make_demo_corpus
 from trivox.judges import word_error_rate
 from trivox.recognisers import load_recogniser
@@ -31,7 +32,7 @@ def test_demo_grammar():
 
 def test_demo_corpus(corpus):
     """No sentence twice; those held out are among them; every recording is there, at a speaking rate."""
-    clips = read_metadata(corpus / "metadata.csv")
+    clips = read_transcripts(corpus / "metadata.csv")
     heldout = (corpus / "heldout.txt").read_text().split()
     assert len({clip["text"] for clip in clips}) == len(clips) == 40 and len(set(heldout)) == 6
     assert set(heldout) < {clip["id"] for clip in clips} and {clip["speaker"] for clip in clips} == {"en-us"}
@@ -52,14 +53,15 @@ LONG = "The old doctor went to the river with a very small boat, and came back i
 
 @pytest.mark.parametrize("lines, ids, texts", [
     (["Hello there, who are you?", "", LONG], ["clip-00000", "clip-00002"], ["Hello there, who are you?", LONG]),
-    ([f"x1|Dr. B|{LONG}", "x2|Hello there, who are you?"], ["x1", "x2"], [LONG, "Hello there, who are you?"]),
+    ([f"x1|{LONG.upper()}|{LONG}", "x2|Hello there, who are you?|", "x3||"], ["x1", "x2"],
+     [LONG, "Hello there, who are you?"]),
 ], ids=["a sentence a line", "csv"])
 def test_speaking_transcripts(tmp_path, one_process, lines, ids, texts):
     """One voice after the other."""
     (tmp_path / "list").write_text("\n".join(lines))
     voices = ["en-us", "en-us+f2"]
     make_demo_corpus(tmp_path / "corpus", 0, 1, voices, tmp_path / "list")
-    clips = read_metadata(tmp_path / "corpus" / "metadata.csv")
+    clips = read_transcripts(tmp_path / "corpus" / "metadata.csv")
     assert [(c["id"], c["text"], c["speaker"]) for c in clips] == list(zip(ids, texts, voices))
     assert all(is_spoken(tmp_path / "corpus", clip) for clip in clips)
     assert not (tmp_path / "corpus" / "grammar.jsgf").exists()
@@ -71,7 +73,7 @@ def test_other_sentences_or_voices_are_spoken_anew(tmp_path, one_process):
     make_demo_corpus(tmp_path / "corpus", 0, 1, ["en-us"], tmp_path / "list")
     (tmp_path / "list").write_text("Nothing of the kind was said.\nHello there, who are you?\n")
     make_demo_corpus(tmp_path / "corpus", 0, 1, ["en-us+f2"], tmp_path / "list")
-    assert all(is_spoken(tmp_path / "corpus", clip) for clip in read_metadata(tmp_path / "corpus" / "metadata.csv"))
+    assert all(is_spoken(tmp_path / "corpus", clip) for clip in read_transcripts(tmp_path / "corpus" / "metadata.csv"))
 
 
 @pytest.mark.parametrize("line, voice, heldout, words", [
@@ -125,8 +127,8 @@ def test_heldout_voices(tmp_path, one_process):
     make_demo_corpus(tmp_path / "plain", 10, 2, ["en-us", "en-us+f2"])
     main(["demo", "--out", str(tmp_path / "out"), "--sentences", "10", "--heldout", "2", "--voices",
           "en-us,en-us+m3,en-us+f2", "--heldout_voices", "en-us+m3,en-gb-x-rp", "--heldout_voice_clips", "3"])
-    clips = read_metadata(tmp_path / "out" / "corpus" / "metadata.csv")
-    plain, voices = read_metadata(tmp_path / "plain" / "metadata.csv"), [clip["speaker"] for clip in clips]
+    clips = read_transcripts(tmp_path / "out" / "corpus" / "metadata.csv")
+    plain, voices = read_transcripts(tmp_path / "plain" / "metadata.csv"), [clip["speaker"] for clip in clips]
     assert clips[:10] == plain and voices[10:] == ["en-us+m3", "en-gb-x-rp"] * 3
     assert len({clip["text"] for clip in clips}) == 16
     heldout = (tmp_path / "out" / "corpus" / "heldout.txt").read_text().split()

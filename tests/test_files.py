@@ -45,10 +45,10 @@ WRITERS = {
     "wav": lambda out: write_wav(out / "a.wav", tone(0.1), 22050),
     "png": lambda out: plots.plot_curves(out / "a.png", {"a": [{"step": 1, "loss": 2.0}]}),
     "codec": lambda out: CODEC.save(out),
-    "codes": lambda out: prepare.encode_shard(out / "tokens_00000", out.parent / "corpus", [
-        {"id": "a", "text": "a", "source": "wavs/a.wav"}], CODEC, None),
+    "codes": lambda out: prepare.encode_shard((out / "tokens_00000", out.parent / "corpus", [
+        {"id": "a", "text": "a", "source": "wavs/a.wav"}], CODEC, None)),
     "mels": lambda out: prepare._prepare_shard((out / "mels_00000", out.parent / "corpus", [
-        {"id": "a", "text": "a", "split": "train"}], MEL, 2.0)),
+        {"id": "a", "text": "a", "source": "wavs/a.wav"}], MEL, 2.0)),
 }
 
 

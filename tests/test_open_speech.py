@@ -8,7 +8,7 @@ from conftest import ROOT, refusal
 
 from data import main
 from trivox import open_speech, synthesisers
-from trivox.corpora import read_metadata
+from trivox.metadata import read_transcripts
 from trivox.open_speech import SENTENCES, SOURCE, bare, distinct, make_open_corpus, pack, sentences
 
 
@@ -84,7 +84,7 @@ def test_a_killed_corpus_goes_on(tmp_path, one_process, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.wav")}
     monkeypatch.setattr(synthesisers, "speak", lambda text, voice: spoken.append(text) or speak(text, voice))
     main([*flags, "--out", str(tmp_path)])
-    clips = read_metadata(tmp_path / "corpus" / "metadata.csv")
+    clips = read_transcripts(tmp_path / "corpus" / "metadata.csv")
     assert len(before) == 3 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert sorted(spoken) == sorted(clip["text"] for clip in clips)
     assert sorted(path.name for path in (tmp_path / "corpus" / "wavs").iterdir()) == sorted(

@@ -40,7 +40,7 @@ def test_what_is_kept_and_what_is_skipped(tmp_path, one_process, monkeypatch, ca
     good = {"a": tone(0.5), "deep/b": tone(0.7, 200), "c.d": tone(0.3, 800), "short": tone(0.001)}
     bad = {"cut": tone(1), "empty": tone(0), "silent": 0 * tone(1), "long": tone(2.1), "gone": None}
     hostile = {"../x": "leads out", str(tmp_path / "x"): "leads out", "wordy": "258 bytes, more than 256"}
-    reasons = {"cut": "cannot read", "empty": "no sample", "silent": "silent", "gone": "cannot read",
+    reasons = {"cut": "cannot read", "empty": "no sample", "silent": "silent", "gone": "no such recording",
                "long": "2.1 s are more than 2.0 s"} | hostile
     write_wav(tmp_path / "x.wav", tone(1), 22050)  # it is there, but it is none of the corpus's business
     lines = [f"{id}|Text of {id}|text of {id}" for id in (*good, *bad, *hostile)]
@@ -102,7 +102,7 @@ def test_any_ending_and_rate(tmp_path, one_process):
 
 
 @pytest.mark.parametrize("lines, reason", [
-    ([], "names no clip"), (["a|x"], "none of the 1 clips"), (None, "cannot read"),
+    ([], "names no clip"), (["a|x"], "none of the 1 clips"), (None, "no list of clips"),
 ], ids=["no line", "no recording", "no metadata"])
 def test_corpora_without_clips(tmp_path, one_process, lines, reason):
     root = make_corpus(tmp_path / "corpus", {}, lines or [])
@@ -132,6 +132,45 @@ def test_a_folder_holds_one_data_set(data_dir, corpus, tmp_path, one_process):
     assert "fmax=8000.0" in said and "fmax=11025.0" in said
     prepare_mels(corpus, data_dir, MEL, 11.88)
     assert contents(data_dir) == before
+
+
+def test_what_changed_is_made_anew_alone(tmp_path, one_process, monkeypatch, capsys):
+    """A text, a recording, one more clip, one fewer: in shards of two only those that they are in are made, and the
+    data set is then the one that is made from nothing, bit for bit. So for tokens, whose codec stays, and whose
+    embeddings of those shards go."""
+    monkeypatch.setattr(prepare, "SHARD_CLIPS", 2)
+    monkeypatch.setattr(prepare, "SHARD_SOURCES", 2)
+    root = make_corpus(tmp_path / "corpus", {id: tone(0.3, 200 + 40 * n) for n, id in enumerate("abcdef")})
+    mels, tokens_at, made = tmp_path / "mels", tmp_path / "tokens", []
+    metadata = root / "metadata.csv"
+    prepare_shard, encode = prepare._prepare_shard, prepare.encode_shard
+    monkeypatch.setattr(prepare, "_prepare_shard", lambda job: made.append(job[0].name) or prepare_shard(job))
+    monkeypatch.setattr(prepare, "encode_shard", lambda job: made.append(job[0].name) or encode(job))
+    lines = metadata.read_text().splitlines()
+    changes = [
+        (lambda: None, "012"), (lambda: None, ""),  # what is done, and the shards that are made
+        (lambda: metadata.write_text("\n".join([*lines[:2], "c|Another|Another", *lines[3:]])), "1"),
+        (lambda: write_wav(root / "wavs" / "f.wav", tone(0.3, 700), 22050), "2"),
+        (lambda: metadata.write_text("\n".join([*lines, "a.wav|again|again"])), "13"),
+        (lambda: metadata.write_text("\n".join(lines[:4])), ""), (lambda: (root / "heldout.txt").write_text("b\n"), ""),
+    ]
+    for change, shards in changes:
+        change()
+        made.clear()
+        prepare_mels(root, mels, MEL, 2.0)
+        tokens(root, tokens_at, sizes=[4])
+        embed(tokens_at, "stats")
+        assert made == [f"{kind}_0000{n}" for kind in ("mels", "tokens") for n in shards]
+        prepare_mels(root, tmp_path / "again", MEL, 2.0)
+        shutil.copytree(tokens_at, tmp_path / "tokens again", ignore=shutil.ignore_patterns("[ts]*_*", "codec.json"))
+        tokens(root, tmp_path / "tokens again", sizes=[4])
+        embed(tmp_path / "tokens again", "stats")
+        assert contents(mels) == contents(tmp_path / "again")
+        assert contents(tokens_at) == contents(tmp_path / "tokens again")
+        for folder in "again", "tokens again":
+            shutil.rmtree(tmp_path / folder)
+    assert [len(dataset.clips("val")) for dataset in (MelDataset(mels, MEL), TokenDataset(tokens_at))] == [1, 1]
+    assert "1 of 3 shards are made anew" in capsys.readouterr().out
 
 
 def _prepare_small_shards(root, out):

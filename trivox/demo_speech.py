@@ -4,7 +4,7 @@ import random
 import re
 
 from trivox.common import UserError
-from trivox.corpora import read_metadata
+from trivox.metadata import read_transcripts
 from trivox.synthesisers import not_its_own, speak_corpus
 
 TEMPLATES = (
@@ -57,7 +57,7 @@ def make_demo_corpus(root, sentences, heldout, voices, transcripts=None, heldout
     voices = [voice for voice in voices if voice not in heldout_voices]
     unheard = heldout_voice_clips * len(heldout_voices)
     if transcripts:
-        clips = [(c["id"], c["text"]) for c in read_metadata(transcripts)]
+        clips = [(c["id"], c["text"]) for c in read_transcripts(transcripts)]
     else:
         texts = {}
         while len(texts) < sentences + unheard:

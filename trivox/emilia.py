@@ -92,7 +92,9 @@ def convert_emilia(out, root=None):
     plan = out / "plan.json"
     files, revision = emilia_files(root, read_json(plan).get("revision") if plan.exists() else None)
     open_plan(out, {"codec": "neucodec", "root": str(root.resolve()) if root else EMILIA, "revision": revision,
-                    "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}, [])
+                    "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()})
+    if rank == 0:
+        write_whole(out / "speakers.json", "[]")
     jobs = [(out / f"tokens_{i:05d}", name, root, revision) for i, name in enumerate(files)]
     for path, *_ in jobs[rank::world]:
         if path.with_suffix(".idx").exists():  # killed before its download was deleted

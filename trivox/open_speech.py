@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from trivox.common import UserError
-from trivox.corpora import read_metadata
+from trivox.metadata import read_transcripts
 from trivox.files import write_whole
 from trivox.synthesisers import CHARACTERS_A_SECOND, not_its_own, speak_corpus
 from trivox.text import normalise_text
@@ -38,7 +38,7 @@ def sentences():
 def distinct(metadata):
     """The sentences of a metadata.csv, or of a text with one a line, normalised: a list of (id, text), the first of
     those that are equal. It tells how many were left out."""
-    clips, ids = read_metadata(metadata), {}
+    clips, ids = read_transcripts(metadata), {}
     for clip in clips:
         ids.setdefault(normalise_text(clip["text"], accents=True), clip["id"])
     if len(ids) < len(clips):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,10 @@ from tqdm import tqdm
 from trivox.audio import log_mel, read_wav
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
-from trivox.corpora import clip_path, corpus_sources, draw_key, draw_validation, held_out, read_metadata
+from trivox.corpora import draw_key, draw_validation, find_list, read_corpus
 from trivox.datasets import SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
+from trivox.metadata import LISTS
 from trivox.parallel import parallel
 from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
 from trivox.voices import load_embedder
@@ -26,33 +28,22 @@ from trivox.voices import load_embedder
 SHARD_CLIPS = 256
 
 
-def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|normalized|speaker", anew=False):
-    """Turn the corpus at `root` into shards at `out`. Goes on where a killed run stopped.
+def prepare_mels(root, out, mel, max_seconds, metadata=None, columns=None):
+    """Turn the corpus at `root` into shards at `out`. Goes on where a killed run stopped, and makes anew what other
+    clips or changed recordings are in.
 
     Clips that cannot be read, are empty, longer than `max_seconds` or have more than 256 bytes of text are skipped and
-    listed with the reason. anew: of a corpus that data.py has spoken, shards of what it said before are made anew.
-    Raises UserError where no clip is left or `out` holds other shards.
+    listed with the reason. metadata, columns: as of `corpora.read_corpus`. Raises UserError where no clip is left or
+    `out` holds another corpus's shards or those of other settings.
     """
-    clips = read_metadata(metadata or root / "metadata.csv", columns)
-    val = held_out(root, {clip["id"] for clip in clips})
-    if val is None:
-        val = draw_validation([clip["id"] for clip in clips])
-    for clip in clips:
-        clip["split"] = "val" if clip["id"] in val else "train"
+    if not (metadata or find_list(root)):
+        raise UserError(f"{root} has no list of clips ({', '.join(LISTS)})")
+    clips, heldout = read_corpus(root, columns, metadata)
     jobs = [(out / f"mels_{i:05d}", root, clips[i * SHARD_CLIPS:(i + 1) * SHARD_CLIPS], mel, max_seconds)
             for i in range(-(-len(clips) // SHARD_CLIPS))]
-    plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve()),
-            "clips": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "plan.json").exists() and (old := read_json(out / "plan.json")) != plan:
-        if not anew or not isinstance(old, dict) or old | {"clips": plan["clips"]} != plan:
-            raise UserError(f"{out} holds shards of another corpus or other settings: delete it, or choose another "
-                            "--out")
-        print(f"{out}: {root} has other sentences or voices than before, so its log-mels are made anew")
-        for path in (out / "dataset_stats.json", out / "grammar.jsgf", *out.glob("mels_*")):  # the mark goes first
-            path.unlink(missing_ok=True)
+    plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve())}
+    open_plan(out, plan, {job[0].name: job[2] for job in jobs}, "dataset_stats.json")
     drop_parts(out)
-    write_whole(out / "plan.json", json.dumps(plan))
 
     todo = [job for job in jobs if not job[0].with_suffix(".jsonl").exists()]
     if todo:
@@ -61,11 +52,13 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
             for clips_done in pool.map(_prepare_shard, todo):
                 bar.update(clips_done)
     drop_parts(out, "mels_*")  # those of a killed run's processes that ended after it
-    indices = [job[0].with_suffix(".jsonl") for job in jobs]
-    skipped = told_skipped(indices)
-    kept = [row for index in indices for row in kept_rows(index, sum=float, sum_sq=float)]
-    if not kept:
-        raise UserError(f"none of the {len(clips)} clips of {root} could be used")
+    skipped = split_rows(root, [job[0] for job in jobs], heldout, 0.02, "id", out / "dataset_stats.json")
+    kept = []
+    for path, *_ in jobs:
+        rows = kept_rows(path.with_suffix(".jsonl"), sum=float, sum_sq=float)
+        index = [(row["offset"] + row["frames"], SPLITS.index(row["split"])) for row in rows]
+        write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
+        kept += rows
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
     frames, text_bytes = sum(r["frames"] for r in kept), [len(r["text"].encode()) for r in kept]
@@ -82,20 +75,110 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns="id|text|no
         f"{len(skipped)} skipped; log-mel mean {mean:.4f}, std {stats['mel_std']:.4f}")
 
 
-def told_skipped(indices):
-    """The rows of .jsonl files that were skipped, after each was told with its reason."""
-    rows = [row for index in indices for _, row in read_rows(index) if "skipped" in row]
-    for row in rows:
+OF_CLIPS = ("shards", "clips", "sources")  # what a plan says of the clips; the last two in data sets of before
+
+
+def open_plan(out, plan, shards=None, mark=None):
+    """Begin a data set, or go on with one.
+
+    plan: its settings; what is there of others is refused. shards: {name: clips}, of the corpus at plan["root"]. One
+    that was made of other clips, or of recordings that have changed since, goes to be made anew, with what was made of
+    it and the file `mark`, which says that all is whole. Under torchrun the first process does that. Raises UserError
+    where `out` holds another data set.
+    """
+    path, plan = out / "plan.json", json.loads(json.dumps(plan))
+    digests = {name: digest(Path(plan["root"]), clips) for name, clips in (shards or {}).items()}
+    content = json.dumps(plan | {"shards": digests} if shards else plan)
+    if int(os.environ.get("RANK") or 0) > 0:
+        while not path.exists() or read_text(path) != content:
+            time.sleep(0.2)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        old = read_json(path)
+        if not isinstance(old, dict) or {key: old[key] for key in old if key not in OF_CLIPS} != plan:
+            raise UserError(f"{out} holds data of another corpus or other settings: delete it, or choose another --out")
+        if shards:
+            drop_stale(out, shards, old.get("shards", {}), digests, mark)
+    write_whole(path, content)
+
+
+def digest(root, clips):
+    """What a shard is made of, hashed: its clips, and the size and the time of each recording."""
+    made_of = [(clip, file_stamp(root / clip["source"])) for clip in clips]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
+def file_stamp(path):
+    try:
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns
+    except (OSError, ValueError):  # none is there, or its name can be none
+        return None
+
+
+def drop_stale(out, shards, old, new, mark):
+    """Remove the shards at `out` that are made of other than `shards`, {name: clips}. old, new: their digests."""
+    kind = next(iter(shards)).partition("_")[0]
+    there = {path.name.partition(".")[0] for path in out.glob(f"{kind}_*.jsonl")}
+    stale = {name for name in there if name not in shards or (
+        old[name] != new[name] if name in old else not made_of(out / f"{name}.jsonl", shards[name]))}
+    if not stale:
+        return
+    print(f"{out}: {len(stale)} of {len(there)} shards are made anew, as their clips or recordings are others than "
+          "before")
+    voices = sorted(out.glob("speaker_*"), key=lambda path: path.suffix != ".json")  # all, as some are means over all
+    files = [path for name in stale for path in out.glob(f"{name}.*")]
+    for path in (out / mark, out / "grammar.jsgf", *voices, *files):
+        path.unlink(missing_ok=True)
+    if stale == there:
+        (out / "codec.safetensors").unlink(missing_ok=True)  # mel_rvq's, which was fitted to other recordings
+
+
+def made_of(path, clips):
+    """Whether the shard of a data set of before, whose plan has no digests, is of these clips."""
+    rows, known = [row for _, row in read_rows(path)], {clip["source"]: clip for clip in clips}
+    return {row.get("source") for row in rows} == known.keys() and all(
+        row.get("text", "") in ("", normalise_text(known[row["source"]]["text"], accents=True)) for row in rows)
+
+
+def split_rows(root, shards, heldout, share, key, mark):
+    """Write into the rows of the shards' .jsonl which clips are for validation: those of `heldout`, a set of sources,
+    or where it is None a share of those that can be used, drawn by their `key`. Returns the rows that were skipped,
+    each of which is told with its reason. mark: the file that goes where something changes.
+
+    Raises UserError where no clip can be used, and where none can be of those that heldout.txt names.
+    """
+    skipped, kept, rows_of = [], [], {}
+    for path in shards:
+        rows_of[path] = [row for _, row in read_rows(path.with_suffix(".jsonl"))]
+        for row in rows_of[path]:
+            (skipped if "skipped" in row else kept).append(row)
+    for row in skipped:
         print(f"skipped {row.get('id')}: {row['skipped']}")
-    return rows
+    if not kept:
+        raise UserError(f"none of the {len(skipped):,} clips of {root} could be used")
+    val = heldout if heldout is not None else draw_validation(sorted({row[key] for row in kept}), share)
+    of = key if heldout is None else "source"
+    if heldout and not any(row[of] in val for row in kept):
+        raise UserError(f"none of the {len(heldout):,} clips that {root / 'heldout.txt'} names could be used")
+    for path, rows in rows_of.items():
+        before = json.dumps(rows)
+        for row in rows:
+            if "skipped" not in row:
+                row["split"] = SPLITS[int(row[of] in val)]
+        if json.dumps(rows) != before:
+            mark.unlink(missing_ok=True)
+            write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+    return skipped
 
 
 def _prepare_shard(job):
-    """One shard: first the mels, then, as the mark that they are whole, the index. Returns the number of clips."""
+    """One shard: first the mels, then, as the mark that they are whole, their rows. Returns the number of clips."""
     path, root, clips, mel, max_seconds = job
     clips = [clip | {"text": normalise_text(clip["text"], accents=True)} for clip in clips]  # as it is spoken later
     torch.set_num_threads(1)
-    lines, index, offset = [], [], 0
+    lines, offset = [], 0
     with whole_file(path.with_suffix(".f16")) as f:
         for clip in clips:
             try:
@@ -104,20 +187,20 @@ def _prepare_shard(job):
                 lines.append({**clip, "skipped": str(e)})
                 continue
             f.write(features.numpy().astype(np.float16).tobytes())
-            index.append((offset + len(features), SPLITS.index(clip["split"])))
             lines.append({**clip, "offset": offset, "frames": len(features), "sum": features.double().sum().item(),
                           "sum_sq": features.double().square().sum().item()})
             offset += len(features)
-    write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
     write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
     return len(clips)
 
 
 def prepare_clip(root, clip, mel, max_seconds):
     """The log-mel (frames, n_mels) of one clip. Raises UserError with the reason why it cannot be used."""
+    if "skipped" in clip:
+        raise UserError(clip["skipped"])
     if (size := len(clip["text"].encode())) > MAX_TEXT_BYTES:
         raise UserError(f"its text has {size} bytes, more than {MAX_TEXT_BYTES}")
-    wav = read_wav(clip_path(root, clip["id"]), mel.sample_rate)
+    wav = read_wav(root / clip["source"], mel.sample_rate)
     if len(wav) / mel.sample_rate > max_seconds:
         raise UserError(f"{len(wav) / mel.sample_rate:.1f} s are more than {max_seconds:.1f} s")
     if np.abs(wav).max() < 1e-4:
@@ -135,11 +218,12 @@ SHARD_SOURCES = 64
 FIT_SOURCES, FIT_FRAMES = 1000, 100_000  # what mel_rvq is fitted to: so many recordings, and at most so many frames
 
 
-def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, columns="id|text|normalized|speaker",
-             fit=()):
-    """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped.
+def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, metadata=None, columns=None, fit=()):
+    """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped, and makes anew
+    what other clips or changed recordings are in; mel_rvq is fitted anew only where that is all.
 
-    root: in LJSpeech's layout, or any folder in which recordings lie. name: one of audio.CODECS; "mel_rvq", which is
+    root: with a list of clips, or any folder in which recordings lie. metadata, columns: as of `corpora.read_corpus`.
+    name: one of audio.CODECS; "mel_rvq", which is
     fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as much
     to each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds") to cut
     the recordings at; a rest is kept from a quarter of that on; None keeps them whole. Under torchrun each process
@@ -149,7 +233,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
     is left or `out` holds other tokens.
     """
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    sources, fitted = corpus_sources(root, columns), None
+    (sources, heldout), fitted = read_corpus(root, columns, metadata), None
     if name not in (*CODECS, "mel_rvq"):
         if not (Path(name) / "codec.json").exists():
             raise UserError(f"{name} is neither a codec ({', '.join(CODECS)}, mel_rvq) nor a folder of tokens")
@@ -157,8 +241,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
             raise UserError(f"the tokens at {name} are {made_with}'s, which needs no folder: give --codec {made_with}")
         fitted = load_codec(name)
         name, mel, sizes = "mel_rvq", fitted.mel, [len(book) for book in fitted.books]
-    plan = {"codec": name, "chunk": chunk, "root": str(root.resolve()), "mel": mel and asdict(mel), "sizes": sizes,
-            "sources": hashlib.sha256(json.dumps(sources).encode()).hexdigest()}
+    plan = {"codec": name, "chunk": chunk, "root": str(root.resolve()), "mel": mel and asdict(mel), "sizes": sizes}
     if fit:
         plan["fit"] = [str(other.resolve()) for other in fit]
     if fitted:
@@ -173,35 +256,37 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
     frames = chunk and (chunk[0] if chunk[1] == "frames" else round(chunk[0] * frame_rate))
     if chunk and not frames:
         raise UserError(f"--chunk_seconds {chunk[0]} is not half a frame of {1 / frame_rate:.4f} s: give more")
-    open_plan(out, plan, speakers)
+    shards = [(out / f"tokens_{i:05d}", sources[i * SHARD_SOURCES:(i + 1) * SHARD_SOURCES])
+              for i in range(-(-len(sources) // SHARD_SOURCES))]
+    open_plan(out, plan, {path.name: clips for path, clips in shards}, "codec.json")
     if world == 1:
         drop_parts(out)
 
     if name == "mel_rvq":
         if rank == 0 and not (out / "codec.safetensors").exists():
-            corpora = [(root, sources), *((other, corpus_sources(other)) for other in fit)]
+            corpora = [(root, sources, heldout), *((other, *read_corpus(other)) for other in fit)]
             (fitted or fit_mel_rvq(corpora, mel, sizes)).save(out)
         wait_for([out / "codec.safetensors"])
         codec = job_codec = MelRVQ.load(out, mel)
         device = "cpu"
-    jobs = [(out / f"tokens_{i:05d}", root, sources[i * SHARD_SOURCES:(i + 1) * SHARD_SOURCES], job_codec, frames,
-             speakers) for i in range(-(-len(sources) // SHARD_SOURCES))]
-    todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".idx").exists()]
+    jobs = [(path, root, clips, job_codec, frames) for path, clips in shards]
+    todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".jsonl").exists()]
     if todo:
         bar = tqdm(None, "tokens", sum(len(job[2]) for job in todo), unit=" recordings", leave=False)
         with parallel(threads=device == "cuda") as pool, bar:
-            for sources_done in pool.map(_tokenize_shard, todo):
+            for sources_done in pool.map(encode_shard, todo):
                 bar.update(sources_done)
     if rank > 0:
         return
 
-    wait_for([job[0].with_suffix(".idx") for job in jobs])
+    wait_for([path.with_suffix(".jsonl") for path, _ in shards])
     drop_parts(out, "tokens_*")  # of several processes none writes any more
-    indices = [job[0].with_suffix(".jsonl") for job in jobs]
-    skipped = told_skipped(indices)
-    kept = [row for index in indices for row in kept_rows(index)]
-    if not kept:
-        raise UserError(f"none of the {len(sources)} recordings of {root} could be used")
+    skipped = split_rows(root, [path for path, _ in shards], heldout, 0.05, "source", out / "codec.json")
+    write_whole(out / "speakers.json", json.dumps(speakers))
+    kept = []
+    for path, _ in shards:
+        kept += (rows := kept_rows(path.with_suffix(".jsonl"), speaker=str))
+        write_sentences(path, rows, speakers)
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
     info = {
@@ -211,16 +296,6 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, co
     }
     close_tokens(out, info, len(kept), sum(r["split"] == "val" for r in kept), len(skipped),
                  sum(r["frames"] for r in kept), max(r["frames"] for r in kept))
-
-
-def open_plan(out, plan, speakers):
-    """Begin a token data set, or go on with one. Raises UserError where `out` holds another one."""
-    plan = json.dumps(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "plan.json").exists() and read_text(out / "plan.json") != plan:
-        raise UserError(f"{out} holds data of another corpus or other settings: delete it, or choose another --out")
-    write_whole(out / "plan.json", plan)
-    write_whole(out / "speakers.json", json.dumps(speakers))
 
 
 def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames):
@@ -234,11 +309,12 @@ def close_tokens(out, info, clips, validation_clips, skipped, frames, max_frames
 
 
 def fit_mel_rvq(corpora, mel, sizes):
-    """Fit mel_rvq to frames of the recordings for training, drawn by hash. corpora: pairs of a root and its sources;
-    the frames of those that have few are repeated until all weigh as much."""
+    """Fit mel_rvq to frames of the recordings for training, drawn by hash. corpora: for each a root, its clips, and the
+    sources that are held out or None; the frames of those that have few are repeated until all weigh as much."""
     mels = []
-    for root, sources in corpora:
-        train = {s["source"] for s in sources if s["split"] == "train"}
+    for root, clips, heldout in corpora:
+        train = {clip["source"] for clip in clips if "skipped" not in clip}
+        train -= draw_validation(sorted(train), 0.1) if heldout is None else heldout  # 5 % of those that can be used
         drawn = sorted(train, key=draw_key)[:FIT_SOURCES // len(corpora)]
         if not drawn:
             raise UserError(f"all of {root} is held out: there is nothing that mel_rvq could be fitted to")
@@ -272,18 +348,10 @@ cached_codec = cache(load_codec)
 on_gpu = threading.Lock()  # of the threads that read for one GPU, one encodes at a time
 
 
-def _tokenize_shard(job):
-    """One shard: first its codes, then its sentences. Returns the number of sources."""
-    path, root, sources, codec, chunk_frames, speakers = job
-    index = path.with_suffix(".jsonl")
-    if not index.exists():
-        encode_shard(path, root, sources, cached_codec(*codec) if isinstance(codec, tuple) else codec, chunk_frames)
-    write_sentences(path, kept_rows(index, speaker=str), speakers)
-    return len(sources)
-
-
-def encode_shard(path, root, sources, codec, chunk_frames):
-    """The codes of a shard and then, as the mark that they are whole, their index, a line a clip."""
+def encode_shard(job):
+    """One shard: its codes and then, as the mark that they are whole, their rows. Returns the number of sources."""
+    path, root, sources, codec, chunk_frames = job
+    codec = cached_codec(*codec) if isinstance(codec, tuple) else codec
     lines, offset, waiting = [], 0, []  # waiting: (line, wav) that have been read
     with whole_file(path.with_suffix(".u16")) as f:
         for n, source in enumerate(sources):
@@ -302,6 +370,7 @@ def encode_shard(path, root, sources, codec, chunk_frames):
                     offset += len(c)
                 waiting = []
     write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+    return len(sources)
 
 
 def write_sentences(path, rows, speakers):

@@ -1,0 +1,146 @@
+"""metadata.py: what people's lists of clips look like, and what cannot be told of them."""
+
+import csv
+import io
+import json
+
+import pytest
+from conftest import refusal
+
+from trivox.metadata import read_columns, read_lines, read_list, read_transcripts
+
+TEXTS = ["The cat sat on the mat.", "Dr. Bell came, at last!", "Was it late?", "Two of 3 boats sank; one did not.",
+         "Nobody knew.", "It rained for a week.", "She said so.", "A long way home, and no road."]
+NORMALIZED = [text.replace("Dr.", "doctor").replace("3", "three") for text in TEXTS]
+SPEAKERS = ["bob", "ann", "bob", "bob", "ann", "ann", "bob", "ann"]
+IDS = [f"c{n}" for n in range(8)]
+CLIPS = [*zip(IDS, NORMALIZED, SPEAKERS)]
+
+
+def table(*columns, delimiter="|", header="", quote=csv.QUOTE_NONE):
+    """A file with these columns, by Python's own writer where something is quoted."""
+    if quote == csv.QUOTE_NONE:
+        lines = [delimiter.join(map(str, cells)) for cells in zip(*columns)]
+    else:
+        writer = csv.writer(out := io.StringIO(), delimiter=delimiter, quoting=quote, lineterminator="\n")
+        writer.writerows(zip(*columns))
+        lines = out.getvalue().splitlines()
+    return "\n".join([header] * bool(header) + lines) + "\n"
+
+
+def objects(**columns):
+    return "".join(json.dumps(dict(zip(columns, cells))) + "\n" for cells in zip(*columns.values()))
+
+
+def understood(path, columns=None):
+    clips, _ = read_list(path, columns, lambda name: name.rpartition("/")[2].removesuffix(".wav") in IDS)
+    return [(clip["id"].rpartition("/")[2].removesuffix(".wav"), clip["text"], clip["speaker"]) for clip in clips]
+
+
+FILES = [f"wavs/{id}.wav" for id in IDS]
+NUMBERS = ["1" if name == "ann" else "0" for name in SPEAKERS]
+LAYOUTS = {
+    "id|text": (table(IDS, NORMALIZED), "t"), "id|text|normalized": (table(IDS, TEXTS, NORMALIZED), "t"),
+    "id|text|speaker": (table(IDS, NORMALIZED, SPEAKERS), "ts"),
+    "id|speaker|text": (table(IDS, SPEAKERS, NORMALIZED), "ts"),
+    "id|text|normalized|speaker": (table(IDS, TEXTS, NORMALIZED, SPEAKERS), "ts"),
+    "speaker|id|text|normalized": (table(SPEAKERS, IDS, TEXTS, NORMALIZED), "ts"),
+    "text|id": (table(NORMALIZED, IDS), "t"), "VITS": (table(FILES, NUMBERS, NORMALIZED), "tn"),
+    "Tacotron": (table(FILES, NORMALIZED), "t"), "tabs": (table(FILES, SPEAKERS, NORMALIZED, delimiter="\t"), "ts"),
+    "an empty column": (table(IDS, NORMALIZED, [""] * 8), "t"),
+    "Common Voice": (table(SPEAKERS, FILES, NORMALIZED, NUMBERS, delimiter="\t",
+                           header="client_id\tpath\tsentence\tup_votes"), "ts"),
+    "header": (table(IDS, SPEAKERS, TEXTS, NORMALIZED, header="ID|Speaker|Text|Normalized Text"), "ts"),
+    "CSV": (table(FILES, NORMALIZED, delimiter=",", header="file_name,transcription", quote=csv.QUOTE_MINIMAL), "t"),
+    "CSV without header": (table(FILES, SPEAKERS, NORMALIZED, delimiter=",", quote=csv.QUOTE_ALL), "ts"),
+    "semicolons": (table(IDS, [text.replace(";", ",") for text in NORMALIZED], delimiter=";"), "t;"),
+    "quoted bars": (table(IDS, [f'{text} | "yes"' for text in NORMALIZED], SPEAKERS, quote=csv.QUOTE_MINIMAL), "ts|"),
+    "JSON": (objects(audio_filepath=FILES, duration=[1.5] * 8, text=NORMALIZED, speaker=SPEAKERS), "ts"),
+    "JSON of datasets": (objects(audio=[{"path": f} for f in FILES], sentence=NORMALIZED, speaker_id=[0, 1] * 4), "t0"),
+}
+
+
+@pytest.mark.parametrize("content, what", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\ufeff"])
+def test_layouts(tmp_path, content, what, ends):
+    """Whatever the order and the marks, the same clips; with a BOM and with Windows' ends of lines too."""
+    path = tmp_path / ("list.jsonl" if content.startswith("{") else "metadata.csv")
+    path.write_bytes((ends if ends == "\ufeff" else "").encode() + content.replace(
+        "\n", ends if ends != "\ufeff" else "\n").encode())
+    texts = [text.replace(";", ",") if ";" in what else f'{text} | "yes"' if "|" in what else text
+             for text in NORMALIZED]
+    speakers = SPEAKERS if "s" in what else NUMBERS if "n" in what else ["0", "1"] * 4 if "0" in what else [""] * 8
+    assert understood(path) == [*zip(IDS, texts, speakers)]
+
+
+@pytest.mark.parametrize("columns, line, clip", [
+    ("id|text|normalized|speaker", "a|Dr. B|doctor B|jo", ("a", "doctor B", "jo")),
+    ("speaker|id|text", "jo|a|Dr. B", ("a", "Dr. B", "jo")), ("id|-|text", "a|1.5|Dr. B", ("a", "Dr. B", "")),
+    ("id|text", 'a|"Quoted," he said', ("a", '"Quoted," he said', "")), ("id|text", 'a|"Hm."|', ("a", '"Hm."', "")),
+    ("id|text|speaker", "a|b", ("a", "b", "")),
+    ("id|text|speaker", "a|It was  here.|bob", ("a", "It was here.", "bob")),
+])
+def test_columns(tmp_path, columns, line, clip):
+    (tmp_path / "m.csv").write_text(line)
+    (found,), _ = read_list(tmp_path / "m.csv", columns)
+    assert (found["id"], found["text"], found["speaker"]) == clip
+
+
+@pytest.mark.parametrize("content, words", [
+    (table(IDS, [*NORMALIZED[:-1], "Hello | world"]), "line 8 of", ), ("p|Hello | world|Hello | world\n", "5 columns"),
+    (table(IDS, NORMALIZED, [f"{n}.25" for n in range(8)]), "--columns"),  # seconds, and no speaker
+    (table(IDS, ["one", "two"] * 4, SPEAKERS), "--columns"), ("c0|bob|hi\n", "--columns"),
+    (table(IDS, NORMALIZED, NORMALIZED[::-1]), "--columns"),
+    (table(FILES, NORMALIZED, delimiter=","), "line 2 of"),  # a comma in a text that is not quoted
+    ('wavs/c0.wav,"Never, he said\nwavs/c1.wav,b\n', "line 1 of"), ("\n".join(TEXTS), "line 1 of"),
+    ("\n\n", "names no clip"), ("file,text\nc0,a,b\n", "line 2 of"), ("", "names no clip"),
+], ids=["a stray bar", "stray bars alone", "seconds", "words and names", "a line", "two texts", "a stray comma",
+        "a quote without end", "sentences", "blank", "more than the header", "empty"])
+def test_what_does_not_show(tmp_path, content, words):
+    """Nothing is guessed: the line is named, or --columns asked for."""
+    (tmp_path / "metadata.csv").write_text(content)
+    said = refusal(lambda argv: understood(tmp_path / "metadata.csv"))
+    assert words in said and str(tmp_path / "metadata.csv") in said
+
+
+def test_rows_that_cannot_be_used(tmp_path):
+    """They stay in their place, each with its reason."""
+    lines = ["c0|Hello there.", "|no id", "c1|", "", "c2", "c0|Again.", "c3|One\u2028two\x0cthree."]
+    (tmp_path / "m.csv").write_text("\n".join(lines), encoding="utf-8")
+    clips, _ = read_list(tmp_path / "m.csv")
+    assert [clip.get("skipped", clip["text"]) for clip in clips] == [
+        "Hello there.", "line 2 of m.csv names no recording", "line 3 of m.csv has no text",
+        "line 5 of m.csv has no text", "line 6 of m.csv names it again, after line 1", "One two three."]
+
+
+@pytest.mark.parametrize("columns, words", [
+    ("id|words", "'words'"), ("id|speaker", "an id and a text"), ("id|text|text", "comes twice"), ("", "''"),
+    ("text", "an id and a text"),
+])
+def test_wrong_columns(columns, words):
+    assert words in refusal(lambda argv: read_columns(columns))
+
+
+@pytest.mark.parametrize("content, lines", [
+    ("\ufeffa\r\nb\x0b\x85\u2028c\n".encode(), ["a", "b\x0b\x85\u2028c", ""]), (b"a\rb", ["a", "b"]), (b"", [""]),
+    (b"a\nb\xff\n", "line 2 of"), ("a\n".encode("utf-16"), "UTF-16"),
+])
+def test_lines(tmp_path, content, lines):
+    (tmp_path / "a.txt").write_bytes(content)
+    if isinstance(lines, list):
+        assert read_lines(tmp_path / "a.txt") == lines
+    else:
+        assert lines in refusal(lambda argv: read_lines(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("content, clips", [
+    ("One.\n\nTwo, and more.\n", [("clip-00000", "One."), ("clip-00002", "Two, and more.")]),
+    ("a|One.\nb|Two.|\n", [("a", "One."), ("b", "Two.")]), ("file_name,text\na.wav,One.\n", [("a.wav", "One.")]),
+    ("One.\nTwo | three.\nFour.\n", "line 2 of"), ("a|\n", "no line"),
+])
+def test_transcripts(tmp_path, content, clips):
+    (tmp_path / "a.txt").write_text(content)
+    if isinstance(clips, list):
+        assert [(clip["id"], clip["text"]) for clip in read_transcripts(tmp_path / "a.txt")] == clips
+    else:
+        assert clips in refusal(lambda argv: read_transcripts(tmp_path / "a.txt"))
