@@ -258,13 +258,9 @@ def quoted(lines, delimiter):
 
 
 def most_common_width(rows):
-    """How many columns most lines have that lack none; of two equally common the smaller, so that a bar in a text is
-    told."""
-    widths = Counter()
-    for _, cells in rows:
-        width = max(n for n, cell in enumerate(cells, 1) if cell)
-        if width > 1 and all(cells[:width]):
-            widths[width] += 1
+    """How many columns most lines have, of those with an id and a text; of two equally common numbers the smaller, so
+    that a bar in a text is told."""
+    widths = Counter(len(cells) for _, cells in rows if all(cells[:2]) and len(cells) > 1)
     return min(widths, key=lambda width: (-widths[width], width)) if widths else 2
 
 
@@ -305,7 +301,10 @@ def is_layout(columns, texts, speaker):
     """Whether these columns can be the text, or the text and its normalized form, and that one the speaker's name."""
     if len(texts) == 2:
         return alike(columns[texts[0]], columns[texts[1]]) and not (speaker is not None and measures(columns[speaker]))
-    return len(texts) == 1 and speaker is not None and names_speakers(columns[speaker], columns[texts[0]])
+    if len(texts) != 1 or speaker is None:
+        return False
+    names, said = columns[speaker], columns[texts[0]]
+    return names_speakers(names, said) and not alike(names, said)
 
 
 def alike(a, b):

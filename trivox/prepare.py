@@ -23,6 +23,7 @@ from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, 
 from trivox.metadata import LISTS
 from trivox.parallel import parallel
 from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
+from trivox.unusual import measure, tell_unusual
 from trivox.voices import load_embedder
 
 SHARD_CLIPS = 256
@@ -59,6 +60,7 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns=None):
         index = [(row["offset"] + row["frames"], SPLITS.index(row["split"])) for row in rows]
         write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
         kept += rows
+    tell_unusual(kept, mel.frame_rate)
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
     frames, text_bytes = sum(r["frames"] for r in kept), [len(r["text"].encode()) for r in kept]
@@ -182,20 +184,21 @@ def _prepare_shard(job):
     with whole_file(path.with_suffix(".f16")) as f:
         for clip in clips:
             try:
-                features = prepare_clip(root, clip, mel, max_seconds)
+                features, heard = prepare_clip(root, clip, mel, max_seconds)
             except UserError as e:
                 lines.append({**clip, "skipped": str(e)})
                 continue
             f.write(features.numpy().astype(np.float16).tobytes())
-            lines.append({**clip, "offset": offset, "frames": len(features), "sum": features.double().sum().item(),
-                          "sum_sq": features.double().square().sum().item()})
+            lines.append({**clip, **heard, "offset": offset, "frames": len(features),
+                          "sum": features.double().sum().item(), "sum_sq": features.double().square().sum().item()})
             offset += len(features)
     write_whole(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
     return len(clips)
 
 
 def prepare_clip(root, clip, mel, max_seconds):
-    """The log-mel (frames, n_mels) of one clip. Raises UserError with the reason why it cannot be used."""
+    """The log-mel (frames, n_mels) of one clip, and what `measure` says of it. Raises UserError with the reason why it
+    cannot be used."""
     if "skipped" in clip:
         raise UserError(clip["skipped"])
     if (size := len(clip["text"].encode())) > MAX_TEXT_BYTES:
@@ -208,7 +211,7 @@ def prepare_clip(root, clip, mel, max_seconds):
     features = log_mel(wav, mel)
     if not features.half().isfinite().all():
         raise UserError("its log-mel has numbers that are not finite")
-    return features
+    return features, measure(wav, mel.sample_rate)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -287,6 +290,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, me
     for path, _ in shards:
         kept += (rows := kept_rows(path.with_suffix(".jsonl"), speaker=str))
         write_sentences(path, rows, speakers)
+    tell_unusual(kept, codec.frame_rate)
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
     info = {
@@ -395,10 +399,11 @@ def cut_source(root, source, codec, chunk_frames):
         raise UserError("it is silent")
     size = (chunk_frames or 0) * codec.hop_length
     if len(wav) <= size or not size:
-        return [({**source, "start": 0.0}, wav)]
+        return [({**source, **measure(wav, codec.sample_rate), "start": 0.0}, wav)]
     starts = [start for start in range(0, len(wav), size) if len(wav) - start >= size / 4]
-    return [({**source, "id": f"{source['id']}_{n:03d}", "text": "", "start": start / codec.sample_rate},
-             wav[start:start + size]) for n, start in enumerate(starts)]
+    return [({**source, **measure(wav[start:start + size], codec.sample_rate), "id": f"{source['id']}_{n:03d}",
+              "text": "", "start": start / codec.sample_rate}, wav[start:start + size])
+            for n, start in enumerate(starts)]
 
 
 # ------------------------------------------------------------------------------------------------------------
