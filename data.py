@@ -99,13 +99,16 @@ def ljspeech(p):
     add_mels(p, "data/ljspeech")
     p.add_argument("--root", type=some_path, help="a corpus that is here; else LJSpeech 1.1 is downloaded")
     add_list(p)
+    p.add_argument("--language", default="en", help="what is spoken in recordings without a list, for Whisper, which "
+                   "writes it (%(default)s)")
+    p.add_argument("--whisper", help="the model that does: tiny … large-v3, turbo, or a file of weights (base)")
 
     def make(args):
         root, metadata = args.root or download_ljspeech(args.out.parent), args.metadata
         if not metadata and not find_list(root):
             metadata = args.out / "metadata.csv"
             if not metadata.exists():
-                transcribe(root, args.out)
+                transcribe(root, args.out, args.language, args.whisper)
         prepare_mels(root, args.out, mel_config(args), args.max_seconds, metadata, args.columns)
 
     p.set_defaults(make=make)

@@ -10,7 +10,7 @@ from conftest import refusal
 from helpers import make_corpus, tone
 
 import data
-from trivox import corpora
+from trivox import corpora, files
 from trivox.audio import MelConfig, write_wav
 from trivox.corpora import Recordings, draw_validation, read_corpus
 from trivox.datasets import TokenDataset
@@ -29,16 +29,40 @@ def test_folders_that_are_no_corpus(tmp_path, files, words):
     assert words in said and not (tmp_path / "out").exists()
 
 
-def test_transcripts_of_bare_recordings(tmp_path, monkeypatch):
-    """Every recording in its line, more than are heard at once; what would break a line is no part of a text."""
-    paths = [tmp_path / "wavs" / f"{n % 3}" / f"{n:03d}.wav" for n in range(70)]
+def test_transcripts_of_bare_recordings(tmp_path, monkeypatch, capsys):
+    """Every recording in its line but for one that is damaged, which is told; what would break a line is no part of a
+    text. Killed half-way it goes on; what another model heard is heard anew."""
+    paths = [tmp_path / "wavs" / f"{n % 3}" / f"{n:03d}.wav" for n in range(40)]
     for n, path in enumerate(paths):
         write_wav(path, tone(0.01 * (n + 1)), 16000)
-    monkeypatch.setattr(corpora, "load_recogniser", lambda name: (
-        name, lambda wavs, rate: [f" it lasts|\n {len(wav)} " for wav in wavs]))
+    (tmp_path / "wavs" / "damaged.wav").write_bytes(b"RIFF")
+    left, heard, what = 20, [], "Whisper"
+
+    def hear(wavs, rate):
+        if left < len(heard) + len(wavs):
+            raise KeyboardInterrupt
+        heard.extend(wavs)
+        return [f" it lasts|\n {len(wav)} " for wav in wavs]
+
+    monkeypatch.setattr(corpora, "load_recogniser", lambda name, **kw: (what, hear))
+    with pytest.raises(KeyboardInterrupt):
+        corpora.transcribe(tmp_path, tmp_path / "out")
+    assert len(heard) == 16 and not (tmp_path / "out" / "metadata.csv").exists()
+    left, what = 28, "another"
+    with pytest.raises(KeyboardInterrupt):
+        corpora.transcribe(tmp_path, tmp_path / "out")
+    left, what, heard = 100, "Whisper", heard[:16]
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(corpora, "write_whole", lambda path, content: 1 / 0 if path.name == "metadata.csv" else
+                      files.write_whole(path, content))
+        try:
+            corpora.transcribe(tmp_path, tmp_path / "out")
+        except ZeroDivisionError:
+            raise KeyboardInterrupt from None
     clips, _ = read_corpus(tmp_path, metadata=corpora.transcribe(tmp_path, tmp_path / "out"))
     assert {clip["id"]: clip["text"] for clip in clips} == {
         f"{n % 3}/{n:03d}": f"it lasts {soundfile.info(path).frames}" for n, path in enumerate(paths)}
+    assert len(heard) == 16 + 40 and "skipped wavs/damaged.wav: cannot read" in capsys.readouterr().out
 
 
 def test_no_download(tmp_path):

