@@ -99,8 +99,7 @@ def ljspeech(p):
     add_mels(p, "data/ljspeech")
     p.add_argument("--root", type=some_path, help="a corpus that is here; else LJSpeech 1.1 is downloaded")
     add_list(p)
-    p.add_argument("--language", default="en", help="what is spoken in recordings without a list, for Whisper, which "
-                   "writes it (%(default)s)")
+    p.add_argument("--language", help="what is spoken in recordings without a list, for Whisper, which writes it (en)")
     p.add_argument("--whisper", help="the model that does: tiny … large-v3, turbo, or a file of weights (base)")
 
     def make(args):
@@ -108,7 +107,10 @@ def ljspeech(p):
         if not metadata and not find_list(root):
             metadata = args.out / "metadata.csv"
             if not metadata.exists():
-                transcribe(root, args.out, args.language, args.whisper)
+                transcribe(root, args.out, args.language or "en", args.whisper)
+        elif args.language or args.whisper:
+            raise UserError("--language and --whisper are for recordings without a list, and there is "
+                            f"{metadata or find_list(root)}")
         prepare_mels(root, args.out, mel_config(args), args.max_seconds, metadata, args.columns)
 
     p.set_defaults(make=make)

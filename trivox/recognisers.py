@@ -87,6 +87,11 @@ def load_recogniser(name, sentences=(), grammar=None, device="cpu", language="en
     grammar: PocketSphinx with the JSGF text `grammar`. sentences: PocketSphinx with `sentences` as all that can be
     said. open: PocketSphinx with its own language model. Raises UserError for what is not to be had.
     """
+    if language != "en":
+        from whisper.tokenizer import LANGUAGES
+
+        if language not in LANGUAGES:
+            raise UserError(f"Whisper knows no language {language!r}: give a code such as en, de, fr or zh")
     if name in PACKAGED and packaged(name) and not model:
         return load_packaged(name, language)
     if name == "tiny":
@@ -176,13 +181,10 @@ def load_packaged(name, language="en"):
 
 
 def load_whisper(name, language, device):
-    """A Whisper model (Radford et al., 2022) as openai-whisper has it. Raises UserError where it knows neither the name
-    nor the language, or its weights cannot be had."""
+    """A Whisper model (Radford et al., 2022) as openai-whisper has it. Raises UserError where it does not know the
+    name, or the model the language, and where its weights cannot be had."""
     import whisper
-    from whisper.tokenizer import LANGUAGES
 
-    if language not in LANGUAGES:
-        raise UserError(f"Whisper knows no language {language!r}: give a code such as en, de, fr or zh")
     if name.endswith(".en") and language != "en":
         raise UserError(f"Whisper {name} hears English alone: for {language} give {name.removesuffix('.en')}")
     if name not in whisper.available_models() and not Path(name).is_file():
