@@ -5,6 +5,7 @@
     python data.py open                  speak and prepare LJSpeech's sentences, so any words; nothing to download
     python data.py ljspeech              download and prepare LJSpeech 1.1 (2.6 GB, public domain)
     python data.py ljspeech --root DIR   prepare any folder in LJSpeech's layout, or of bare recordings
+    python data.py check --root DIR      see and hear what a corpus holds, on one page
     python data.py download              download LJSpeech 1.1 alone
     python data.py tokenize --codec NAME --root DIR --out DIR
                                          encode such a corpus, or nested folders of music, with a neural audio codec
@@ -26,6 +27,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from trivox.audio import MelConfig
+from trivox.check import check_corpus
 from trivox.codecs import CODECS
 from trivox.common import Folder, Limit, Positive, UserError, flag, run, some_path
 from trivox.corpora import download_ljspeech, find_list, transcribe
@@ -116,6 +118,14 @@ def ljspeech(p):
     p.set_defaults(make=make)
 
 
+def check(p):
+    """see and hear what a corpus holds, on one page"""
+    add_out(p, "data/check", "index.html")
+    p.add_argument("--root", type=some_path, required=True, help="a corpus that is here")
+    add_list(p)
+    p.set_defaults(make=lambda args: check_corpus(args.root, args.out, args.metadata, args.columns))
+
+
 def download(p):
     """download LJSpeech 1.1"""
     p.add_argument("--out", type=some_path, default=Path("data"), help="where LJSpeech-1.1/ will be (%(default)s)")
@@ -181,8 +191,9 @@ def embed_speakers(p):
         args.data, args.embedder, args.device if args.embedder == "ecapa" else "cpu"))
 
 
-COMMANDS = {"for": for_config, "demo": demo, "open": open_speech, "ljspeech": ljspeech, "download": download,
-            "tokenize": tokenize_corpus, "demo_music": demo_music, "emilia": emilia, "embed": embed_speakers}
+COMMANDS = {"for": for_config, "demo": demo, "open": open_speech, "ljspeech": ljspeech, "check": check,
+            "download": download, "tokenize": tokenize_corpus, "demo_music": demo_music, "emilia": emilia,
+            "embed": embed_speakers}
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -28,18 +28,38 @@ def measure(wav, sample_rate):
     return {"loudness": round(float(loudness), 1), "silence": round(1 - float(loud.mean()), 3)}
 
 
-def tell_unusual(rows, frame_rate):
-    """Tell of the clips that are unlike most of `rows`, dicts with id, text, frames and what `measure` says."""
-    rows = [{**row, "speed": len(row["text"].encode()) / (row["frames"] / frame_rate)} for row in rows]
+def find_unusual(rows, beyond=1.0):
+    """The clips that are unlike most of `rows`, dicts with text, seconds and what `measure` says: a list of (kind, how
+    far from the median, row, why in words), the furthest of each kind first. beyond: from what distance on; 1 is where
+    it is told."""
+    found = []
     for kind, (least, words) in KINDS.items():
-        known = [row for row in rows if row.get(kind) is not None and (kind != "speed" or row["text"])]
+        known = [(row, value) for row in rows if (value := value_of(row, kind)) is not None]
         if len(known) < FEWEST:
             continue
-        values = np.array([row[kind] for row in known], np.float64)
+        values = np.array([value for _, value in known], np.float64)
         scaled = np.log(values) if kind == "speed" else values
         off = np.abs(scaled - np.median(scaled))
-        far = [n for n in np.argsort(-off, kind="stable") if off[n] > max(least, FAR * 1.4826 * np.median(off))]
-        for n in far[:SHOWN]:
-            print(f"unusual {known[n]['id']}: {words.format(values[n], np.median(values))}")
-        if len(far) > SHOWN:
-            print(f"unusual: {len(far) - SHOWN:,} more in {kind}")
+        far = off / max(least, FAR * 1.4826 * np.median(off))
+        for n in np.argsort(-far, kind="stable"):
+            if far[n] > beyond:
+                found.append((kind, far[n], known[n][0], words.format(values[n], np.median(values))))
+    return found
+
+
+def value_of(row, kind):
+    """A row's loudness, silence or speed; None where it is not known."""
+    if kind != "speed":
+        return row.get(kind)
+    return len(row["text"].encode()) / row["seconds"] if row["text"] else None
+
+
+def tell_unusual(rows, frame_rate):
+    """Tell of the clips that are unlike most of `rows`, dicts with id, text, frames and what `measure` says."""
+    found = find_unusual([{**row, "seconds": row["frames"] / frame_rate} for row in rows])
+    for kind in KINDS:
+        told = [(row, why) for of, _, row, why in found if of == kind]
+        for row, why in told[:SHOWN]:
+            print(f"unusual {row['id']}: {why}")
+        if len(told) > SHOWN:
+            print(f"unusual: {len(told) - SHOWN:,} more in {kind}")

@@ -1,0 +1,126 @@
+"""What a corpus holds, on one page that opens from the disk: before hours are spent on it."""
+
+import os
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from tqdm import tqdm
+
+from trivox.audio import read_wav
+from trivox.common import UserError
+from trivox.corpora import ending_of, read_corpus
+from trivox.files import write_whole
+from trivox.parallel import parallel
+from trivox.plots import HERE, save, subplots
+from trivox.text import character_ids, normalise_text
+from trivox.unusual import find_unusual, measure, value_of
+
+MOST_UNUSUAL, MOST_SKIPPED = 20, 200
+
+
+def check_corpus(root, out, metadata=None, columns=None):
+    """Write out/index.html: durations, speaking rate, loudness, alphabet, what cannot be used, and the most unusual
+    clips of the corpus at `root`, with players. metadata, columns: as of `read_corpus`. Raises UserError as that does,
+    and where no clip can be used."""
+    clips, heldout = read_corpus(root, columns, metadata)
+    sizes = [0 if "skipped" in clip else (root / clip["source"]).stat().st_size for clip in clips]
+    jobs = [(root, clip) for clip in clips]
+    with parallel() as pool, tqdm(None, "listening", sum(sizes), unit="B", unit_scale=True, leave=False) as bar:
+        for clip, size, heard in zip(clips, sizes, pool.map(_listen, jobs, chunksize=64)):
+            clip |= heard
+            bar.update(size)
+    used, skipped = ([clip for clip in clips if ("skipped" in clip) == bad] for bad in (False, True))
+    if not used:
+        raise UserError(f"none of the {len(clips):,} clips of {root} can be used; of the first it is said: "
+                        f"{skipped[0]['skipped']}")
+    out.mkdir(parents=True, exist_ok=True)
+    plot(out / "check.png", used)
+    write_whole(out / "index.html", page(root, out, used, skipped, heldout))
+    facts = facts_of(used, skipped, heldout)
+    for what, value in facts.items():
+        print(f"{what}: {value}")
+    print(f"{out / 'index.html'} shows it; the most unusual clips are to be heard there")
+
+
+def _listen(job):
+    """What is heard of a clip: its seconds, its sample rate and what `measure` says, or why it cannot be used."""
+    import soundfile
+
+    root, clip = job
+    if "skipped" in clip:
+        return {}
+    try:
+        try:
+            rate = soundfile.info(os.fsencode(root / clip["source"])).samplerate
+        except soundfile.LibsndfileError:
+            rate = 16000  # what another library reads
+        wav = read_wav(root / clip["source"], rate)
+        if np.abs(wav).max() < 1e-4:
+            raise UserError("it is silent")
+        return {"seconds": len(wav) / rate, "rate": rate, **measure(wav, rate)}
+    except UserError as e:
+        return {"skipped": str(e)}
+
+
+def facts_of(used, skipped, heldout):
+    """{what: value}, texts, of the whole corpus."""
+    seconds = np.array([clip["seconds"] for clip in used])
+    speakers = Counter(clip["speaker"] for clip in used)
+    speeds = [speed for clip in used if (speed := value_of(clip, "speed"))]
+    few = [name for name, count in speakers.most_common() if count < 10]
+    facts = {
+        "clips": f"{len(used):,}, {seconds.sum() / 3600:.2f} h; {len(skipped):,} that cannot be used",
+        "seconds a clip": f"{seconds.min():.2f} to {seconds.max():.2f}, median {np.median(seconds):.2f}; "
+                          f"{(seconds > 11.88).sum():,} above 11.88, which the flow TTS leaves out",
+        "loudness": "{:.0f} to {:.0f} dB of full scale, median {:.0f}".format(
+            *np.quantile([clip["loudness"] for clip in used], (0, 1, 0.5))),
+        "sample rates": ", ".join(f"{rate:,} Hz ({n:,})" for rate, n in Counter(c["rate"] for c in used).most_common()),
+        "files": ", ".join(f"{end} ({n:,})" for end, n in Counter(ending_of(c["source"]) for c in used).most_common()),
+        "speakers": f"{len(speakers):,}" + (f", {len(few):,} of them with fewer than 10 clips" if few else "")
+        if {*speakers} - {""} else "none named",
+        "held out": f"{len(heldout):,} by heldout.txt" if heldout is not None else "drawn by hash",
+    }
+    if speeds:
+        facts["bytes of text a second"] = "{:.1f} to {:.1f}, median {:.1f}".format(*np.quantile(speeds, (0, 1, 0.5)))
+    return facts
+
+
+def alphabet(used):
+    """The characters of the texts as they are spoken, [(character, its name, how often, whether the LLM TTS knows it)],
+    the rarest first of those that it does not know."""
+    counts = Counter(c for clip in used for c in normalise_text(clip["text"], accents=True).lower())
+    rows = [(c, unicodedata.name(c, f"U+{ord(c):04X}").lower(), n,
+             bool((character_ids(normalise_text(f"x{c}x")) != 1).all())) for c, n in counts.items() if c != " "]
+    return sorted(rows, key=lambda row: (row[3], row[2] if not row[3] else -row[2], row[0]))
+
+
+def plot(path, used):
+    """Histograms of seconds, speaking rate and loudness."""
+    fig, axes = subplots(1, 3, 12, 3)
+    speeds = [speed for clip in used if (speed := value_of(clip, "speed"))]
+    for axis, values, label in zip(axes[0], ([c["seconds"] for c in used], speeds, [c["loudness"] for c in used]),
+                                   ("seconds", "bytes of text a second", "loudness, dB of full scale")):
+        axis.hist(values, 60)
+        axis.set(xlabel=label, ylabel="clips", yscale="log")
+    save(fig, path)
+
+
+def page(root, out, used, skipped, heldout):
+    """The page, HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    nearest, unusual = {}, []
+    for kind, far, clip, why in sorted(find_unusual(used, 0), key=lambda found: -found[1]):
+        if clip["id"] in nearest:
+            nearest[clip["id"]]["why"].append(why)
+        elif len(unusual) < MOST_UNUSUAL:
+            path = os.path.relpath(os.path.abspath(root / clip["source"]), os.path.abspath(out))
+            unusual.append(nearest.setdefault(clip["id"], clip | {"why": [why], "url": quote(os.fsencode(path))}))
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("check.html").render(
+        name=Path(root).resolve().name, facts=facts_of(used, skipped, heldout), unusual=unusual,
+        alphabet=alphabet(used), skipped=skipped[:MOST_SKIPPED], more=max(0, len(skipped) - MOST_SKIPPED))
