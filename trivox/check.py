@@ -104,7 +104,7 @@ def plot(path, used):
     for axis, values, label in zip(axes[0], ([c["seconds"] for c in used], speeds, [c["loudness"] for c in used]),
                                    ("seconds", "bytes of text a second", "loudness, dB of full scale")):
         axis.hist(values, 60)
-        axis.set(xlabel=label, ylabel="clips", yscale="log")
+        axis.set(xlabel=label, ylabel="clips", yscale="log" if len(used) > 1000 else "linear")
     save(fig, path)
 
 
@@ -115,7 +115,7 @@ def page(root, out, used, skipped, heldout):
     nearest, unusual = {}, []
     for kind, far, clip, why in sorted(find_unusual(used, 0), key=lambda found: -found[1]):
         if clip["id"] in nearest:
-            nearest[clip["id"]]["why"].append(why)
+            nearest[clip["id"]]["why"] += [why] if far > 1 else []
         elif len(unusual) < MOST_UNUSUAL:
             path = os.path.relpath(os.path.abspath(root / clip["source"]), os.path.abspath(out))
             unusual.append(nearest.setdefault(clip["id"], clip | {"why": [why], "url": quote(os.fsencode(path))}))
