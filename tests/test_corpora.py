@@ -11,10 +11,11 @@ from helpers import make_corpus, tone
 
 import data
 from trivox import corpora
-from trivox.audio import MelConfig, write_wav
+from trivox.audio import MelConfig
 from trivox.corpora import corpus_sources, draw_validation, read_metadata
 from trivox.datasets import TokenDataset
 from trivox.prepare import tokenize
+from trivox.recordings import write_wav
 
 @pytest.mark.parametrize("columns, line, text, speaker", [
     ("id|text|normalized|speaker", "a|Dr. B|doctor B|jo", "doctor B", "jo"),

@@ -19,10 +19,11 @@ from helpers import Killed, contents, killed_anywhere, make_corpus, sentence_fol
 
 from data import main
 from trivox import files, prepare
-from trivox.audio import MelConfig, log_mel, read_wav, write_wav
+from trivox.audio import MelConfig, log_mel
 from trivox.codecs import load_codec
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset
 from trivox.prepare import embed, prepare_mels, tokenize
+from trivox.recordings import read_wav, write_wav
 from trivox.synthesisers import speak_espeak as speak
 from trivox.voices import load_embedder
 
