@@ -5,6 +5,7 @@
     python data.py open                  speak and prepare LJSpeech's sentences, so any words; nothing to download
     python data.py ljspeech              download and prepare LJSpeech 1.1 (2.6 GB, public domain)
     python data.py ljspeech --root DIR   prepare any folder in LJSpeech's layout, or of bare recordings
+    python data.py cut --root DIR        cut long recordings at pauses, and transcribe them: a corpus
     python data.py check --root DIR      see and hear what a corpus holds, on one page
     python data.py download              download LJSpeech 1.1 alone
     python data.py tokenize --codec NAME --root DIR --out DIR
@@ -31,6 +32,7 @@ from trivox.check import check_corpus
 from trivox.codecs import CODECS
 from trivox.common import Folder, Limit, Positive, UserError, flag, run, some_path
 from trivox.corpora import download_ljspeech, find_list, transcribe
+from trivox.cut import cut_corpus
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
 from trivox.emilia import EMILIA, convert_emilia
@@ -118,6 +120,24 @@ def ljspeech(p):
     p.set_defaults(make=make)
 
 
+def cut(p):
+    """cut long recordings at pauses, and transcribe them"""
+    add_out(p, "data/cut", "dropped.csv")
+    p.add_argument("--root", type=some_path, required=True, help="a folder of recordings, of hours if you like")
+    p.add_argument("--min_seconds", type=flag(Positive), default=2.0, help="of a clip (%(default)s)")
+    p.add_argument("--max_seconds", type=flag(Positive), default=11.5,
+                   help="of a clip, beside up to 0.3 s of pauses (%(default)s)")
+    p.add_argument("--language", default="en", help="what is spoken, for Whisper (%(default)s)")
+    p.add_argument("--whisper", help="the model that transcribes: tiny … large-v3, turbo, or a file of weights (base)")
+
+    def make(args):
+        if args.min_seconds >= args.max_seconds:
+            raise UserError(f"--min_seconds {args.min_seconds:g} is not less than --max_seconds {args.max_seconds:g}")
+        cut_corpus(args.root, args.out, (args.min_seconds, args.max_seconds), args.language, args.whisper)
+
+    p.set_defaults(make=make)
+
+
 def check(p):
     """see and hear what a corpus holds, on one page"""
     add_out(p, "data/check", "index.html")
@@ -191,9 +211,9 @@ def embed_speakers(p):
         args.data, args.embedder, args.device if args.embedder == "ecapa" else "cpu"))
 
 
-COMMANDS = {"for": for_config, "demo": demo, "open": open_speech, "ljspeech": ljspeech, "check": check,
-            "download": download, "tokenize": tokenize_corpus, "demo_music": demo_music, "emilia": emilia,
-            "embed": embed_speakers}
+COMMANDS = {"for": for_config, "demo": demo, "open": open_speech, "ljspeech": ljspeech, "cut": cut,
+            "check": check, "download": download, "tokenize": tokenize_corpus, "demo_music": demo_music,
+            "emilia": emilia, "embed": embed_speakers}
 
 
 # ------------------------------------------------------------------------------------------------------------

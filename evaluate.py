@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from trivox.audio import log_mel, read_wav, write_wav
+from trivox.audio import log_mel
 from trivox.checkpoints import cast_matrices, check_codec, read_config
 from trivox.common import Folder, UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
@@ -39,6 +39,7 @@ from trivox.pages import logged
 from trivox.parallel import parallel
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import NAMES, load_recognisers
+from trivox.recordings import read_wav, write_wav
 from trivox.run_folder import find_checkpoint
 from trivox.speak import (SAMPLING, Clip, LLMSpeaker, add_flags, decode, given_flags, load, read_options, speakable)
 from trivox.tables import describe, describe_paired

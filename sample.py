@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trivox.audio import write_wav
 from trivox.common import Folder, UserError, flag, init_distributed, run, some_path
 from trivox.files import sigterm_unwinds
+from trivox.recordings import write_wav
 from trivox.speak import add_flags, given_flags, load
 from trivox.text import read_lines
 

@@ -29,12 +29,13 @@ import pytest
 import torch
 from helpers import FLOW as TINY_FLOW
 
-from trivox import common, demo_music, emilia, prepare, run_folder, synthesisers
-from trivox.audio import MelConfig, log_mel, read_wav
+from trivox import check, common, cut, demo_music, emilia, prepare, run_folder, synthesisers
+from trivox.audio import MelConfig, log_mel
 from trivox.codecs import MelRVQ
 from trivox.datasets import MelDataset
 from trivox.demo_speech import make_demo_corpus
 from trivox.prepare import prepare_mels
+from trivox.recordings import read_wav
 
 torch.set_num_threads(1)
 # Speech is judged by PocketSphinx alone, as where the extra packages are not installed: they take a second a clip. This
@@ -119,7 +120,7 @@ class OneProcess(nullcontext):
 
 def alone(patch):
     """Let all that would be shared by processes be done in this one."""
-    for module in (demo_music, emilia, prepare, synthesisers):
+    for module in (check, cut, demo_music, emilia, prepare, synthesisers):
         patch.setattr(module, "parallel", OneProcess)
 
 

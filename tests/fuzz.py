@@ -46,12 +46,13 @@ import train_flow_tts
 import train_llm_tts
 from model import CodecLM, FlowTTS, LLM
 from trivox import common, echolancer, pages, prepare, recipes, run_folder, voices
-from trivox.audio import MelConfig, read_wav
+from trivox.audio import MelConfig
 from trivox.checkpoints import load_model, read_config
 from trivox.codecs import load_codec
 from trivox.corpora import read_corpus
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, keep_codec
 from trivox.metadata import read_transcripts
+from trivox.recordings import read_wav
 from trivox.text import read_lines
 
 LIMIT = 20  # seconds of a case

@@ -14,8 +14,8 @@ import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
 from trivox import common
-from trivox.audio import write_wav
 from trivox.prepare import write_sentences
+from trivox.recordings import write_wav
 from trivox.run_folder import load_checkpoint
 from trivox.text import text_ids
 

@@ -9,7 +9,7 @@ from conftest import refusal
 from helpers import make_corpus, tone
 
 import data
-from trivox.audio import write_wav
+from trivox.recordings import write_wav
 
 
 def test_the_page_of_a_corpus(tmp_path, one_process, capsys):

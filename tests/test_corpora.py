@@ -11,10 +11,11 @@ from helpers import make_corpus, tone
 
 import data
 from trivox import corpora, files
-from trivox.audio import MelConfig, write_wav
+from trivox.audio import MelConfig
 from trivox.corpora import Recordings, draw_validation, read_corpus
 from trivox.datasets import TokenDataset
 from trivox.prepare import tokenize
+from trivox.recordings import write_wav
 
 @pytest.mark.parametrize("files, words", [
     ([], "neither a list of clips"), (["wavs/readme.txt"], "neither a list of clips"),

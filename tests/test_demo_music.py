@@ -5,8 +5,8 @@ import pytest
 from conftest import refusal
 
 from data import main
-from trivox.audio import read_wav
 from trivox.datasets import TokenDataset
+from trivox.recordings import read_wav
 from trivox import demo_music
 from trivox.corpora import MARK
 from trivox.demo_music import compose, make_demo_music

@@ -14,9 +14,10 @@ from helpers import make_corpus, tone
 
 import sample
 from trivox import common, files, plots, prepare
-from trivox.audio import MelConfig, write_wav
+from trivox.audio import MelConfig
 from trivox.codecs import MelRVQ
 from trivox.files import whole_folder, write_whole
+from trivox.recordings import write_wav
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import rbf_kernel
 
 import evaluate
-from trivox.audio import read_wav
 from trivox.datasets import SentenceDataset
 from trivox.metrics import (coherence, frechet_distance, kernel_distance, mel_distances, name_speakers,
                             perplexity, unigram_cross_entropy)
+from trivox.recordings import read_wav
 
 
 def test_perplexity_of_any_loss():

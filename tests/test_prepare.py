@@ -19,10 +19,11 @@ from helpers import Killed, contents, killed_anywhere, make_corpus, sentence_fol
 
 from data import main
 from trivox import files, prepare
-from trivox.audio import MelConfig, log_mel, read_wav, write_wav
+from trivox.audio import MelConfig, log_mel
 from trivox.codecs import load_codec
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset
 from trivox.prepare import embed, prepare_mels, tokenize
+from trivox.recordings import read_wav, write_wav
 from trivox.synthesisers import speak_espeak as speak
 from trivox.voices import load_embedder
 
@@ -88,6 +89,22 @@ def test_what_is_not_finite_is_left_out_by_name(tmp_path, one_process, monkeypat
     monkeypatch.setattr(prepare, "cached_embedder", lambda name, device: embedder())
     assert "not finite" in refusal(lambda argv: embed(tmp_path / "tokens", "stats"))
     assert not (tmp_path / "tokens" / "speaker_stats.json").exists()
+
+
+def test_floats_on_a_scale_of_integers(tmp_path, one_process, capsys):
+    """The same log-mels as on a scale of 1, which is said; and so the same tokens."""
+    clips = {id: tone(0.5, 200 + 100 * n) for n, id in enumerate("abcd")}
+    roots = [make_corpus(tmp_path / name, clips) for name in ("plain", "scaled")]
+    for id, wav in clips.items():
+        soundfile.write(roots[1] / "wavs" / f"{id}.wav", np.rint(wav * 32768), 22050, subtype="FLOAT")
+    made = []
+    for root in roots:
+        prepare_mels(root, root / "mels", MEL, 2.0)
+        made.append([MelDataset(root / "mels", MEL).mel(n) for n in range(4)])
+    assert "note: 4 clips, a for one, hold floats on a scale of ±32,768" in capsys.readouterr().out
+    torch.testing.assert_close(torch.cat(made[0]), torch.cat(made[1]), atol=0.02, rtol=0)
+    tokenize(roots[1], roots[1] / "tokens", "mel_rvq", mel=MEL, sizes=[4])
+    assert "note: 4 clips, a for one" in capsys.readouterr().out
 
 
 def test_any_ending_and_rate(tmp_path, one_process):

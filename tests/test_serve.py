@@ -16,8 +16,8 @@ from conftest import refusal
 import serve
 from model import LLM, LLMConfig
 from train_llm_tts import Config
-from trivox.audio import read_wav
 from trivox.common import UserError
+from trivox.recordings import read_wav
 from trivox.speak import SEED, LLMSpeaker, Option
 from trivox.voices import StatsEmbedder
 

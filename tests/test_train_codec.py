@@ -20,10 +20,11 @@ from train_codec_lm import Config, codec_loss, make_batch
 from trivox import audio, speak
 from trivox import metrics as figures
 from trivox import common
-from trivox.audio import MelConfig, read_wav
+from trivox.audio import MelConfig
 from trivox.checkpoints import codec_of
 from trivox.codecs import MelRVQ, decode_stream
 from trivox.datasets import TokenDataset
+from trivox.recordings import read_wav
 from trivox.text import TextFeatures
 
 CPU = torch.device("cpu")

@@ -1,14 +1,11 @@
-"""Waveforms to log-mels and back: recordings read and written, log-mels, vocoders.
+"""Waveforms to log-mels and back: log-mels, vocoders.
 
 Log-mels are BigVGAN's (NVIDIA, `bigvgan.meldataset.mel_spectrogram`), so that its vocoders read what is trained here.
 Shapes: wav (samples,) float32 in [-1, 1]; log_mel (frames, n_mels) float32, natural logarithm of the magnitude.
 """
 
-import io
 import json
 import math
-import os
-import re
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -19,12 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from trivox.common import UserError, checked
-from trivox.files import write_whole
 from trivox.weights import hub_file
 
 LOG_FLOOR = 1e-5  # magnitudes below it count as silence
-RATES = 1000, 1_000_000  # Hz, the lowest and the highest of recordings
-LOUDEST, LOUDEST_MEL = 1e9, 40  # samples, and log-mels, above these are damage
+LOUDEST_MEL = 40  # log-mels above it are damage
 
 
 @dataclass(frozen=True)
@@ -62,51 +57,6 @@ def read_mel_config(values, path):
     if not isinstance(values, dict) or set(values) != set(kinds):
         raise UserError(f"the mel settings in {path} are damaged: expected {', '.join(kinds)}")
     return MelConfig(**{key: checked(kind, values[key], f"{key} in {path}") for key, kind in kinds.items()})
-
-
-def read_wav(path, sample_rate):
-    """Read any file that libsndfile knows (wav, flac, ogg, mp3) as mono at `sample_rate`.
-
-    Returns (samples,) float32. Raises UserError with the reason where the file is missing, damaged or empty.
-    """
-    import soundfile
-
-    if not Path(path).is_file():  # libsndfile says "System error.", and waits for ever for a pipe's writer
-        raise UserError(f"cannot read {path}: there is no such file")
-    name = os.fsencode(path)  # which may be no UTF-8
-    try:
-        with open(path, "rb"):
-            pass
-        wav, rate = soundfile.read(name, dtype="float32", always_2d=True)
-        cut = re.search(r"^data : \d+ \(should be", soundfile.info(name, verbose=True).extra_info, re.MULTILINE)
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror or e}") from None
-    except (soundfile.LibsndfileError, ValueError, MemoryError) as e:  # a damaged header can ask for any memory
-        why = getattr(e, "error_string", str(e)) or "it is damaged"
-        raise UserError(f"cannot read {path}: {why}") from None
-    if cut:  # libsndfile reads what there is
-        raise UserError(f"cannot read {path}: it is cut off, its header promises more samples than it holds")
-    if not RATES[0] <= rate <= RATES[1]:  # resampled, it would take any memory
-        raise UserError(f"{path} has a sample rate of {rate} Hz, which is damage: from {RATES[0]:,} to {RATES[1]:,} Hz "
-                        "can be read")
-    wav = wav.mean(1)
-    if not len(wav) or not np.isfinite(wav).all():
-        raise UserError(f"{path} holds {'no sample' if not len(wav) else 'samples that are not numbers'}")
-    if (peak := np.abs(wav).max()) > LOUDEST:  # of which no spectrum would be finite
-        raise UserError(f"{path} holds samples of up to {peak:.3g}, which is no sound: full scale is 1")
-    if rate != sample_rate:
-        import librosa
-        wav = librosa.resample(wav, orig_sr=rate, target_sr=sample_rate)
-    return wav
-
-
-def write_wav(path, wav, sample_rate):
-    """Write (samples,) floats as a wav of 16-bit PCM, clipped to [-1, 1], whole or not at all."""
-    import soundfile
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(content := io.BytesIO(), np.clip(wav, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
-    write_whole(Path(path), content.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from trivox.audio import read_wav
 from trivox.common import UserError
 from trivox.corpora import ending_of, read_corpus
 from trivox.files import write_whole
 from trivox.parallel import parallel
 from trivox.plots import HERE, save, subplots
+from trivox.recordings import read_wav
 from trivox.text import character_ids, normalise_text
 from trivox.unusual import find_unusual, measure, value_of
 

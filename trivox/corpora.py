@@ -19,15 +19,14 @@ from pathlib import Path, PurePosixPath
 import torch
 from tqdm import tqdm
 
-from trivox.audio import read_wav
 from trivox.common import UserError
 from trivox.files import read_rows, write_whole
 from trivox.metadata import LISTS, read_lines, read_list
 from trivox.recognisers import load_recogniser
+from trivox.recordings import AUDIO_ENDINGS, read_wav
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
-AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 FIRST = 3  # clips that are shown as they were understood
 HEARD = 16  # recordings that are transcribed between two lines of the file that remembers them
 
@@ -156,16 +155,16 @@ def without_ending(name):
 
 
 def clip_path(root, id):
-    """Where a corpus that is made here has a clip, wavs/<id>.wav, or with another known ending where there is such a
-    file. Raises UserError for an id that leads out of wavs/."""
+    """Where a corpus that is made here has a clip: wavs/<id>.wav. Raises UserError for an id that leads out of wavs/,
+    or can be no file's name."""
+    path = root / "wavs" / f"{id}.wav"
+    if not os.path.normpath(path).startswith(os.path.normpath(root / "wavs") + os.sep):
+        raise UserError(f"the id {id!r} leads out of wavs/")
     try:
-        wavs = os.path.abspath(root / "wavs")
-        path = Path(os.path.normpath(os.path.join(wavs, f"{id}.wav")))
-        if not path.is_relative_to(wavs):
-            raise UserError(f"the id {id!r} leads out of wavs/")
-        return next((found for ending in AUDIO_ENDINGS if (found := path.with_suffix(ending)).exists()), path)
-    except (OSError, RuntimeError, ValueError) as e:  # too long, a link to itself, a zero byte
+        path.exists()
+    except (OSError, ValueError) as e:  # too long, a zero byte
         raise UserError(f"the id {id[:40]!r} names no file ({getattr(e, 'strerror', None) or e})") from None
+    return path
 
 
 def is_utf8(path):

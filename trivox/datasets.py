@@ -31,7 +31,7 @@ from pydantic import FiniteFloat, PositiveInt
 from trivox.audio import read_mel_config
 from trivox.codecs import read_codec
 from trivox.common import Positive, UserError
-from trivox.corpora import clip_path
+from trivox.corpora import Recordings
 from trivox.files import map_file, read_json, read_rows, read_text
 from trivox.text import SYMBOLS, characters_text
 
@@ -52,7 +52,7 @@ class ClipDataset:
 
     def __init__(self, folder, stem, ending, dtype, columns, clips):
         self.folder, self.ending, self.dtype, self.columns = folder, ending, dtype, columns
-        self.frames = None
+        self.frames = self.recordings = None
         self.lines, self.mapped = {}, lru_cache(8192)(self.map)  # of shards: rows that were read, and arrays
         with os.scandir(folder) as entries:
             size = {entry.name: entry.stat().st_size for entry in entries if entry.name.startswith(f"{stem}_")}
@@ -120,7 +120,10 @@ class ClipDataset:
     def recording(self, i):
         """The path of the recording that clip i is of, or of a part. Raises UserError where that is not known."""
         root, row = Path(read_json(self.folder / "plan.json", root=str)["root"]), self.rows[i]
-        return root / row["source"] if "source" in row else clip_path(root, row["id"])
+        if "source" not in row:  # of log-mels of before
+            self.recordings = self.recordings or Recordings(root)
+            return root / self.recordings.find(row["id"])
+        return root / row["source"]
 
 
 CLIP = {"id": str, "text": str, "split": str, "offset": int, "frames": int}  # what is known of each clip

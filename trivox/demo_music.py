@@ -5,11 +5,11 @@ import re
 import numpy as np
 from tqdm import tqdm
 
-from trivox.audio import write_wav
 from trivox.common import UserError
 from trivox.corpora import claim
 from trivox.files import write_whole
 from trivox.parallel import parallel
+from trivox.recordings import write_wav
 
 MUSIC_RATE = 22050  # Hz
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10))  # major and minor, in semitones

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trivox.audio import write_wav
 from trivox.files import write_whole
+from trivox.recordings import write_wav
 
 HERE = Path(__file__).parent
 

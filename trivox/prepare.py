@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from trivox.audio import log_mel, read_wav
+from trivox.audio import log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
 from trivox.corpora import draw_key, draw_validation, find_list, read_corpus
@@ -22,6 +23,7 @@ from trivox.datasets import SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
 from trivox.metadata import LISTS
 from trivox.parallel import parallel
+from trivox.recordings import read_recording
 from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
 from trivox.unusual import measure, tell_unusual
 from trivox.voices import load_embedder
@@ -60,6 +62,7 @@ def prepare_mels(root, out, mel, max_seconds, metadata=None, columns=None):
         index = [(row["offset"] + row["frames"], SPLITS.index(row["split"])) for row in rows]
         write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
         kept += rows
+    tell_scales(kept)
     tell_unusual(kept, mel.frame_rate)
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
@@ -175,6 +178,18 @@ def split_rows(root, shards, heldout, share, key, mark):
     return skipped
 
 
+def scaled(full_scale):
+    """What a row says of a recording of floats whose full scale is not 1, and nothing of others."""
+    return {} if full_scale == 1 else {"full_scale": full_scale}
+
+
+def tell_scales(rows):
+    """Tell of the clips whose recordings hold floats on a scale of integers, and were brought to 1."""
+    for scale, count in sorted(Counter(row["full_scale"] for row in rows if "full_scale" in row).items()):
+        first = next(row["id"] for row in rows if row.get("full_scale") == scale)
+        print(f"note: {count:,} clips, {first} for one, hold floats on a scale of ±{scale:,.0f}, which are read as ±1")
+
+
 def _prepare_shard(job):
     """One shard: first the mels, then, as the mark that they are whole, their rows. Returns the number of clips."""
     path, root, clips, mel, max_seconds = job
@@ -203,15 +218,13 @@ def prepare_clip(root, clip, mel, max_seconds):
         raise UserError(clip["skipped"])
     if (size := len(clip["text"].encode())) > MAX_TEXT_BYTES:
         raise UserError(f"its text has {size} bytes, more than {MAX_TEXT_BYTES}")
-    wav = read_wav(root / clip["source"], mel.sample_rate)
-    if len(wav) / mel.sample_rate > max_seconds:
-        raise UserError(f"{len(wav) / mel.sample_rate:.1f} s are more than {max_seconds:.1f} s")
+    wav, full_scale = read_recording(root / clip["source"], mel.sample_rate, max_seconds)
     if np.abs(wav).max() < 1e-4:
         raise UserError("it is silent")
     features = log_mel(wav, mel)
     if not features.half().isfinite().all():
         raise UserError("its log-mel has numbers that are not finite")
-    return features, measure(wav, mel.sample_rate)
+    return features, measure(wav, mel.sample_rate) | scaled(full_scale)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -290,6 +303,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, me
     for path, _ in shards:
         kept += (rows := kept_rows(path.with_suffix(".jsonl"), speaker=str))
         write_sentences(path, rows, speakers)
+    tell_scales(kept)
     tell_unusual(kept, codec.frame_rate)
     if (root / "grammar.jsgf").exists():
         shutil.copy(root / "grammar.jsgf", out)
@@ -340,7 +354,7 @@ def _some_mels(job):
     """At most so many frames of a recording, evenly spaced; or why there are none, a text."""
     path, mel, count = job
     try:
-        mels = log_mel(read_wav(path, mel.sample_rate), mel).numpy()
+        mels = log_mel(read_recording(path, mel.sample_rate)[0], mel).numpy()
     except UserError as e:
         return str(e)
     if not np.isfinite(mels).all():
@@ -394,7 +408,8 @@ def cut_source(root, source, codec, chunk_frames):
     """One recording, whole or in chunks: [(line of the index, wav)]. Raises UserError where it cannot be used."""
     if "skipped" in source:
         raise UserError(source["skipped"])
-    wav = read_wav(root / source["source"], codec.sample_rate)
+    wav, full_scale = read_recording(root / source["source"], codec.sample_rate)
+    source = source | scaled(full_scale)
     if np.abs(wav).max() < 1e-4:
         raise UserError("it is silent")
     size = (chunk_frames or 0) * codec.hop_length
@@ -484,7 +499,7 @@ def _embed_shard(job):
     for n, row in enumerate(rows):
         try:
             if source != row["source"]:
-                wav, source = read_wav(root / row["source"], codec["sample_rate"]), row["source"]
+                (wav, _), source = read_recording(root / row["source"], codec["sample_rate"]), row["source"]
             start = round(row["start"] * codec["sample_rate"])
             with on_gpu:
                 vector = embedder(wav[start:start + row["frames"] * codec["hop_length"]], codec["sample_rate"])

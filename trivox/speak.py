@@ -23,12 +23,13 @@ import torch
 from tqdm import tqdm
 
 from model import sentence
-from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config, read_wav
+from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config
 from trivox.checkpoints import cast_matrices, codec_of, load_model
 from trivox.codecs import decode_stream, load_codec
 from trivox.common import UserError, autocast, pick_dtype, some_path
 from trivox.generate import follow, generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
 from trivox.parallel import parallel
+from trivox.recordings import read_wav
 from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, normalise_text, split_text
 from trivox.voices import read_voice
 

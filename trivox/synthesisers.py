@@ -11,12 +11,12 @@ from functools import cache
 
 from tqdm import tqdm
 
-from trivox.audio import write_wav
 from trivox.common import UserError
 from trivox.corpora import claim, clip_path
 from trivox.espeak import espeak, speak_espeak, take_voice
 from trivox.files import drop_parts, write_whole
 from trivox.parallel import parallel
+from trivox.recordings import write_wav
 from trivox.text import normalise_text
 
 HIBARI_VOICES = "heart", "emma", "fable", "fenrir", "kore"  # women: heart, emma, kore; British: emma, fable

@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory, gettempdir
 import numpy as np
 import torch
 
-from trivox.audio import MelConfig, log_mel, read_wav
+from trivox.audio import MelConfig, log_mel
 from trivox.common import UserError
+from trivox.recordings import read_wav
 from trivox.weights import hub_file
 
 ECAPA = "speechbrain/spkrec-ecapa-voxceleb"

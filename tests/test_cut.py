@@ -1,0 +1,130 @@
+"""cut.py: speech with pauses of known length, cut where these are."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import refusal
+from helpers import tone
+
+import data
+from trivox import corpora, cut
+from trivox.cut import cut_corpus, divide
+from trivox.recordings import write_wav
+from trivox.synthesisers import speak_espeak
+
+RATE = 22050
+
+
+@pytest.mark.parametrize("parts, clips", [
+    ([], []), ([(0, 5)], [(0, 5)]), ([(0, 30)], [(0, 30)]),  # no pause to divide at
+    ([(0, 3), (4, 7)], [(0, 7)]), ([(0, 3), (13, 15)], [(0, 3), (13, 15)]),  # near, and far
+    ([(0, 4), (5, 8), (11, 14)], [(0, 8), (11, 14)]), ([(0, 4), (7, 9), (10, 14)], [(0, 4), (7, 14)]),
+    ([(0, 1), (5, 8), (9, 14)], [(0, 8), (9, 14)]),  # not at the longest, which would leave less than 2
+    ([(n * 3, n * 3 + 2) for n in range(12)], [(0, 8), (9, 17), (18, 26), (27, 35)]),
+])
+def test_divided_at_the_longest_pauses(parts, clips):
+    found = divide(parts, 2, 12, 9)
+    if len(parts) == 12:  # equal pauses: whichever, none is too long, and nothing is lost
+        assert all(end - start <= 12 for start, end in found) and found[0][0] == 0 and found[-1][1] == 35
+        assert all(a[1] + 1 == b[0] for a, b in zip(found, found[1:]))
+    else:
+        assert found == clips
+
+
+def files_in(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def tape(tmp_path_factory):
+    """Two recordings of sentences between pauses, and the samples of the first where each sentence is."""
+    texts = ["The captain painted seven wooden boxes yesterday.", "Nobody came to the station that morning.",
+             "Go.", "The teacher counted ninety little flowers behind the old garden house.",
+             "Every summer the driver sold twenty golden candles near the river."]
+    folder, wavs = tmp_path_factory.mktemp("tape"), [speak_espeak(text) for text in texts]
+    noise = 1e-4 * np.random.default_rng(0).standard_normal(RATE * 2).astype(np.float32)
+    spans, parts, at = [], [], 0
+    for wav, pause in zip(wavs, (1.5, 1.2, 1.4, 1.3, 1.2)):
+        loud = np.flatnonzero(np.abs(wav) > 0.02)
+        spans.append((at + loud[0], at + loud[-1]))
+        parts += [wav, noise[:int(pause * RATE)]]
+        at += len(wav) + int(pause * RATE)
+    (folder / "deep").mkdir()
+    soundfile.write(folder / "deep" / "first.flac", np.concatenate(parts), RATE)
+    soundfile.write(folder / "second.wav", np.stack([np.concatenate(parts[:2])] * 2, 1), RATE)
+    write_wav(folder / "tone.wav", tone(3), RATE)
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    return folder, spans
+
+
+@pytest.fixture
+def ears(extra, monkeypatch):
+    """silero-vad as faster-whisper has it; Whisper's place is taken by a count of samples."""
+    extra("faster_whisper")
+    pytest.importorskip("faster_whisper", reason="pip install --no-deps -r requirements-extra.txt")
+    monkeypatch.setattr(corpora, "load_recogniser", lambda name, **kw: (
+        "stub", lambda wavs, rate: [f"it lasts {len(wav)}" for wav in wavs]))
+
+
+@pytest.mark.parametrize("block", [300, 4], ids=["in one block", "in blocks"])
+def test_a_sentence_a_clip(tape, tmp_path, ears, one_process, monkeypatch, capsys, block):
+    """Each is whole in one clip, bit for bit as in the recording; what is too short, no speech or damaged is in
+    dropped.csv. Another run does nothing; other seconds are refused; what comes of it is a corpus."""
+    monkeypatch.setattr(cut, "BLOCK", block)
+    folder, spans = tape
+    flags = ["cut", "--root", str(folder), "--out", str(tmp_path / "cut")]
+    data.main(flags)
+    rows = [row for file in (tmp_path / "cut" / "cuts").rglob("*.jsonl") for row in map(json.loads, file.open())]
+    first, _ = soundfile.read(folder / "deep" / "first.flac", dtype="float32")
+    found = [row for row in rows if row["recording"] == "deep/first.flac"]
+    assert len(found) == 5 and [("id" in row) for row in found] == [True, True, False, True, True]
+    for row, (start, end) in zip(found, spans):
+        assert row["start"] - 0.02 <= start / RATE and end / RATE <= row["end"] + 0.02
+        if "id" in row:
+            wav, _ = soundfile.read(tmp_path / "cut" / "wavs" / f"{row['id']}.wav", dtype="float32")
+            at = round(row["start"] * RATE)
+            near = [np.abs(first[at + n:at + n + len(wav)] - wav).max() for n in range(-12, 13) if at + n >= 0]
+            assert min(near) < 1e-4
+    dropped = [*csv.DictReader((tmp_path / "cut" / "dropped.csv").open())]
+    reasons = {(row["recording"], row["reason"]) for row in dropped}
+    assert any(name == "deep/first.flac" and "speech alone" in why for name, why in reasons)
+    assert any(name == "broken.wav" and "cannot read" in why for name, why in reasons)
+    clips, _ = corpora.read_corpus(tmp_path / "cut")
+    assert {clip["id"] for clip in clips} == {row["id"] for row in rows if "id" in row} and len(clips) == 5
+    before = files_in(tmp_path / "cut")
+    data.main(flags)
+    assert files_in(tmp_path / "cut") == before
+    assert "another way" in refusal(data.main, *flags, "--max_seconds", "5")
+    assert "not less than" in refusal(data.main, *flags, "--min_seconds", "20")
+
+
+def test_killed_while_cutting(tape, tmp_path, ears, one_process, monkeypatch):
+    """Between clips of a recording: the same files as an uninterrupted run's."""
+    cut_corpus(tape[0], tmp_path / "whole")
+    count, write = [], cut.write_wav
+
+    def dies(*args):
+        write(*args)
+        count.append(args)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cut, "write_wav", dies)
+        cut_corpus(tape[0], tmp_path / "cut")
+    cut_corpus(tape[0], tmp_path / "cut")
+    assert files_in(tmp_path / "cut") == files_in(tmp_path / "whole")
+
+
+def test_nothing_to_cut(tmp_path, ears, one_process, monkeypatch):
+    write_wav(tmp_path / "in" / "a.wav", tone(3), RATE)
+    assert "nothing in" in refusal(data.main, "cut", "--root", tmp_path / "in", "--out", tmp_path / "out")
+    (tmp_path / "in" / "a.wav").unlink()
+    assert "has no recordings" in refusal(data.main, "cut", "--root", tmp_path / "in", "--out", tmp_path / "o")
+
+
+def test_without_faster_whisper(tmp_path):
+    assert "requirements-extra.txt" in refusal(data.main, "cut", "--root", tmp_path, "--out", tmp_path / "out")
