@@ -19,11 +19,11 @@ from trivox.audio import log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
 from trivox.corpora import draw_key, draw_validation, find_list, read_corpus
-from trivox.datasets import SPLITS, kept_rows
+from trivox.datasets import AGAIN, SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
 from trivox.metadata import LISTS
 from trivox.parallel import parallel
-from trivox.recordings import read_recording
+from trivox.recordings import SCALES, read_recording
 from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
 from trivox.unusual import measure, tell_unusual
 from trivox.voices import load_embedder
@@ -156,8 +156,11 @@ def split_rows(root, shards, heldout, share, key, mark):
     """
     skipped, kept, rows_of = [], [], {}
     for path in shards:
-        rows_of[path] = [row for _, row in read_rows(path.with_suffix(".jsonl"))]
-        for row in rows_of[path]:
+        rows_of[path] = []
+        for number, row in read_rows(file := path.with_suffix(".jsonl")):
+            if not all(isinstance(row.get(name), str) for name in ("id", "source")):
+                raise UserError(f"line {number} of {file} names no clip and its recording: {AGAIN}")
+            rows_of[path].append(row)
             (skipped if "skipped" in row else kept).append(row)
     for row in skipped:
         print(f"skipped {row.get('id')}: {row['skipped']}")
@@ -185,7 +188,7 @@ def scaled(full_scale):
 
 def tell_scales(rows):
     """Tell of the clips whose recordings hold floats on a scale of integers, and were brought to 1."""
-    for scale, count in sorted(Counter(row["full_scale"] for row in rows if "full_scale" in row).items()):
+    for scale, count in Counter(row["full_scale"] for row in rows if row.get("full_scale") in SCALES).items():
         first = next(row["id"] for row in rows if row.get("full_scale") == scale)
         print(f"note: {count:,} clips, {first} for one, hold floats on a scale of ±{scale:,.0f}, which are read as ±1")
 

@@ -3,6 +3,8 @@
 Such clips are often cut wrongly, or have another clip's text. They are told, and used.
 """
 
+import math
+
 import numpy as np
 
 FRAME = 0.02  # s
@@ -50,7 +52,7 @@ def find_unusual(rows, beyond=1.0):
 def value_of(row, kind):
     """A row's loudness, silence or speed; None where it is not known."""
     if kind != "speed":
-        return row.get(kind)
+        return value if isinstance(value := row.get(kind), float) and math.isfinite(value) else None
     return len(row["text"].encode()) / row["seconds"] if row["text"] else None
 
 
