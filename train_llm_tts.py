@@ -92,7 +92,7 @@ def rows_from(c, data, clips, count, place):
     place behind them)."""
     def arrange(pairs, rng):
         some = np.array([clip for _, clip in pairs])
-        lengths = np.minimum(sum(data.lengths(some)) + 3, c.context)
+        lengths = sum(data.lengths(some)) + 3
         if c.packed:
             rows = best_fit(lengths, c.context)
             return [some[rows[i]].tolist() for i in rng.permutation(len(rows))]
@@ -140,11 +140,24 @@ def make_batch(c, data, shown, rows, step, device):
     return send(batch, device)
 
 
-def counts(c, data, rows):
-    """How many characters and how many codes these rows teach, with the ends of both: what is too long is cut."""
+def counts(data, rows):
+    """How many characters and how many codes these rows teach, with the ends of both."""
     codes, characters = data.lengths(np.array([i for row in rows for i in row]))
-    text = np.minimum(characters + 2, c.context)
-    return int(text.sum()), int((np.minimum(characters + codes + 3, c.context) - text).sum())
+    return int((characters + 2).sum()), int((codes + 1).sum())
+
+
+def fitting(c, data, clips, say):
+    """Those clips whose characters and codes the context has room for: without its end a sentence would teach to stop
+    anywhere. How many others there are is said. Raises UserError where none fits."""
+    lengths = sum(data.lengths(clips)) + 3  # BOS, EOS and the end of the codes
+    if (fits := lengths <= c.context).all():
+        return clips
+    if not fits.any():
+        raise UserError(f"a context of {c.context} has room for no clip of {c.data_dir}, the shortest of which takes "
+                        f"{lengths.min():,} steps: raise --context")
+    say(f"note: {(~fits).sum():,} of {len(clips):,} clips of {c.data_dir} take more than the context's {c.context:,} "
+        f"steps, and are left out: --context {lengths.max()} has room for all")
+    return clips[fits]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -163,11 +176,8 @@ def llm_loss(model, batch):
 
 def measures(c, text, audio, n_text, n_audio):
     """What the log has of cross-entropies: the loss, and the perplexities of characters and of codes."""
-    def mean(total, count):
-        return total / count if count else math.nan  # no code where the context has room for none of these
-
-    return {"loss": mean(c.text_loss_weight * text + audio, c.text_loss_weight * n_text + n_audio),
-            "text_perplexity": perplexity(mean(text, n_text)), "audio_perplexity": perplexity(mean(audio, n_audio))}
+    return {"loss": (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio),
+            "text_perplexity": perplexity(text / n_text), "audio_perplexity": perplexity(audio / n_audio)}
 
 
 def validate(c, model, data, shown, clips, rank, world, device, dtype):
@@ -222,9 +232,7 @@ def main(argv):
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
-    if (shortest := data.lengths(train)[1].min()) + 2 >= c.context:  # BOS comes first, and EOS before the codes
-        raise UserError(f"a context of {c.context} has room for no code of {c.data_dir}, whose shortest sentence has "
-                        f"{shortest} characters: raise --context")
+    train, val = (fitting(c, data, clips, say) for clips in (train, val))
     shown = {}
     if c.speaker_width:
         data.load_embeddings(c.speaker_embedder, c.speaker_width)
@@ -311,7 +319,7 @@ def main(argv):
         for rows, behind in rows_from(c, data, train, micro * c.grad_accum_steps, place):
             for i in range(0, len(rows), micro):
                 yield (make_batch(c, data, shown, rows[i + rank:i + micro:world], step, device),
-                       (*counts(c, data, rows), rows, behind))
+                       (*counts(data, rows), rows, behind))
             step += 1
 
     def loss_alone(one):
@@ -342,7 +350,7 @@ def main(argv):
             with common.memory_advice(c, "rows"), nullcontext() if last or world == 1 else trained.no_sync():
                 with autocast(device, dtype):
                     text, audio = llm_loss(trained, batch)
-                loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio or 1)
+                loss = (c.text_loss_weight * text + audio) / (c.text_loss_weight * n_text + n_audio)
                 scaler.scale(loss * world).backward()  # DDP takes the mean over processes
             losses += torch.stack((text, audio)).detach()
             batch, upcoming = next(source)

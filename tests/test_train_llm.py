@@ -104,10 +104,10 @@ def test_the_walk(llm_tokens, packed):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_loss_against_brute_force(llm_tokens, packed):
-    """Sentence by sentence, alone, without padding, in float64, from the published sequence; one that the context cuts
-    counts as far as it goes. `score_sentences` sums the same."""
+    """Sentence by sentence, alone, without padding, in float64, from the published sequence. `score_sentences` sums
+    the same."""
     torch.manual_seed(0)
-    c, data = Config(**TINY | dict(packed=packed, context=160)), SentenceDataset(llm_tokens)
+    c, data = Config(**TINY | dict(packed=packed, context=700)), SentenceDataset(llm_tokens)
     model = LLM(c).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -119,13 +119,11 @@ def test_loss_against_brute_force(llm_tokens, packed):
         found = llm_loss(model, make_batch(c, data, {}, rows, 0, CPU))
     model.double()
     wanted, number = np.zeros(2), np.zeros(2)
-    room = [min(160, 160) for _ in rows]
-    for row, left in zip(rows, room):
+    for row in rows:
         for i in row:
             codes, characters = data.codes(i).tolist(), data.characters(i).tolist()
             whole = [2, *characters, 3, 43 + 32 + 1, *(43 + x for x in codes), 43 + 32 + 2]
-            n = min(len(whole) - 1, left)
-            left -= n
+            n = len(whole) - 1
             with torch.no_grad():
                 p = (model(torch.tensor([whole[:n]])) @ model.embedding.weight.T)[0].log_softmax(-1)
             for t, target in enumerate(whole[1:n + 1]):
@@ -134,7 +132,7 @@ def test_loss_against_brute_force(llm_tokens, packed):
                 number[kind] += 1
     np.testing.assert_allclose([x.item() for x in found], wanted, rtol=1e-5)
     if not packed:
-        assert counts(c, data, rows) == tuple(number)
+        assert counts(data, rows) == tuple(number)
         sums = figures.score_sentences(model.float(), data, [i for i, in rows], None, CPU, torch.float32)
         np.testing.assert_allclose(sums, [*wanted, *number], rtol=1e-5)
 
@@ -361,17 +359,19 @@ def test_another_model_where_a_moved_base_was(flags, base, tmp_path, in_process)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_some_sentences_that_keep_no_code(flags, llm_tokens, tmp_path, in_process, packed):
-    """A step of them alone teaches their characters, and nothing where these do not count."""
-    data = SentenceDataset(llm_tokens)
-    context = int(np.sort(data.lengths(data.clips("train"))[1])[2]) + 3  # three of them keep one
-    settings = dict(packed=packed, context=context, steps=6, batch_size=1, eval_every=3)
-    in_process(flags(**settings))
-    in_process(flags(out_dir=tmp_path / "codes", text_loss_weight=0, **settings))
-    for run in (tmp_path / "run", tmp_path / "codes"):
-        assert not any("left_out_step" in row for row in metrics(run)) and run_folder.newest(run)
-        perplexities = [row["audio_perplexity"] for row in metrics(run) if "audio_perplexity" in row]
-        assert len(perplexities) == 6 and np.isnan(perplexities).any()
+def test_sentences_beyond_the_context(flags, llm_tokens, tmp_path, in_process, monkeypatch, capsys, packed):
+    """They are left out, which is said; of the others each is drawn whole."""
+    data, drawn = SentenceDataset(llm_tokens), set()
+    lengths = sum(data.lengths(clips := data.clips("train"))) + 3
+    context = int(np.sort(lengths)[4])
+    monkeypatch.setattr(trainer, "make_batch", lambda c, data, shown, rows, step, device: drawn.update(
+        clip for row in rows for clip in row) or make_batch(c, data, shown, rows, step, device))
+    in_process(flags(packed=packed, context=context, steps=8, batch_size=2, eval_every=4))
+    assert drawn == {*clips[lengths <= context].tolist()}
+    said = capsys.readouterr().out
+    assert f"{(lengths > context).sum()} of {len(clips)} clips" in said and f"--context {lengths.max()} " in said
+    assert all(np.isfinite(row["audio_perplexity"]) for row in metrics(tmp_path / "run")
+                           if "audio_perplexity" in row)
 
 
 def test_a_clip_is_tried_as_it_was_drawn(flags, llm_tokens, tmp_path, in_process, monkeypatch):
