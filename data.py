@@ -115,7 +115,7 @@ def ljspeech(p):
         elif args.language or args.whisper:
             raise UserError("--language and --whisper are for recordings without a list, and there is "
                             f"{metadata or find_list(root)}")
-        prepare_mels(root, args.out, mel_config(args), args.max_seconds, metadata, args.columns)
+        prepare_mels(root, args.out, mel_config(args), args.max_seconds, **listed(args) | {"metadata": metadata})
 
     p.set_defaults(make=make)
 
@@ -143,7 +143,7 @@ def check(p):
     add_out(p, "data/check", "index.html")
     p.add_argument("--root", type=some_path, required=True, help="a corpus that is here")
     add_list(p)
-    p.set_defaults(make=lambda args: check_corpus(args.root, args.out, args.metadata, args.columns))
+    p.set_defaults(make=lambda args: check_corpus(args.root, args.out, **listed(args)))
 
 
 def download(p):
@@ -172,7 +172,7 @@ def tokenize_corpus(p):
         if args.chunk_seconds or args.chunk_frames:
             chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
         fitted = dict(mel=mel_config(args), sizes=args.codebook_size, fit=args.fit)
-        tokenize(args.root, args.out, args.codec, chunk, args.device, metadata=args.metadata, columns=args.columns,
+        tokenize(args.root, args.out, args.codec, chunk, args.device, **listed(args),
                  **fitted if args.codec == "mel_rvq" else {})
 
     p.set_defaults(make=make)
@@ -265,6 +265,11 @@ def add_list(p):
                    "called metadata.csv or the like")
     p.add_argument("--columns", help="what the columns of that list are, where it does not show: id|text|speaker, for "
                    "one; normalized is a text as it is spoken, - a column that is not used")
+    p.add_argument("--drop", type=some_path, help="leave out the clips that this audit.csv of evaluate.py marks")
+
+
+def listed(args):
+    return {name: getattr(args, name) for name in ("metadata", "columns", "drop")}
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
     python evaluate.py --ckpt runs/codec_demo_music*          several runs of one system, side by side
     python evaluate.py --ckpt runs/a runs/b --paired          and is b better than a, on the same sentences?
     python evaluate.py --ckpt runs/llm_demo_speakers          also whose voice it is
+    python evaluate.py audit --ckpt runs/flow_demo            which transcripts of its data set are wrong?
 
 Writes wavs, spectrograms and summary.json into RUN/evaluation, or --out. Beside what was generated stand the recordings
 after the same mel and vocoder, or the same codec, which is the best that it allows, and as they are. Durations are
@@ -19,12 +20,13 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 from trivox import common  # first: from here on Ctrl-C is quiet
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from trivox.audio import log_mel
 from trivox.checkpoints import cast_matrices, check_codec, read_config
@@ -47,6 +49,9 @@ from trivox.testsets import LISTS, read_testset
 from trivox.text import read_lines
 
 SENTENCES = 512  # at most; of 64, no one can tell an error rate of 0.5 % from one of 0.9
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 # ------------------------------------------------------------------------------------------------------------
 # Flow TTS
@@ -400,7 +405,31 @@ def judge_form(made, real, orders=8):
 # ------------------------------------------------------------------------------------------------------------
 # The command
 
+def audit_main(argv):
+    """python evaluate.py audit --ckpt RUN"""
+    from trivox.audit import audit
+
+    parser = argparse.ArgumentParser(prog="evaluate.py audit", description="Which transcripts of a data set are wrong, "
+                                     "as a model tells that was trained on it: OUT/audit.csv and a page with players.")
+    parser.add_argument("--ckpt", type=flag(Folder), required=True, help="run folder, checkpoint folder or file in one")
+    parser.add_argument("--data_dir", type=some_path, help="the data set (the one trained on)")
+    parser.add_argument("--out", type=some_path, help="folder for what is written (RUN/audit)")
+    parser.add_argument("--recogniser", choices=NAMES, default="auto", help="who hears them (%(default)s)")
+    parser.add_argument("--share", type=flag(Share), default=0.2, help="of the clips, those whose text helps the "
+                        "model least, that the recogniser hears (%(default)s)")
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    args = parser.parse_args(argv)
+    if is_echolancer(args.ckpt):
+        raise UserError(f"{args.ckpt} has no data to be asked about")
+    run = Path(args.ckpt) if Path(args.ckpt).is_dir() else Path(args.ckpt).parent
+    with new_folder(args.out or run / "audit") as out:
+        speaker = load(args.ckpt, init_distributed(args.device)[2], cast=False)
+        audit(speaker, args.data_dir or speaker.config["data_dir"], out, [args.recogniser], args.share)
+
+
 def main(argv):
+    if argv[:1] == ["audit"]:
+        return audit_main(argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", type=flag(Folder), required=True, nargs="+",
                         help="run folders, checkpoint folders or files in them")

@@ -20,7 +20,7 @@ from trivox.common import Folder, UserError, flag, init_distributed, run, some_p
 from trivox.files import sigterm_unwinds
 from trivox.recordings import write_wav
 from trivox.speak import add_flags, given_flags, load
-from trivox.text import read_lines
+from trivox.text import numbered_lines
 
 
 def main(argv):
@@ -29,7 +29,7 @@ def main(argv):
                         help="run folder, checkpoint folder or .safetensors file in one")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text", help="what to say")
-    text.add_argument("--text_file", type=some_path, help="what to say, a wav a line")
+    text.add_argument("--text_file", type=some_path, help="what to say, a wav a line, named by its number")
     parser.add_argument("--out", type=some_path, help="the wav (out.wav); with --text_file, a folder (out)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
@@ -37,17 +37,31 @@ def main(argv):
     args.out = args.out or Path("out" if args.text_file else "out.wav")
     if not args.text_file and args.out.suffix.lower() != ".wav":
         raise UserError(f"--out {args.out}: what is written is a .wav")
-    texts = read_lines(args.text_file) if args.text_file else [args.text]
-    outs = [args.out / f"{n:04d}.wav" for n in range(len(texts))] if args.text_file else [args.out]
+    lines = dict(numbered_lines(args.text_file)) if args.text_file else {}
+    texts = {args.out / f"{n:04d}.wav": text for n, text in lines.items()} or {args.out: args.text}
     for name in ("prompt_wav", "speaker"):
-        if (source := getattr(args, name)) and source.resolve() in [out.resolve() for out in outs]:
+        if (source := getattr(args, name)) and source.resolve() in [out.resolve() for out in texts]:
             raise UserError(f"--{name} {source} would be overwritten by what is spoken: name another --out")
     speaker = load(args.ckpt, init_distributed(args.device)[2])
     options = speaker.settings(given_flags(args))
-    for text in texts:  # what cannot be said is told before anything is spoken
-        speaker.parts(text, options)
-    for out, text in zip(outs, texts):
-        write(out, speaker, text, options)
+    unsaid = {}
+    for out, text in texts.items():  # what cannot be said is told before anything is spoken
+        try:
+            speaker.parts(text, options)
+        except UserError as e:
+            if not args.text_file:
+                raise
+            unsaid[out] = str(e)
+    if len(unsaid) == len(texts) and len({*unsaid.values()}) == 1:  # it is not about one line
+        raise UserError([*unsaid.values()][0])
+    for out, why in unsaid.items():
+        print(f"error: line {int(out.stem)} of {args.text_file}: {why}", file=sys.stderr, flush=True)
+    for out, text in texts.items():
+        if out not in unsaid:
+            write(out, speaker, text, options)
+    if unsaid:
+        raise UserError(f"{len(unsaid):,} of {len(texts):,} lines of {args.text_file} were not spoken: line "
+                        + ", ".join(str(int(out.stem)) for out in unsaid))
 
 
 def write(path, speaker, text, options):

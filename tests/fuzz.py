@@ -398,7 +398,7 @@ def of_corpus(rng, world, here):
         change_some(rng, here / "mels")
         prepare.prepare_mels(world / "corpus", here / "mels", MEL, 10.0)
 
-    return [*done, columns], rng.choice([tokens, mels, again, lambda: read_corpus(root, columns),
+    return [*done, columns], rng.choice([tokens, mels, again, lambda: read_corpus(root, columns=columns),
                                          lambda: read_transcripts(root / "metadata.csv")])
 
 

@@ -45,12 +45,21 @@ def test_speaks_what_the_model_makes(run, tmp_path, capsys):
     assert len(said) == 3 and f"{len(a[0]) / 22050:.2f} s of audio" in said[0] and "real-time factor" in said[0]
 
 
-def test_a_file_of_sentences(run, tmp_path):
-    (tmp_path / "t.txt").write_text("The baker.\n\nThe driver sold five books today.\n")
-    sample.main(["--ckpt", str(run), "--text_file", str(tmp_path / "t.txt"), "--out", str(tmp_path / "o"),
-                 "--device", "cpu"])
-    lengths = [soundfile.info(tmp_path / "o" / f"{n:04d}.wav").duration for n in (0, 1)]
+def test_a_file_of_sentences(run, tmp_path, capsys):
+    """A wav a line, by the numbers of the lines; one that cannot be said stops no other, and the status tells."""
+    flags = ["--ckpt", str(run), "--text_file", str(tmp_path / "t.txt"), "--device", "cpu", "--out"]
+    (tmp_path / "t.txt").write_text("\ufeffThe baker.\n\nThe driver sold\u2028five books today.\n", encoding="utf-8")
+    sample.main([*flags, str(tmp_path / "o")])
+    lengths = [soundfile.info(tmp_path / "o" / f"{n:04d}.wav").duration for n in (1, 3)]
     assert lengths[0] < lengths[1] and len(list((tmp_path / "o").iterdir())) == 2
+    (tmp_path / "t.txt").write_text("...\nThe baker.\n" + "x" * 999 + "\n")
+    capsys.readouterr()
+    said = refusal(sample.main, *flags, tmp_path / "p")
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["0002.wav"] and said.endswith("line 1, 3")
+    told = capsys.readouterr().err
+    assert "error: line 1 of" in told and "nothing to say" in told and "error: line 3 of" in told and "999 bytes" in told
+    (tmp_path / "t.txt").write_text("...\n...\n")
+    assert "nothing to say" in refusal(sample.main, *flags, tmp_path / "q") and not (tmp_path / "q").exists()
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -66,7 +66,7 @@ def test_every_door(runs, system, tmp_path, monkeypatch):
     (tmp_path / "t.txt").write_text(text + "\n")
     sample.main(["--ckpt", system, "--text_file", str(tmp_path / "t.txt"), "--device", "cpu", "--out", str(tmp_path)])
     among = speaker.speak([{"text": "Two.", "seed": 7}, {"text": text, "seed": 0}, {"text": "Nine books and a house."}])
-    doors = [pcm(tmp_path / "a.wav"), pcm(tmp_path / "0000.wav"),
+    doors = [pcm(tmp_path / "a.wav"), pcm(tmp_path / "0001.wav"),
              pcm(runs / system / "samples" / "step_00000002" / "000.wav"),
              (np.clip(among[1].wav, -1, 1) * 32767).round().astype(int)]
     if system == "flow":

@@ -3,7 +3,6 @@
 import os
 import unicodedata
 from collections import Counter
-from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -21,11 +20,11 @@ from trivox.unusual import find_unusual, measure, value_of
 MOST_UNUSUAL, MOST_SKIPPED = 20, 200
 
 
-def check_corpus(root, out, metadata=None, columns=None):
+def check_corpus(root, out, **listed):
     """Write out/index.html: durations, speaking rate, loudness, alphabet, what cannot be used, and the most unusual
-    clips of the corpus at `root`, with players. metadata, columns: as of `read_corpus`. Raises UserError as that does,
+    clips of the corpus at `root`, with players. listed: more for `read_corpus`. Raises UserError as that does,
     and where no clip can be used."""
-    clips, heldout = read_corpus(root, columns, metadata)
+    clips, heldout = read_corpus(root, **listed)
     sizes = [0 if "skipped" in clip else (root / clip["source"]).stat().st_size for clip in clips]
     jobs = [(root, clip) for clip in clips]
     with parallel() as pool, tqdm(None, "listening", sum(sizes), unit="B", unit_scale=True, leave=False) as bar:
@@ -38,8 +37,10 @@ def check_corpus(root, out, metadata=None, columns=None):
                         f"{skipped[0]['skipped']}")
     out.mkdir(parents=True, exist_ok=True)
     plot(out / "check.png", used)
-    write_whole(out / "index.html", page(root, out, used, skipped, heldout))
     facts = facts_of(used, skipped, heldout)
+    write_listening_page(out / "index.html", root.resolve().name, facts, "The most unusual clips",
+                         unusual_clips(root, out, used), alphabet=alphabet(used), skipped=skipped[:MOST_SKIPPED],
+                         left=max(0, len(skipped) - MOST_SKIPPED))
     for what, value in facts.items():
         print(f"{what}: {value}")
     print(f"{out / 'index.html'} shows it; the most unusual clips are to be heard there")
@@ -108,19 +109,29 @@ def plot(path, used):
     save(fig, path)
 
 
-def page(root, out, used, skipped, heldout):
-    """The page, HTML."""
+def unusual_clips(root, out, used):
+    """The most unusual clips, as `write_listening_page` shows them."""
+    shown = {}
+    for kind, far, clip, why in sorted(find_unusual(used, 0), key=lambda found: -found[1]):
+        if clip["id"] in shown:
+            shown[clip["id"]]["why"] += [why] if far > 1 else []
+        elif len(shown) < MOST_UNUSUAL:
+            shown[clip["id"]] = {"id": clip["id"], "speaker": clip["speaker"], "text": clip["text"],
+                                 "url": link(root / clip["source"], out), "why": [why]}
+    return [*shown.values()]
+
+
+def link(file, folder):
+    """The address of a file for a page in a folder."""
+    return quote(os.fsencode(os.path.relpath(os.path.abspath(file), os.path.abspath(folder))))
+
+
+def write_listening_page(path, name, facts, heading, clips, **more):
+    """A page with facts, {what: value}, and under a heading clips with players: dicts of id, speaker, text, url, and
+    reasons `why`. more: what else check.html shows."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    nearest, unusual = {}, []
-    for kind, far, clip, why in sorted(find_unusual(used, 0), key=lambda found: -found[1]):
-        if clip["id"] in nearest:
-            nearest[clip["id"]]["why"] += [why] if far > 1 else []
-        elif len(unusual) < MOST_UNUSUAL:
-            path = os.path.relpath(os.path.abspath(root / clip["source"]), os.path.abspath(out))
-            unusual.append(nearest.setdefault(clip["id"], clip | {"why": [why], "url": quote(os.fsencode(path))}))
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("check.html").render(
-        name=Path(root).resolve().name, facts=facts_of(used, skipped, heldout), unusual=unusual,
-        alphabet=alphabet(used), skipped=skipped[:MOST_SKIPPED], more=max(0, len(skipped) - MOST_SKIPPED))
+    write_whole(path, environment.get_template("check.html").render(
+        name=name, facts=facts, heading=heading, clips=clips, **{"alphabet": [], "skipped": [], "left": 0} | more))

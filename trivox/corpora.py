@@ -7,6 +7,7 @@ for validation; else some of those that can be used are drawn by hash, 2 % for l
 `grammar.jsgf` says which sentences can occur, for evaluate.py.
 """
 
+import csv
 import difflib
 import hashlib
 import json
@@ -236,14 +237,14 @@ def clip_id(path):
     return without_ending(path.removeprefix("wavs/"))
 
 
-def read_corpus(root, columns=None, metadata=None):
+def read_corpus(root, metadata=None, columns=None, drop=None):
     """The clips of a corpus, in the order of its list, or of their names where it has none: dicts of id, text, speaker
     and source, the recording's path under `root`; of one that cannot be used, why as `skipped`. Beside them what is
     held out: the sources that heldout.txt names, a set, or None where there is no such file. How the list was
     understood is told, with its first clips.
 
-    columns, metadata: as of `read_list`. Raises UserError as it does, where there is no recording, and for a line of
-    heldout.txt that names no clip.
+    columns, metadata: as of `read_list`. drop: an audit.csv, whose marked clips cannot be used. Raises UserError as it
+    does, where there is no recording, and for a line of heldout.txt or of `drop` that names no clip.
     """
     recordings = Recordings(root)
     if metadata is not None and not metadata.exists() and (root / metadata).exists():
@@ -253,18 +254,19 @@ def read_corpus(root, columns=None, metadata=None):
             raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor a recording "
                             f"({', '.join(AUDIO_ENDINGS)})")
         clips = bare_clips(recordings)
+        leave_out(clips, drop)
         return clips, held_out(recordings, called(clips))
     clips, layout = read_list(metadata, columns, recordings.has)
-    drop = outer_folders([clip["id"] for clip in clips if "skipped" not in clip], recordings)
-    if drop:
-        print(f"note: {metadata} names recordings by {drop}/, which is left out: they are below {root}")
+    outer = outer_folders([clip["id"] for clip in clips if "skipped" not in clip], recordings)
+    if outer:
+        print(f"note: {metadata} names recordings by {outer}/, which is left out: they are below {root}")
     seen, names = {}, {}
     for clip in clips:
         line, clip["source"], name = clip.pop("line"), clip["id"], clip["id"]
         if "skipped" in clip:
             continue
         try:
-            clip["source"] = recordings.find(clip["id"].removeprefix(f"{drop}/") if drop else clip["id"])
+            clip["source"] = recordings.find(clip["id"].removeprefix(f"{outer}/") if outer else clip["id"])
         except UserError as e:
             clip["skipped"] = str(e)
             continue
@@ -272,12 +274,32 @@ def read_corpus(root, columns=None, metadata=None):
         if clip["source"] in seen:
             clip["skipped"] = f"line {line} of {metadata.name} names it again, after line {seen[clip['source']]}"
         seen.setdefault(clip["source"], line)
+    leave_out(clips, drop)
     heldout = held_out(recordings, names | called(clips))
     if not int(os.environ.get("RANK") or 0):
         print(f"{metadata}: {layout}; {len(clips):,} clips, of which the first are")
         for clip in [clip for clip in clips if "skipped" not in clip][:FIRST]:
             print(f"    {clip['source']}: {clip['text'][:99]!r}, {clip['speaker'] or 'no speaker named'}")
     return clips, heldout
+
+
+def leave_out(clips, drop):
+    """Mark the clips that an audit.csv marks in its column `drop` as skipped. Raises UserError for one that it names
+    and that there is not, and for a file of another kind."""
+    if drop is None:
+        return
+    rows = csv.DictReader(read_lines(drop))
+    if not {"id", "drop"} <= {*(rows.fieldnames or ())}:
+        raise UserError(f"{drop} should have the columns id and drop, as evaluate.py audit writes them")
+    of = {clip["id"]: clip for clip in clips}
+    for row in rows:
+        if not (row["drop"] or "").strip():
+            continue
+        if row["id"] not in of:
+            near = difflib.get_close_matches(str(row["id"])[:99], of, 1, cutoff=0)
+            raise UserError(f"line {rows.line_num} of {drop} is about {row['id']!r}, no clip's id; the nearest is "
+                            f"{near[0]!r}")
+        of[row["id"]].setdefault("skipped", f"{drop.name} marks it to be dropped")
 
 
 def called(clips):

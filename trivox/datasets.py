@@ -276,7 +276,7 @@ class SentenceDataset:
         self.first = np.cumsum([0, *map(len, self.index)])
         if (clips := self.codec.get("clips")) != len(self):
             raise UserError(f"{folder} holds {len(self):,} of its {clips or 0:,} clips: {MISSING}")
-        self.mapped = lru_cache(8192)(self.map)
+        self.mapped, self.rows_of = lru_cache(8192)(self.map), lru_cache(8)(self.read_rows)
 
     def map(self, shard, column):
         """The codes (column 0) or the characters (1) of a shard."""
@@ -354,15 +354,22 @@ class SentenceDataset:
 
     def recording(self, i):
         """The path of the recording that clip i is of. Raises UserError where the data set does not say."""
+        return Path(read_json(self.folder / "plan.json", root=str)["root"]) / self.row(i)["source"]
+
+    def row(self, i):
+        """What was known of clip i as it was made, a dict with id, text, speaker and source, its recording's path below
+        the corpus. Raises UserError where the data set does not say."""
         shard = int(np.searchsorted(self.first, i, "right")) - 1
+        return self.rows_of(shard)[i - self.first[shard]]
+
+    def read_rows(self, shard):
         path = self.paths[shard].with_suffix(".jsonl")
         if not path.exists():
             raise UserError(f"{self.folder} does not say which recordings its tokens are of")
         rows = kept_rows(path, source=str)
         if len(rows) != len(self.index[shard]):
             raise UserError(f"{path} does not list the clips of its .idx: {AGAIN}")
-        root = read_json(self.folder / "plan.json", root=str)["root"]
-        return Path(root) / rows[i - self.first[shard]]["source"]
+        return rows
 
     def load_embeddings(self, name, width):
         """Open the speaker embeddings that `embed` has stored. Raises UserError where there are none, of another width

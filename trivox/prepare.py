@@ -31,17 +31,17 @@ from trivox.voices import load_embedder
 SHARD_CLIPS = 256
 
 
-def prepare_mels(root, out, mel, max_seconds, metadata=None, columns=None):
+def prepare_mels(root, out, mel, max_seconds, **listed):
     """Turn the corpus at `root` into shards at `out`. Goes on where a killed run stopped, and makes anew what other
     clips or changed recordings are in.
 
     Clips that cannot be read, are empty, longer than `max_seconds` or have more than 256 bytes of text are skipped and
-    listed with the reason. metadata, columns: as of `corpora.read_corpus`. Raises UserError where no clip is left or
+    listed with the reason. listed: more for `corpora.read_corpus`. Raises UserError where no clip is left or
     `out` holds another corpus's shards or those of other settings.
     """
-    if not (metadata or find_list(root)):
+    if not (listed.get("metadata") or find_list(root)):
         raise UserError(f"{root} has no list of clips ({', '.join(LISTS)})")
-    clips, heldout = read_corpus(root, columns, metadata)
+    clips, heldout = read_corpus(root, **listed)
     jobs = [(out / f"mels_{i:05d}", root, clips[i * SHARD_CLIPS:(i + 1) * SHARD_CLIPS], mel, max_seconds)
             for i in range(-(-len(clips) // SHARD_CLIPS))]
     plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve())}
@@ -237,22 +237,21 @@ SHARD_SOURCES = 64
 FIT_SOURCES, FIT_FRAMES = 1000, 100_000  # what mel_rvq is fitted to: so many recordings, and at most so many frames
 
 
-def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, metadata=None, columns=None, fit=()):
+def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fit=(), **listed):
     """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped, and makes anew
     what other clips or changed recordings are in; mel_rvq is fitted anew only where that is all.
 
-    root: with a list of clips, or any folder in which recordings lie. metadata, columns: as of `corpora.read_corpus`.
-    name: one of audio.CODECS; "mel_rvq", which is
+    root: with a list of clips, or any folder in which recordings lie. name: one of codecs.CODECS; "mel_rvq", which is
     fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as much
     to each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds") to cut
-    the recordings at; a rest is kept from a quarter of that on; None keeps them whole. Under torchrun each process
-    writes its own shards, and the first of them closes the data set.
+    the recordings at; a rest is kept from a quarter of that on; None keeps them whole. listed: more for
+    `corpora.read_corpus`. Under torchrun each process writes its own shards, and the first of them closes the data set.
 
     Recordings that cannot be read or are silent are skipped and listed with the reason. Raises UserError where nothing
     is left or `out` holds other tokens.
     """
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    (sources, heldout), fitted = read_corpus(root, columns, metadata), None
+    (sources, heldout), fitted = read_corpus(root, **listed), None
     if name not in (*CODECS, "mel_rvq"):
         if not (Path(name) / "codec.json").exists():
             raise UserError(f"{name} is neither a codec ({', '.join(CODECS)}, mel_rvq) nor a folder of tokens")
