@@ -19,8 +19,9 @@ from trivox.common import UserError
 from trivox.corpora import clip_path, corpus_sources, draw_key, draw_validation, held_out, read_metadata
 from trivox.datasets import SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
+from trivox.normalise import normalise_text
 from trivox.parallel import parallel
-from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
+from trivox.text import MAX_TEXT_BYTES, character_ids
 from trivox.voices import load_embedder
 
 SHARD_CLIPS = 256
