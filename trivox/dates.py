@@ -18,6 +18,7 @@ ISO_DATE = re.compile(rf"{FREE}([12]\d{{3}})([-/.])(0[1-9]|1[0-2])\2(0[1-9]|[12]
 SLASH_DATE = re.compile(rf"{FREE}(\d{{1,2}})([-/.])(\d{{1,2}})\2([12]\d{{3}}|(?<=/)\d\d)(?![\w/-]|[.,]\d)")
 MONTH_DAY = re.compile(rf"{MONTH}\.? {DAY}(?: ?- ?{DAY})?{END}(?![.,:/-]\d| ?[%°])(?:,? ([12]\d{{3}}){ALONE})?")
 DAY_MONTH = re.compile(rf"(\b[Tt]he )?{FREE}(?:{DAY} ?- ?)?{DAY}(?: of)? {MONTH}{END}(\.?)(?:,? ([12]\d{{3}}){ALONE})?")
+SHORT_DATE = re.compile(r"(?<=\b[Oo]n )(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])(?![\w/-]|[.,]\d)")
 MONTH_YEAR = re.compile(rf"{MONTH}\.?(,? )([12]\d{{3}}){ALONE}")
 YEAR = re.compile(rf"(?<![^\W_])((?:[Ii]n|[Ss]ince|[Uu]ntil|[Yy]ear|[Cc]irca|AD|BC|[Ss]ummer|[Ww]inter|[Ss]pring"
                   rf"|[Aa]utumn) )([12]\d{{3}}){ALONE}|{FREE}([12]\d{{3}})(?= (?:AD|BC|CE|BCE|A\.D|B\.C)\b)")
@@ -41,6 +42,10 @@ def say_slash_date(match):
     if len(year) == 2:
         year = ("20" if int(year) < 50 else "19") + year
     return date_words(year, MONTHS[int(month) - 1], day)
+
+
+def say_short_date(match):
+    return date_words(None, MONTHS[int(match[1]) - 1], match[2])
 
 
 def say_month_day(match):
@@ -68,7 +73,7 @@ def say_year(match):
 # ------------------------------------------------------------------------------------------------------------
 # Times
 
-HALF = rf"(?: ?([AaPp])\.?[Mm]{END}\.?)"  # of the day
+HALF = rf"(?: ?([AaPp])(?:\. ?)?[Mm]{END}\.?)"  # of the day
 CLOCK = re.compile(rf"{FREE}(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))?(\.\d{{1,3}})?(?:{HALF}| ?o'clock)?(?![\w:]|[.,/]\d)")
 HOUR = re.compile(rf"{FREE}(1[0-2]|0?[1-9])(?:\.([0-5]\d))?{HALF}")
 HOUR_RANGE = re.compile(rf"{FREE}(\d{{1,2}}(?:[:.]\d\d)?{HALF}?) ?- ?(?=\d{{1,2}}(?:[:.]\d\d)?{HALF}|\d{{1,2}}:\d\d)")
@@ -118,7 +123,7 @@ def say_hour(match):
 
 
 def say_hour_range(match):
-    return f"{match[1]} to "
+    return f"{match[1].removesuffix(':00')} to "  # as the hour behind it says what it is
 
 
 def say_lasted(match):

@@ -24,8 +24,8 @@ from trivox.numerals import STARTERS, ends, in_words
 
 FOLDS = str.maketrans({
     **dict.fromkeys("‘’‚‛′‵´ʹʻʼʽ‹›＇", "'"), **dict.fromkeys("“”„‟″‶«»〝〞「」『』", '"'),
-    **dict.fromkeys("‐‑‒–—―⁃", "-"), **dict.fromkeys("•‣●▪■◦∙", " - "), "⁄": "/", "∶": ":", "∕": "/", "∗": "*",
-    "？": "? ", "！": "! ", "˚": "°", "‼": "!!", "⁉": "!?"})
+    **dict.fromkeys("‐‑‒–—―⁃", "-"), **dict.fromkeys("•‣●▪■◦∙", " - "), "№": "No. ", "⁄": "/", "∶": ":", "∕": "/",
+    "∗": "*", "？": "? ", "！": "! ", "˚": "°", "‼": "!!", "⁉": "!?"})
 BRACKETS = str.maketrans("[]{}", "()()")  # where letters are those of English, these are the only brackets known
 DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)")
 MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)")
@@ -68,7 +68,7 @@ WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "vers
          "Ltd": "Limited", "Co": "Company", "Corp": "Corporation", "Bros": "Brothers", "Dept": "Department",
          "dept": "department", "Univ": "University", "Assn": "Association", "Govt": "Government", "govt": "government",
          "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Bldg": "Building", "misc": "miscellaneous",
-         "incl": "including", "excl": "excluding", "Ph.D": "PhD", "Tel": "telephone", "tel": "telephone",
+         "incl": "including", "excl": "excluding", "Ph.D": "PhD", "Tel": "Telephone", "tel": "telephone",
          "max": "maximum", "min": "minimum", "avg": "average", "est": "estimated"}
 CLOSELY = {"max", "min", "avg", "est", "Tel", "tel"}  # only where the sentence visibly goes on
 SURE = {"Mr", "Mrs", "Ms", "Mx", "Dr", "Messrs", "Prof", "Capt", "Lt", "Sgt", "Cpl", "Cmdr"}  # whatever follows
@@ -81,6 +81,7 @@ WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednes
 CALENDAR = WEEKDAYS | {month[:3]: month for month in MONTHS if month != "May"} | {"Sept": "September"}
 ABBREVIATION = re.compile(r"(?<![\w.@])([A-Za-z]\.[a-z]\.[a-z]|[A-Za-z]\.[a-z]|Ph\.D|[A-Za-z][a-z]{1,6})\.")
 TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z])")
+GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc)\.(?=[A-Za-z])")  # Mr.Poe
 SHORT = re.compile(rf"(?<![\w/])({'|'.join(SMALL)})(?![\w/.])")
 SPAN = re.compile(rf"(?<!\w)({'|'.join(CALENDAR)})\.? ?- ?({'|'.join(CALENDAR)})(?!\w)(\.?)")  # Mon-Fri
 
@@ -148,18 +149,23 @@ def say_addresses(text):
 # ------------------------------------------------------------------------------------------------------------
 # The way of a text
 
+PASSES = 12  # two for nearly all texts, and at most four for 30,000 random ones
+
+
 def normalise_text(text, accents=False, language="en"):
     """A text as it is spoken: numbers, amounts, dates, times, units, addresses, abbreviations and symbols in words,
-    quotes, dashes and ellipses as in ASCII, emoji by their names, white space folded, what is invisible left out.
+    quotes, dashes and ellipses as in ASCII, emoji by their names, white space folded. What is invisible is left out,
+    and so are the marks of Markdown and HTML around what they emphasise, and http:// in front of an address.
 
     accents: whether letters stay as they are; otherwise Latin ones become those of English, such as strasse. language:
     of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words.
 
     Raises UserError where another language's numbers are unknown to num2words.
     """
-    before = None
-    while text != before:  # what is normalised has to stay so: words that were apart may have met
+    for _ in range(PASSES):  # what is normalised has to stay so, and words that were apart may have met
         before, text = text, once(text, accents, language)
+        if text == before:
+            break
     return text
 
 
@@ -180,7 +186,8 @@ def once(text, accents, language):
     if BUSY.search(text):
         text = say_symbols(say_numbers(say_marks(say_addresses(text))))
     text = NUMBERED.sub(say_roman, text)
-    text = ABBREVIATION.sub(say_abbreviation, TITLE.sub(say_title, text))
+    text = TITLE.sub(say_title, GLUED.sub(r"\1. ", text))
+    text = ABBREVIATION.sub(say_abbreviation, text)
     return " ".join(text.split())
 
 
@@ -192,7 +199,7 @@ def fold(text, accents, english, language):
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
         text = SUPERSCRIPT.sub(say_superscript, MINUS.sub(" minus ", DEGREE.sub(r"\1°", text)))
     text = INVISIBLE.sub("", text).replace("−", "-").translate(FOLDS)
-    text = "".join(apart(c, following) for c, following in zip(text, text[1:] + " "))
+    text = "".join(number_apart(c, following) for c, following in zip(text, text[1:] + " "))
     text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
     if not accents:
         text = re.sub(r"[^\W\d_]", in_english_letters, text)
@@ -200,7 +207,7 @@ def fold(text, accents, english, language):
     return re.sub(r"\d", lambda digit: str(int(digit[0])), text)  # of whatever script
 
 
-def apart(c, following):
+def number_apart(c, following):
     """A character that is a number, ½ as 1/2 and ③ as 3, apart from its neighbours: CO₂ is not CO2."""
     if unicodedata.category(c) != "No":
         return c
@@ -256,10 +263,11 @@ def english_letters(c):
 # read has no digit any more, so that no other reads it.
 RULES = [(getattr(room, name), getattr(room, f"say_{name.lower()}")) for room, names in (
     (quantities, "PLACE FEET"), (numerals, "PHONE TOLL_FREE CALLED FLIGHT"), (quantities, "THOUSANDS"),
-    (dates, "ISO_DATE SLASH_DATE MONTH_DAY DAY_MONTH MONTH_YEAR YEAR"), (numerals, "CHAIN"),
+    (dates, "ISO_DATE SLASH_DATE SHORT_DATE MONTH_DAY DAY_MONTH MONTH_YEAR YEAR"), (numerals, "CHAIN"),
     (dates, "HOUR_RANGE CLOCK HOUR LASTED RATIO"),
     (quantities, "SPREAD CODE_BEFORE PRICE PRICE_BEHIND CENTS FRACTION"),
-    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "UNIT"), (numerals, "POWER COUNT"),
+    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "UNIT RATE"),
+    (numerals, "POWER COUNT"),
 ) for name in names.split()]
 
 
@@ -291,7 +299,7 @@ def say_marks(text):
         text = text.replace("``", '"').replace("''", '"').replace("`", "'")
     text = PAIR.sub(lambda pair: f" {PAIRS[pair[0].strip()]} ".replace(" ± ", " ±"), text)
     text = re.sub(r"\bC\+\+", "C plus plus", SHARP.sub(r"\1 sharp", text))
-    text = re.sub(r"(?<![^\W_])(\w) ?\* ?(?=\w(?![^\W_]))", r"\1 times ", text)
+    text = re.sub(r"((?<![^\W_])\w) ?\* ?(?=\w(?![^\W_]))|([\d)])\*(?=[\w(])", r"\1\2 times ", text)
     text = re.sub(r"(?<=\))/(?=[\w(])", " over ", text)
     text = re.sub(r"(?<=[^\W_])\^(?=[A-Za-z])", " to the power of ", text)
     text = re.sub(r"(?<=\d) ?~ ?(?=\d)", "-", text)
@@ -334,7 +342,8 @@ def say_roman(match):
         f"{SHORTER.get(name, name)} {in_words(number)}")
 
 
-ROAD = re.compile(r"([A-Z][a-z']+|[a-z-]+(?:th|rd|nd|st)) $")
+ROAD = re.compile(r"([A-Z][a-z']+|(?:[a-z]+-)?(?:first|second|third)"
+                  r"|[a-z-]*(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred)th) $")
 HOUSE = re.compile(r"(?:teen|ty|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|hundred)"
                    r"(?: [A-Z][a-z.]*){1,3} $")  # a number in front of a road's name
 
@@ -357,23 +366,24 @@ def say_title(match):
 
 
 def say_abbreviation(match):
-    """In words; the stop stays where it ends the sentence too."""
-    word = match[1]
+    """Its words, if it is one here: a title before a name, a road behind one, a day or month in mid-sentence. The stop
+    stays where it ends the sentence too."""
+    word, before = match[1], match.string[max(0, match.start() - 40):match.start()]
     rest = match.string[match.end():match.end() + 40]
     named, goes_on = re.match(" [A-Z]", rest), re.match(r"[,;:)-]| [a-z(]", rest)
-    last = "" if not ends(match) else "."
+    stop = "." if ends(match) else ""
     if word in ROADS and (word not in TITLES or is_road(match, named)):
-        return ROADS[word] + last if ROAD.search(match.string[max(0, match.start() - 40):match.start()]) else match[0]
-    title = word.capitalize() if word in ("mr", "mrs", "ms", "dr", "prof") else word
+        return ROADS[word] + stop if ROAD.search(before) else match[0]
+    title = word.capitalize() if word in ("mr", "mrs", "ms", "dr", "prof") else word  # as `calm` leaves them
     if title in TITLES and (named and word != "Sr" or title in SURE):
-        alone = last and re.search(r"\b(?:the|an?) $", match.string[max(0, match.start() - 5):match.start()])
-        return TITLES[title] + ("." if alone or not rest.strip("\"')] ") else "")
+        alone = not rest.strip("\"')] ") or stop and re.search(r"\b(?:the|an?) $", before)
+        return TITLES[title] + "." * bool(alone)
     if word in CALENDAR:
         return CALENDAR[word] if goes_on else match[0]
     said = WORDS.get(word) or WORDS.get(word.lower(), "").capitalize()
-    if not said or word in CLOSELY and not goes_on or word == "al" and not match.string[:match.start()].endswith("et "):
+    if not said or word in CLOSELY and not goes_on or word == "al" and not before.endswith("et "):
         return match[0]
-    return said + ("." if word == "etc" and re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest) else last)
+    return said + ("." if word == "etc" and re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest) else stop)
 
 
 # ------------------------------------------------------------------------------------------------------------

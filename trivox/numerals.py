@@ -30,7 +30,7 @@ SYMBOL = "[$£€¥₹₩₽₺₴₪₫₣₿]"  # of a currency
 NUMBER = r"(?:\d++(?:[.,]\d++)*+)"  # with points and commas among its digits
 FROM = r"(?<!\d)(?<!\d[.,])"  # not within a number: a rule that finds nothing tries each number once, not each digit
 POINTED = rf"(?:(?<![\w.])\.(?=\d))?+{NUMBER}"  # or with a point before them: .5
-SIGN = r"(?:(?<![^\s(\[\"'=])[-+±] ?(?=[$£€¥]?+\.?\d))?+"  # in front of which stands no word or number
+SIGN = r"(?:(?<![^\s(\[\"'=])(?<!\d[\"'])[-+±] ?(?=[$£€¥]?+\.?\d))?+"  # in front of which stands no word or number
 END = r"(?![^\W_])"  # no letter or digit follows
 FREE, ALONE = r"(?<![\w.,:/$£€-])", r"(?![^\W_]|[.,:/-]\d| ?[%°])"  # no part of a longer number
 
@@ -133,12 +133,12 @@ def say_chain(match):
 LABEL = re.compile(rf"(?<![^\W_])(?:({'|'.join(LABELS)})\. ?|(No|Nos|pp|Vol|Fig|Apt|Hwy) )(?=\d)")
 HASH = re.compile(r"(?<!\w)# ?(?=\d)")
 DECADE = re.compile(rf"(?<![\w.,'])'?([2-9]0)'?s{END}")
-SHORT_YEAR = re.compile(r"(?<![^\s(])'(\d)(\d)(?![\w'\"]|[.,:]\d)")
+SHORT_YEAR = re.compile(r"(?<![^\s(-])'(\d)(\d)(?![\w'\"]|[.,:]\d)")
 POWER = re.compile(r"(?<=[^\W_)])\^(\()?([-+]?)(\d++)(?(1)\))")
 BY = re.compile(rf"{FROM}({NUMBER})( ?)([x×*])\2(?=\.?\d)")
 TIMES = re.compile(r"(?<=\d) ?[x×](?=[ .,;!?)]|$)(?! ?[=+*/<>-])")
 DIVIDED = re.compile(r"(?<=\d) / (?=\d)")
-RANGE = re.compile(rf"(?<=[\d%°])( ?)-\1(?={SYMBOL}?\d)")
+RANGE = re.compile(rf"(?<=[\d%°'\"])( ?)-\1(?={SYMBOL}?\d)")
 COUNT = re.compile(rf"({SIGN})({POINTED})(\s?%|‰|(?:st|nd|rd|th|(?-i:s)){END}|\s(?:thousand|million|billion|trillion)\b"
                    rf"|(?-i:mn|bn|tn){END}|(?<=\.\d)(?-i:[MB]){END}|(?-i:M)(?= [a-z]))?", re.IGNORECASE)
 

@@ -62,13 +62,13 @@ COMPASS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 
 AMOUNT = rf"\.?{NUMBER}"
 MAGNITUDE = rf"(?: (thousand|million|billion|trillion)\b| ?({'|'.join(MAGNITUDES)}){END})"
-EACH = rf"(?:(/)(?:({'|'.join(PER)}){END}|(?=[A-Za-z])))"  # a price of a unit, or of an hour
+EACH = rf"(?:(/)(?:({'|'.join(PER)}){END}(?:\.(?= [a-z]))?|(?=[A-Za-z])))"  # a price of a unit, or of an hour
 PRICE = re.compile(rf"({SIGN})(?:\b({'|'.join(PLACES)}) ?)?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
                    rf"(?: ?- ?({SYMBOL})? ?({AMOUNT}))?{MAGNITUDE}?"
                    rf"(?: (?:USD|AUD|CAD|EUR|GBP))?{EACH}?")
 PRICE_BEHIND = re.compile(rf"({SIGN})(?<![\w.,])({NUMBER})(?: ?- ?({NUMBER}))?{MAGNITUDE}?"
                           rf"(?: ?({SYMBOL}(?!\d))| ({'|'.join(CODES)}){END}){EACH}?")
-SPREAD = re.compile(rf"(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)")
+SPREAD = re.compile(rf"(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)|(?<=inches)-(?=\d)")
 CODE_BEFORE = re.compile(rf"(?<![^\W_])({'|'.join(CODES)}) ?(?=\d)")
 CENTS = re.compile(rf"(?<![\w.,])({NUMBER}) ?¢")
 THOUSANDS = re.compile(r"(?<![\w.,'])([1-9]\d{0,2})((?:[ _']\d{3})++)(?:,(\d{1,2}))?(?![\w.]*\d)")
@@ -137,6 +137,7 @@ NAMES = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 UNIT = re.compile(rf"({SIGN}){FROM}(?<!\^)(?<!\^-)({POINTED})( (?:thousand|million|billion))?([ -]?)"
                   rf"(?:({'|'.join(SQUARED)})\^?([23])|({NAMES}))(?:/({'|'.join(PER)})(?:\^?([23]))?)?"
                   rf"{END}(?!['^/]\w)(\.(?= [a-z]|[,;:]))?")
+RATE = re.compile(rf"(?<=\d)/({'|'.join(name for name in PER if len(name) > 2)}){END}")
 FEET = re.compile(r"(?<![\w.])(\d{1,2})(?:' ?| ?ft\.? )(\d{1,2}(?:\.\d++)?+)"
                   r"(?:\"|''| ?in(?:\.(?! [A-Z])|\b)|(?![\w']))")
 INCHES = re.compile(r"""(' ?\d{1,2}(?:\.\d{1,4})?)"|(\d?)\"""")
@@ -169,6 +170,10 @@ def say_unit(match):
         words = words if not per_power or per == "s" else words.replace(" per ", " per " + (
             "square " if per_power == "2" else "cubic "))
     return sign_words(sign) + words
+
+
+def say_rate(match):
+    return f" per {PER[match[1]]}"
 
 
 def say_feet(match):
