@@ -73,7 +73,7 @@ WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "vers
 CLOSELY = {"max", "min", "avg", "est", "Tel", "tel"}  # only where the sentence visibly goes on
 SURE = {"Mr", "Mrs", "Ms", "Mx", "Dr", "Messrs", "Prof", "Capt", "Lt", "Sgt", "Cpl", "Cmdr"}  # whatever follows
 # Also without a stop, as in Britain, before a name
-PLAIN = {"Mr", "Mrs", "Ms", "Dr", "Prof", "Messrs", "Capt", "Lt", "Sgt", "Cpl", "Maj", "Rev"}
+PLAIN = {"Mr", "Mrs", "Ms", "Dr", "Prof", "Messrs", "Capt", "Lt", "Sgt", "Cpl", "Maj", "Rev", "Mt"}
 SMALL = {"w/o": "without", "w/": "with", "c/o": "care of", "n/a": "N A", "N/A": "N A", "and/or": "and or",
          "he/she": "he or she", "his/her": "his or her", "vs": "versus"}
 WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday",
@@ -182,12 +182,16 @@ def once(text, accents, language):
     if not english:
         text = BLANKS.sub(lambda number: number[0].replace(" ", ""), text)
         return " ".join(FOREIGN.sub(lambda number: foreign(number, language), text).split())
-    text = SPAN.sub(say_span, SHORT.sub(lambda short: SMALL[short[1]], calm(text)))
+    text = calm(text)
+    if "/" in text or "vs" in text:
+        text = SHORT.sub(lambda short: SMALL[short[1]], text)
     if BUSY.search(text):
-        text = say_symbols(say_numbers(say_marks(say_addresses(text))))
-    text = NUMBERED.sub(say_roman, text)
-    text = TITLE.sub(say_title, GLUED.sub(r"\1. ", text))
-    text = ABBREVIATION.sub(say_abbreviation, text)
+        text = GLUED.sub(r"\1. ", say_symbols(say_numbers(say_marks(say_addresses(text)))))
+    if "-" in text:
+        text = SPAN.sub(say_span, text)
+    if re.search("[a-z.] [IVXL]", text):
+        text = NUMBERED.sub(say_roman, text)
+    text = ABBREVIATION.sub(say_abbreviation, TITLE.sub(say_title, text))
     return " ".join(text.split())
 
 
