@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -228,3 +229,14 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Texts
+
+def random_texts(count, seed=0):
+    """Anything that a string can hold: much of ASCII, some of every plane, white space, digits, lone surrogates."""
+    rng = random.Random(seed)
+    kinds = (lambda: rng.randrange(128), lambda: rng.randrange(0x250), lambda: rng.randrange(0x110000),
+             lambda: ord(rng.choice(" \t\n\u2003\u00a0 0123456789.,$£€%-+½²③٣۷‘“—…éß&sthrdn")))
+    return ["".join(chr(rng.choice(kinds)()) for _ in range(rng.randrange(40))) for _ in range(count)]

@@ -156,14 +156,14 @@ def test_damaged_tokens(tmp_path):
 
 def test_sentences_survive(tmp_path):
     """The last code, unknown characters, a clip without a text, one without codes, shards without clips."""
-    clips = [([0, 65535, 40000], "Ünknown ☃ 2", "b", "train"), ([], "silent", "", "val"), ([7], "", "a", "train"),
+    clips = [([0, 65535, 40000], "Ünknown ★ 2", "b", "train"), ([], "silent", "", "val"), ([7], "", "a", "train"),
              ([1, 2], "Last.", "", "val")]
     open_files = len(os.listdir("/proc/self/fd"))
     dataset = SentenceDataset(sentence_folder(tmp_path, [], clips[:1], [], clips[1:], [], speakers=["a", "b"]))
     assert len(os.listdir("/proc/self/fd")) <= open_files  # a data set may have thousands of shards
     assert len(dataset) == 4 and dataset.speakers == ["a", "b"] and dataset.speaker([3, 0, 2]).tolist() == [-1, 1, 0]
     assert dataset.codes(0).tolist() == [0, 65535, 40000] and dataset.codes(0).dtype == np.uint16
-    assert dataset.characters(0).tolist() == character_ids("unknown ☃ two").tolist() and 1 in dataset.characters(0)
+    assert dataset.characters(0).tolist() == character_ids("unknown ★ two").tolist() and 1 in dataset.characters(0)
     assert [dataset.text(i) for i in range(4)] == ["unknown  two", "silent", "", "last."]
     assert [dataset.codes(i).tolist() for i in (1, 2, 3)] == [[], [7], [1, 2]]
     assert [x.tolist() for x in dataset.lengths([3, 1, 0, 2])] == [[2, 0, 3, 1], [5, 6, 13, 0]]

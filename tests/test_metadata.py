@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import refusal
 
-from trivox.metadata import read_columns, read_lines, read_list, read_transcripts
+from trivox.metadata import read_columns, read_list, read_transcripts
 
 TEXTS = ["The cat sat on the mat.", "Dr. Bell came, at last!", "Was it late?", "Two of 3 boats sank; one did not.",
          "Nobody knew.", "It rained for a week.", "She said so.", "A long way home, and no road."]
@@ -119,18 +119,6 @@ def test_rows_that_cannot_be_used(tmp_path):
 ])
 def test_wrong_columns(columns, words):
     assert words in refusal(lambda argv: read_columns(columns))
-
-
-@pytest.mark.parametrize("content, lines", [
-    ("\ufeffa\r\nb\x0b\x85\u2028c\n".encode(), ["a", "b\x0b\x85\u2028c", ""]), (b"a\rb", ["a", "b"]), (b"", [""]),
-    (b"a\nb\xff\n", "line 2 of"), ("a\n".encode("utf-16"), "UTF-16"),
-])
-def test_lines(tmp_path, content, lines):
-    (tmp_path / "a.txt").write_bytes(content)
-    if isinstance(lines, list):
-        assert read_lines(tmp_path / "a.txt") == lines
-    else:
-        assert lines in refusal(lambda argv: read_lines(tmp_path / "a.txt"))
 
 
 @pytest.mark.parametrize("content, clips", [

@@ -146,6 +146,34 @@ def test_words_that_are_alike(text, heard):
     assert compared_words(text) != compared_words(heard.replace("the ", "a ").replace("7", "8").replace("it", "he"))
 
 
+@pytest.mark.parametrize("written, said", [
+    ("It cost $5.", "it cost five dollars"), ("We met at 3.30 p.m.", "we met at three thirty p.m."),
+    ("We met at 3:30 PM.", "we met at three thirty p.m."), ("Dr. Smith is in.", "Doctor Smith is in"),
+    ("Mr. and Mrs. Hall", "mister and missus Hall"), ("Ms. Lee came.", "Miz Lee came"),
+    ("20% of it", "twenty percent of it"), ("the 1990s", "the nineteen nineties"),
+    ("in 2005", "in two thousand and five"), ("in 2005", "in two thousand five"), ("in 2026", "in twenty twenty-six"),
+    ("in 1984", "in nineteen eighty-four"), ("in 1905", "in nineteen oh five"), ("It's 7:05.", "it's seven oh five"),
+    ("It's 10:00.", "it's ten o'clock"), ("on March 3rd, 2026", "on March third twenty twenty-six"),
+    ("on March 3, 2026", "on March third, twenty twenty six"), ("the 21st of May", "the twenty-first of May"),
+    ("1/2 a mile", "one half a mile"), ("3/4 of it", "three quarters of it"),
+    ("1,234 people", "one thousand two hundred and thirty-four people"),
+    ("1,234 people", "one thousand, two hundred thirty-four people"),
+    ("5 km at 60 mph", "five kilometers at sixty miles per hour"), ("5 kilometres", "five kilometers"),
+    ("pages 3-7", "pages three to seven"), ("World War II", "World War Two"), ("Henry VIII", "Henry the Eighth"),
+    ("Chapter 4", "chapter four"), ("No. 5", "number five"), ("John@example.com", "John at example dot com"),
+    ("555-0123", "five five five zero one two three"), ("20 °C", "twenty degrees Celsius"),
+    ("$1.5 million", "one point five million dollars"), ("$29.95", "twenty-nine dollars and ninety-five cents"),
+    ("$29.95", "twenty-nine dollars, ninety-five cents"), ("for example, this", "e.g. this"), ("et cetera", "etc."),
+    ("St. Paul", "Saint Paul"), ("Elm St.", "Elm Street"), ("Captain Hook", "Capt. Hook"),
+    ("cats versus dogs", "cats vs. dogs"), ("9 o'clock", "nine o'clock"), ("0.5", "zero point five"),
+    (".5", "point five"), ("22", "twenty-two"), ("2+2=4", "two plus two equals four"),
+    ("3:30:15", "three hours, thirty minutes and fifteen seconds"), ("17:30", "seventeen thirty"),
+])
+def test_spellings_that_are_alike(written, said):
+    """A text as it may be written, or as Whisper writes what it hears, and its words in full."""
+    assert compared_words(written) == compared_words(said) and compared_words(written).split()
+
+
 def test_one_wrong_digit_is_one_error():
     """Whether a recogniser writes digits in words, one by one or as a number."""
     for heard in ("three nine two", "3 9 2", "392."):

@@ -124,11 +124,24 @@ def test_texts_that_cannot_be_said(runs, system, text, words):
 
 def test_letters_stay_where_they_are_read(runs):
     """Bytes keep accents and other scripts; characters are English letters, and a sentence of none is refused."""
-    assert speak.load(runs / "flow").sentences("Café № 2, слово.") == ["Café No two, слово."]
+    assert speak.load(runs / "flow").sentences("Café № 2, слово.") == ["Café Number two, слово."]
     llm = speak.load(runs / "llm")
     assert llm.sentences("Café 2.") == ["Cafe two."]
     with pytest.raises(UserError, match="English letters"):
         llm.sentences("Hello. Слово.")
+
+
+def test_what_is_not_read_is_told(runs, capsys):
+    """Once for the same characters, in a note that names them and says what becomes of them; no other text has one."""
+    llm, flow = speak.load(runs / "llm"), speak.load(runs / "flow")
+    spoken = speak.FlowSpeaker(flow.model, flow.config | {"phonemes": "en-us"})
+    for speaker, text, unread in ((llm, "The word слово is one.", "слов"), (spoken, "A ★ is a ⌘.", "★⌘")):
+        for _ in range(2):
+            assert len(speaker.sentences(text)) == 1
+        speaker.sentences("Café [2] 50% & so.")
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and said[0].startswith("note: ") and repr(unread) in said[0]
+    assert flow.sentences("The word слово is ★.") and not capsys.readouterr().err
 
 
 def test_phonemes(runs):

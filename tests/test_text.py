@@ -1,8 +1,7 @@
-"""text.py: numbers beside num2words, characters beside Echolancer's table, bytes beside ByT5's tokenizer, states beside
-the encoder's class; weights.py by the encoder's files."""
+"""text.py: lines, sentences, characters beside Echolancer's table, bytes beside ByT5's tokenizer, states beside the
+encoder's class; weights.py by the encoder's files."""
 
 import os
-import random
 import re
 import shutil
 import unicodedata
@@ -11,26 +10,20 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from conftest import refusal
-from num2words import num2words
+from conftest import ROOT, refusal
+from helpers import random_texts
 
-from trivox.text import TextFeatures, character_ids, characters_text, normalise_text, text_ids
+from trivox.normalise import normalise_text
+from trivox.text import (TextFeatures, character_ids, characters_text, read_lines, split_text, text_ids,
+                         unknown_characters)
 
 # ------------------------------------------------------------------------------------------------------------
-# Characters and words
+# Characters
 
 PUBLISHED = {"a": 5, "b": 6, "c": 7, "d": 8, "e": 9, "f": 10, "g": 11, "h": 12, "i": 13, "j": 14, "k": 15, "l": 16,
              "m": 17, "n": 18, "o": 19, "p": 20, "q": 21, "r": 22, "s": 23, "t": 24, "u": 25, "v": 26, "w": 27, "x": 28,
              "y": 29, "z": 30, " ": 31, ".": 32, ",": 33, "!": 34, "?": 35, ";": 36, ":": 37, "'": 38, '"': 39, "(": 40,
              ")": 41, "-": 42}
-
-
-def random_texts(count, seed=0):
-    """Anything that a string can hold: much of ASCII, some of every plane, white space, digits, lone surrogates."""
-    rng = random.Random(seed)
-    kinds = (lambda: rng.randrange(128), lambda: rng.randrange(0x250), lambda: rng.randrange(0x110000),
-             lambda: ord(rng.choice(" \t\n\u2003\u00a0 0123456789.,$£€%-+½²③٣۷‘“—…éß&sthrdn")))
-    return ["".join(chr(rng.choice(kinds)()) for _ in range(rng.randrange(40))) for _ in range(count)]
 
 
 def test_characters_are_the_published_ones():
@@ -45,45 +38,48 @@ def test_characters_are_the_published_ones():
     assert characters_text([2, 12, 13, 3, 0, 1, 4]) == "hi"
 
 
-@pytest.mark.parametrize("text, spoken", [
-    ("He has 3 cats.", "He has three cats."), ("in 1984, 1905 and 1800", None), ("It was 3985.", None),
-    ("the 1990s", "the nineteen nineties"), ("1,234,567 of them", f"{num2words(1234567)} of them"),
-    ("the 1st, 2nd, 3RD and 21st", "the first, second, third and twenty-first"), ("1,000th", "one thousandth"),
-    ("pi is 3.14", f"pi is {num2words('3.14')}"), ("0.50", "zero point five zero"),
-    ("-5 or 3-4", "minus five or three-four"), ("$29.95", "twenty-nine dollars, ninety-five cents"),
-    ("£1.01", "one pound, one penny"), ("€0.99", "ninety-nine cents"), ("$1", "one dollar"), ("$0.00", "zero dollars"),
-    ("$1,200", "one thousand, two hundred dollars"), ("£2.5 million", "two point five million pounds"),
-    ("12.5% or 3 %", "twelve point five percent or three percent"), ("1.2.3", "one point two point three"),
-    ("007", "zero zero seven"), ("1,23,4", "one, two three, four"), ("5stars or 5S", "five stars or five S"),
-    ("٣ and १२ and ３", "three and twelve and three"), ("2½ of ½", "two and one half of one half"),
-    ("10² CO₂", "ten two CO two"), ("MP3s, B2B, 4K", "MP threes, B two B, four K"), ("$", "$"), ("%", "%"),
-    ("café Zürich Ångström", "cafe Zurich Angstrom"), ("“Yes” — ‘no’… it´s", "\"Yes\" - 'no'... it's"), ("", ""),
-    ("soft\u00adhyphen AT&T", "softhyphen AT and T"), (" two\n lines ", "two lines"), ("12:45", "twelve:forty-five"),
-    ("no digit: kept (as it is); \"so\"!", "no digit: kept (as it is); \"so\"!"),
-])
-def test_normalised(text, spoken):
-    if spoken is None:  # years as years, other numbers as such
-        spoken = re.sub(r"\d+", lambda n: num2words(int(n[0]), to="year" if int(n[0]) < 2000 else "cardinal"), text)
-    assert normalise_text(text) == spoken
+def test_unknown_characters():
+    """Those without a number in the table, each once, in their order; what is folded is known."""
+    assert unknown_characters("The word слово, и ★.") == "слови★"
+    assert unknown_characters("\tＡ Café… (so)") == "é" and not unknown_characters("".join(PUBLISHED))
 
 
-def test_numbers_are_num2words():
-    rng = random.Random(0)
-    for n in [0, 1, 1099, 2000, 10**15 - 1] + [rng.randrange(10 ** rng.randrange(1, 16)) for _ in range(200)]:
-        if not 1100 <= n <= 1999:
-            assert normalise_text(f"x {n} y") == f"x {num2words(n)} y"
-        assert normalise_text(f"{n:,}") == num2words(n)  # no year has a comma
-        assert normalise_text(f"{n}th") == num2words(n, to="ordinal")
+# ------------------------------------------------------------------------------------------------------------
+# Lines and sentences
+
+@pytest.mark.parametrize("content, lines", [
+    ("a\nb\r\nc\rd\n", ["a", "b", "c\rd"]), ("a\rb", ["a", "b"]), ("\ufeffa\n\n \nb", ["a", "b"]), (" a \n", ["a"]),
+    ("a\u2028b\x85c\x0cd\x0be\x1cf\u2029g", ["a\u2028b\x85c\x0cd\x0be\x1cf\u2029g"]),
+], ids=["ends", "old Macs'", "BOM", "blanks", "separators"])
+def test_lines(tmp_path, content, lines):
+    """A line ends at \\n or \\r\\n, without these at \\r, and not where Unicode would end one."""
+    (tmp_path / "t.txt").write_bytes(content.encode())
+    assert read_lines(tmp_path / "t.txt", 40) == lines
 
 
-def test_normalising_anything():
-    """No digit is left, white space is folded, and what is normalised stays so."""
-    huge = [str(10**400), "9" * 10_000, f"${10**400}.5", "1." * 3000, "1," * 3000, "-" * 99 + "1", f"{10**60:,}"]
-    for text in huge + random_texts(3000, seed=1):
-        spoken = normalise_text(text)
-        assert not re.search(r"\d", spoken) and spoken == " ".join(spoken.split()) == normalise_text(spoken), text
-        assert len(character_ids(spoken)) >= len(spoken)
-    assert normalise_text(str(10**400)) == " ".join(["one"] + ["zero"] * 400)
+@pytest.mark.parametrize("content, words", [
+    (b"a\n\xff\n", "line 2 of"), (b"a\r\n\r\n" + b"x" * 41, "line 3 of"),
+    (b"\xef\xbb\xbf \n", "no line of text"), ("a".encode("utf-16"), "UTF-16"), (None, "cannot read"),
+], ids=["not UTF-8", "too long", "blank", "UTF-16", "missing"])
+def test_lines_that_cannot_be_read(tmp_path, content, words):
+    """Are named by their file and number."""
+    if content is not None:
+        (tmp_path / "t.txt").write_bytes(content)
+    said = refusal(lambda argv: read_lines(tmp_path / "t.txt", 40))
+    assert words in said and "t.txt" in said
+
+
+def test_sentences():
+    """Of sentences.tsv: a text, and its sentences once it is normalised."""
+    rows = [line.split("\t") for line in (ROOT / "tests" / "sentences.tsv").read_text().splitlines()]
+    found = {text: split_text(normalise_text(text, accents=True), 255) for text, *_ in rows}
+    assert found == {text: sentences for text, *sentences in rows} and len(rows) > 30
+
+
+def test_sentences_of_other_languages():
+    """Abbreviations are those of the language, where sentencex knows it; one that it does not know is no error."""
+    assert split_text("Das ist z.B. gut. Ja!", 99, "de") == ["Das ist z.B. gut.", "Ja!"]
+    assert split_text("One. Two!", 99, "xx") == ["One.", "Two!"]
 
 
 # ------------------------------------------------------------------------------------------------------------

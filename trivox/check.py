@@ -11,10 +11,11 @@ from tqdm import tqdm
 from trivox.common import UserError
 from trivox.corpora import ending_of, read_corpus
 from trivox.files import write_whole
+from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.plots import HERE, save, subplots
 from trivox.recordings import read_wav
-from trivox.text import character_ids, normalise_text
+from trivox.text import character_ids
 from trivox.unusual import find_unusual, measure, value_of
 
 MOST_UNUSUAL, MOST_SKIPPED = 20, 200

@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 from trivox.common import UserError
-from trivox.files import read_rows, write_whole
-from trivox.metadata import LISTS, read_lines, read_list
+from trivox.files import lines_of, read_rows, write_whole
+from trivox.metadata import LISTS, read_list
 from trivox.recognisers import load_recogniser
 from trivox.recordings import AUDIO_ENDINGS, read_wav
 
@@ -288,7 +288,7 @@ def leave_out(clips, drop):
     and that there is not, and for a file of another kind."""
     if drop is None:
         return
-    rows = csv.DictReader(read_lines(drop))
+    rows = csv.DictReader(lines_of(drop))
     if not {"id", "drop"} <= {*(rows.fieldnames or ())}:
         raise UserError(f"{drop} should have the columns id and drop, as evaluate.py audit writes them")
     of = {clip["id"]: clip for clip in clips}
@@ -348,7 +348,7 @@ def held_out(recordings, names):
     if not (path := recordings.root / "heldout.txt").exists():
         return None
     found, sources = set(), {*names.values()}
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines_of(path), 1):
         if not (name := unicodedata.normalize("NFC", line.strip())):
             continue
         try:

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from trivox.common import UserError
 from trivox.files import map_file, read_json, wait_for, whole_file, write_whole
+from trivox.normalise import normalise_text
 from trivox.parallel import cores, parallel
 from trivox.prepare import close_tokens, open_plan
-from trivox.text import character_ids, normalise_text
+from trivox.text import character_ids
 
 EMILIA = "neuphonic/emilia-yodas-english-neucodec"
 PARQUET_ROWS = 4096  # that are in memory at once

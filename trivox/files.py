@@ -123,6 +123,25 @@ def read_text(path):
         raise UserError(f"cannot read {path} ({getattr(e, 'strerror', None) or e})") from None
 
 
+def lines_of(path):
+    """The lines of a text file, without their ends: a list of str, of which the blank ones keep their place.
+
+    A line ends at \\n or \\r\\n, and where the file has none of these, at \\r; nothing else that Unicode calls a line's
+    end does. Raises UserError where the file is missing or no UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror or e}") from None
+    except UnicodeDecodeError as e:
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(f"{path} is UTF-16: save it as UTF-8") from None
+        line = content[:e.start].count(b"\n") + 1
+        raise UserError(f"line {line} of {path} is no UTF-8: save the file as UTF-8") from None
+    return [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
+
+
 def read_json(path, **kinds):
     """What a JSON file holds. kinds: where it has to be an object, a pydantic type for each key that must be there.
     UserError for a file that is missing or damaged."""

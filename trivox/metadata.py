@@ -14,6 +14,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from trivox.common import UserError
+from trivox.files import lines_of
 
 ROLES = ("id", "text", "normalized", "speaker")
 LISTS = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.txt", "filelist.txt", "manifest.jsonl")
@@ -25,25 +26,6 @@ NAMES = {role: names.split() for role, names in {  # what headers and JSON call 
                   "normalized_transcription clean_text",
     "speaker": "speaker speaker_id speaker_name spk spk_id client_id voice reader narrator"}.items()}
 ALIKE = 200  # so many lines are looked at to tell whether two columns say the same
-
-
-def read_lines(path):
-    """The lines of a text file, without their ends: a list of str, of which the blank ones keep their place.
-
-    A line ends at \\n or \\r\\n, and where the file has none of these, at \\r; nothing else that Unicode calls a line's
-    end does. Raises UserError where the file is missing or no UTF-8.
-    """
-    try:
-        content = Path(path).read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror or e}") from None
-    except UnicodeDecodeError as e:
-        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise UserError(f"{path} is UTF-16: save it as UTF-8") from None
-        line = content[:e.start].count(b"\n") + 1
-        raise UserError(f"line {line} of {path} is no UTF-8: save the file as UTF-8") from None
-    return [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
 
 
 def read_columns(text):
@@ -71,7 +53,7 @@ def read_list(path, columns=None, is_recording=None):
     Raises UserError where the file is missing, holds no clip, has a line with more columns than the others, or columns
     of which it does not show what they are.
     """
-    path, lines = Path(path), read_lines(path)
+    path, lines = Path(path), lines_of(Path(path))
     if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
         if columns:
             raise UserError(f"--columns is for a list with columns, and {path} has objects of JSON")
@@ -99,7 +81,7 @@ def read_list(path, columns=None, is_recording=None):
 def read_transcripts(path):
     """What is to be spoken: the usable clips of a list, or of a text with a sentence a line, whose ids are clip-00000
     and so on. Dicts of id, text and speaker. What is left out is told. Raises UserError as `read_list` does."""
-    path, lines = Path(path), read_lines(path)
+    path, lines = Path(path), lines_of(Path(path))
     said = [(number, " ".join(line.split())) for number, line in enumerate(lines, 1) if line.strip()]
     barred = [number for number, line in said if "|" in line or "\t" in line]
     if path.suffix.lower() not in (".jsonl", ".ndjson") and len(barred) * 2 < len(said) and not header(lines):

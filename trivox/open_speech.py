@@ -2,7 +2,8 @@
 
 The sentences are those of LJSpeech 1.1 by Keith Ito (https://keithito.com/LJ-Speech-Dataset/), from books that are in
 the public domain, as the data set itself is. `ljspeech_sentences.txt.xz` has the normalised ones as
-`trivox.text.normalise_text` writes them, the first of those that are equal. It was made by
+`normalise_text` wrote them while it left Mr. and other abbreviations alone, the first of those that are equal; they are
+put in words where a corpus of them is prepared. It was made by
 
     python -c "from trivox.open_speech import pack; pack('data/LJSpeech-1.1/metadata.csv')"
 """
@@ -15,8 +16,8 @@ from pathlib import Path
 from trivox.common import UserError
 from trivox.metadata import read_transcripts
 from trivox.files import write_whole
+from trivox.normalise import normalise_text
 from trivox.synthesisers import CHARACTERS_A_SECOND, not_its_own, speak_corpus
-from trivox.text import normalise_text
 
 SENTENCES = Path(__file__).with_name("ljspeech_sentences.txt.xz")
 SOURCE = "# LJSpeech 1.1 by Keith Ito, public domain, https://keithito.com/LJ-Speech-Dataset/ : id|normalised text\n"

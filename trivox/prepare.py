@@ -22,9 +22,10 @@ from trivox.corpora import draw_key, draw_validation, find_list, read_corpus
 from trivox.datasets import AGAIN, SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
 from trivox.metadata import LISTS
+from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.recordings import SCALES, read_recording
-from trivox.text import MAX_TEXT_BYTES, character_ids, normalise_text
+from trivox.text import MAX_TEXT_BYTES, character_ids
 from trivox.unusual import measure, tell_unusual
 from trivox.voices import load_embedder
 

@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 
 from trivox.common import UserError
+from trivox.normalise import normalise_text
 from trivox.parallel import cores, parallel
-from trivox.text import normalise_text
 
 NAMES = ("auto", "whisper", "tiny", "grammar", "sentences", "open")
 # Of Whisper's weights in CTranslate2's format: what they are, the files of model.bin in order, its SHA-256

@@ -28,9 +28,10 @@ from trivox.checkpoints import cast_matrices, codec_of, load_model
 from trivox.codecs import decode_stream, load_codec
 from trivox.common import UserError, autocast, pick_dtype, some_path
 from trivox.generate import follow, generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
+from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.recordings import read_wav
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, normalise_text, split_text
+from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, split_text, unknown_characters
 from trivox.voices import read_voice
 
 PAUSE = 0.15  # seconds between sentences
@@ -151,7 +152,7 @@ class Speaker:
     def __init__(self, model, config, mel):
         self.model, self.c, self.config, self.mel = model, model.c, config, mel
         self.sample_rate, self.device = model.c.sample_rate, next(model.parameters()).device
-        self.dtype = speaking_dtype(config, self.device)
+        self.dtype, self.told = speaking_dtype(config, self.device), set()
         defaults = read_options(self.system, config, {})
         self.options = [replace(option, default=defaults[option.name]) for option in OPTIONS[self.system]
                         if option.name not in self.lacks()]
@@ -180,10 +181,18 @@ class Speaker:
         """What is spoken one by one of a text. Raises UserError for a text that nothing can be made of."""
         if text is None:
             raise UserError("what should it say? --text or --text_file")
-        sentences = split_text(normalise_text(text, accents=True), self.limit)
+        text = normalise_text(text, accents=True)
+        sentences = split_text(text, self.limit)
         if self.features and self.features.phonemes:
             self.features(sentences)  # raises UserError for what cannot be pronounced
+            self.tell_unread(self.features.unread(text), "the voice has no sound for", "it is left out")
         return sentences
+
+    def tell_unread(self, characters, what, became):
+        """Say on stderr, once for the same ones, which characters are not read, and what becomes of them."""
+        if characters and characters not in self.told:
+            self.told.add(characters)
+            print(f"note: {what} {characters[:40]!r}: {became}", file=sys.stderr)
 
     def parts(self, text, settings):
         """The sentences of a text with all that is known of them, dicts: the settings, text, seed, and share, its part
@@ -452,6 +461,8 @@ class LLMSpeaker(Speaker):
         sentences = split_text(normalise_text(text), self.limit)
         for one in sentences:
             read_prompt(self.c, one)
+        self.tell_unread(unknown_characters(" ".join(sentences)), "the model reads English letters, and not",
+                         "each is one unknown character to it")
         return sentences
 
     def play(self, parts):

@@ -15,9 +15,9 @@ from trivox.common import UserError
 from trivox.corpora import claim, clip_path
 from trivox.espeak import espeak, speak_espeak, take_voice
 from trivox.files import drop_parts, write_whole
+from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.recordings import write_wav
-from trivox.text import normalise_text
 
 HIBARI_VOICES = "heart", "emma", "fable", "fenrir", "kore"  # women: heart, emma, kore; British: emma, fable
 CHARACTERS_A_SECOND = 17.4  # of heart, on LJSpeech's sentences; espeak-ng's en-us is a seventh faster

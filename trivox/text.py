@@ -1,11 +1,11 @@
-"""Texts as models read them: lines of files, words for numbers, characters, bytes, states of a frozen encoder."""
+"""Texts as models read them: lines of files, characters, sentences, bytes, states of a frozen encoder."""
 
 import hashlib
 import json
 import re
 import shutil
 import unicodedata
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +14,26 @@ from tqdm import tqdm
 
 from trivox.common import UserError
 from trivox.espeak import phonemes
-from trivox.files import padded, whole_file
+from trivox.files import lines_of, padded, whole_file
+from trivox.normalise import CALENDAR
 from trivox.weights import pretrained, weight_files
 
 
-def read_lines(path, limit=None):
-    """The lines of a text file that are not blank. Raises UserError where it is missing, has none, or has one of more
-    than `limit` bytes."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path}: {e}") from None
+def numbered_lines(path, limit=None):
+    """The lines of a text file that are not blank: [(number, line)]. Raises UserError where the file is missing or has
+    none, and names the line that is no UTF-8 or has more than `limit` bytes."""
+    lines = [(number, line) for number, line in enumerate(map(str.strip, lines_of(Path(path))), 1) if line]
+    for number, line in lines:
+        if limit and (size := len(line.encode())) > limit:
+            raise UserError(f"line {number} of {path} has {size} bytes; the text encoder reads {limit}: break it up")
     if not lines:
         raise UserError(f"{path} has no line of text")
-    if limit and (longest := max(len(line.encode()) for line in lines)) > limit:
-        raise UserError(f"{path} has a line of {longest} bytes; the text encoder reads {limit}")
     return lines
+
+
+def read_lines(path, limit=None):
+    """The same lines alone."""
+    return [line for _, line in numbered_lines(path, limit)]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -53,101 +57,34 @@ def characters_text(ids):
     return "".join(SYMBOLS[i - 5] for i in np.asarray(ids).tolist() if i >= 5)
 
 
-FOLDS = str.maketrans({
-    **dict.fromkeys("‘’‚‛′‵´ʹʻʼʽ‹›", "'"), **dict.fromkeys("“”„‟″‶«»〝〞", '"'), **dict.fromkeys("‐‑‒–—―−⁃", "-"),
-    **dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff"), "½": " one half ", "¼": " one quarter ",
-    "¾": " three quarters "})
-MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
-         "€": ("euro", "euros", "cent", "cents")}
-DIGITS = dict(zip("0123456789.,", "zero one two three four five six seven eight nine point ,".split()))
-NUMBER = re.compile(r"((?<!\S)-(?=[$£€]?\d))?(?:([$£€])\s?)?(\d+(?:[.,]\d+)*)(\s?%|(?:st|nd|rd|th|(?-i:s))(?![^\W_])"
-                    r"|\s(?:thousand|million|billion|trillion)\b)?", re.IGNORECASE)
+def unknown_characters(text):
+    """Those of a text that `character_ids` has no number for, each once, in their order: a string."""
+    return "".join(c for c in dict.fromkeys(text) if not c.isspace() and 1 in character_ids(c))
 
 
-def normalise_text(text, accents=False):
-    """A text as it is spoken: numbers, amounts of money and % in words, quotes, dashes and ellipses as in ASCII, Latin
-    letters without their accents unless these are to stay, white space folded."""
-    if not text.isascii():
-        text = re.sub(r"(?<=\d)\s?(?=[½¼¾])", " and ", text).translate(FOLDS)
-        text = "".join(f" {c} " if unicodedata.category(c) == "No" else c for c in text)  # 10² is not to become 102
-        text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
-        if not accents:
-            text = re.sub(r"(?<=[A-Za-z])[\u0300-\u036f]+", "", text)
-        text = re.sub(r"\d", lambda digit: str(int(digit[0])), text)  # of whatever script
-    text = re.sub(r"\s*&\s*", " and ", text)
-    return " ".join(NUMBER.sub(spell, text).split())
+# ------------------------------------------------------------------------------------------------------------
+# Sentences
+
+BRACKET = re.compile(r"(?<=[.!?][)\]]) (?=[\"'(\[]*[A-Z])")  # behind a sentence in brackets
+NOON = re.compile(r"\b[ap]\.m\.$")
+WHEN = re.compile(rf"(?:{'|'.join([*CALENDAR, *CALENDAR.values(), 'May'])}|[ECMP][SD]?T|GMT|UTC|BST|CET|Eastern|Central"
+                  r"|Pacific|Mountain|Greenwich|Tomorrow|Today)\b")  # what goes on behind a.m. or p.m.
+AT = re.compile(r"(?:At|By|From|Around|About|Since|Until|After|Before|Every|On|Near|Between)(?: \S+){1,5}$")
 
 
-def spell(match):
-    """What NUMBER has found in words, apart from letters beside it."""
-    minus, currency, number, suffix = match.groups()
-    suffix, text, (start, end) = (suffix or "").strip().lower(), match.string, match.span()
-    grouped = re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", number)
-    number = number.replace(",", "") if grouped else number
-    if currency:
-        words = money_words(currency, number, suffix)
-    elif suffix in ("st", "nd", "rd", "th") and number.isdecimal() and len(number) <= 15:
-        words = in_words(number, "ordinal")
-    else:
-        year = suffix in ("", "s") and not grouped and re.fullmatch(r"1[1-9]\d\d", number)
-        words = in_words(number, "year") if year else number_words(number)
-        if suffix == "s":  # the 1990s
-            words = words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith("x") else "s")
-        elif suffix:
-            words += " percent" if suffix == "%" else f" {suffix}"
-    words = "minus " * bool(minus) + words
-    return " " * text[start - 1:start].isalnum() + words + " " * text[end:end + 1].isalnum()
-
-
-def money_words(currency, number, suffix):
-    """An amount: $29.95, £3 million."""
-    one, many, cent, cents = MONEY[currency]
-    units, _, hundredths = number.partition(".")
-    if re.fullmatch(r"\d\d", hundredths) and not suffix:
-        parts = [(units, one, many), (hundredths.lstrip("0"), cent, cents)]
-        parts = [f"{number_words(n)} {name if n == '1' else names}" for n, name, names in parts if n.strip("0")]
-        return ", ".join(parts) or f"zero {many}"
-    return f"{number_words(number)} {suffix} {one if number == '1' and not suffix else many}"
-
-
-def number_words(number):
-    """Digits, with points or commas among them, in words: one by one where they are no number, as in 1.2.3, 007 and
-    what has more than 15 of them."""
-    whole, point, decimals = number.partition(".")
-    if re.fullmatch(r"0|[1-9]\d{0,14}", whole) and (decimals.isdecimal() or not point):
-        return " ".join([in_words(whole), *(DIGITS[c] for c in point + decimals)])
-    return " ".join(DIGITS[c] for c in number).replace(" ,", ",")
-
-
-@lru_cache(10_000)
-def in_words(digits, form="cardinal"):
-    from num2words import num2words
-
-    return num2words(int(digits), to=form)
-
-
-def split_text(text, limit):
-    """The sentences of a text, by the rules of sentencex, which know abbreviations; those beyond `limit` bytes are cut
-    between words. Marks by themselves stay with the sentence beside them.
+def split_text(text, limit, language="en"):
+    """The sentences of a text, by the rules of sentencex, which know abbreviations and the stops of many scripts; those
+    beyond `limit` bytes are cut between words. Marks by themselves stay with the sentence beside them, closing ones
+    with the one before.
 
     Raises UserError for a text without a letter or digit, for a word beyond the limit, and for what is no Unicode.
     """
-    import sentencex
-
-    def says(piece):
-        return any(map(str.isalnum, piece))
-
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise UserError(f"{text.encode(errors='replace').decode()[:40]!r} is not UTF-8 text")
     if not says(text):
         raise UserError(f"there is nothing to say in {text[:40]!r}: it has no letter and no digit")
-    sentences, pieces = [], []
-    for sentence in filter(None, (" ".join(part.split()) for part in sentencex.segment("en", text))):
-        if sentences and not (says(sentence) and says(sentences[-1])):
-            sentences[-1] += f" {sentence}"
-        else:
-            sentences.append(sentence)
-    for sentence in sentences:
+    pieces = []
+    for sentence in sentences(text, language):
         piece = ""
         for word in sentence.split():
             if len(word.encode()) > limit:
@@ -157,6 +94,30 @@ def split_text(text, limit):
             piece = f"{piece} {word}".strip()
         pieces.append(piece)
     return list(filter(says, pieces))
+
+
+def says(piece):
+    return any(map(str.isalnum, piece))
+
+
+def sentences(text, language):
+    """The sentences of a text, however long."""
+    import sentencex
+
+    found = []
+    for part in sentencex.segment(language, text):
+        for one in BRACKET.split(" ".join(part.split())):
+            closing = re.match(r"[\"')\]]+(?= |$)", one) if found else None
+            if closing:  # it closes what was opened before
+                found[-1], one = found[-1] + closing[0], one[closing.end():].strip()
+            if not one:
+                continue
+            goes_on = found and NOON.search(found[-1]) and (WHEN.match(one) or AT.match(found[-1]))
+            if found and (goes_on or not (says(one) and says(found[-1]))):
+                found[-1] += f" {one}"
+            else:
+                found.append(one)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -212,6 +173,11 @@ class TextFeatures:
         encoder = pretrained(T5EncoderModel.from_pretrained, self.encoder, f"the text encoder {self.encoder}",
                              "config.json and the weights (1.2 GB)")
         return encoder.eval().to(self.device)
+
+    def unread(self, text):
+        """The symbols of a text that the voice of `phonemes` has no sound for, each once: a string."""
+        some = [c for c in dict.fromkeys(text) if not c.isascii() and unicodedata.category(c)[0] == "S"]
+        return "".join(c for c in some if not phonemes(c, self.phonemes).strip())
 
     def check(self, folder, texts):
         """Raises UserError where the voice of `phonemes` cannot say all texts of the data set in `folder`."""

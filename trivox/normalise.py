@@ -1,0 +1,431 @@
+"""A text as it is spoken: what every model and judge reads instead of what was written.
+
+Marks of every kind become the few of ASCII; addresses, numbers, abbreviations and symbols become words (numbers by
+`trivox/numerals.py`, `dates.py` and `quantities.py`). What is in words stays as it is, so that a text may be normalised
+twice. Plain capitals stay: whether FBI is spelt and NASA read is known to who pronounces them, espeak-ng for one, and
+transcripts have them so. Initials, a.m., p.m. and U.S. keep their stops, as in LJSpeech's transcripts.
+
+Letters of other scripts, and symbols that have no word here, stay too; `trivox.text.unknown_characters` tells which of
+them a model does not know.
+"""
+
+import html
+import re
+import unicodedata
+from functools import lru_cache
+
+from trivox import dates, numerals, quantities
+from trivox.common import UserError
+from trivox.dates import MONTHS
+from trivox.numerals import STARTERS, ends, in_words
+
+# ------------------------------------------------------------------------------------------------------------
+# Marks
+
+FOLDS = str.maketrans({
+    **dict.fromkeys("‘’‚‛′‵´ʹʻʼʽ‹›＇", "'"), **dict.fromkeys("“”„‟″‶«»〝〞「」『』", '"'),
+    **dict.fromkeys("‐‑‒–—―⁃", "-"), **dict.fromkeys("•‣●▪■◦∙", " - "), "№": "No. ", "⁄": "/", "∶": ":", "∕": "/",
+    "∗": "*", "？": "? ", "！": "! ", "˚": "°", "‼": "!!", "⁉": "!?"})
+BRACKETS = str.maketrans("[]{}", "()()")  # where letters are those of English, these are the only brackets known
+DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)")
+MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)")
+INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e"
+                       r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]")
+CLOSE_BLANK = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")  # which groups digits
+SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+SUPERSCRIPT = re.compile(r"([⁺⁻]?)([⁰¹²³⁴-⁹]+)(?![⁺⁻])")
+SYMBOLS = {  # what is said of a symbol that no rule has read
+    "&": "and", "@": "at", "#": "hash", "%": "percent", "+": "plus", "=": "equals", "/": "slash", "\\": "backslash",
+    "*": "asterisk", "_": "underscore", "~": "tilde", "^": "caret", "<": "less than", ">": "greater than", "|": "-",
+    "$": "dollar", "£": "pound", "€": "euro", "¥": "yen", "¢": "cent", "₹": "rupee", "§": "section", "¶": "paragraph",
+    "©": "copyright", "®": "registered", "™": "trademark", "℠": "service mark", "°": "degrees", "×": "times",
+    "÷": "divided by", "±": "plus or minus", "∓": "minus or plus", "√": "square root of", "∞": "infinity",
+    "≈": "approximately", "≅": "approximately", "≠": "not equal to", "≤": "less than or equal to",
+    "≥": "greater than or equal to", "→": "to", "←": "from", "↔": "to and from", "⇒": "implies", "↑": "up",
+    "↓": "down", "‰": "per mille", "†": "dagger", "‡": "double dagger", "·": "-", "∑": "sum of", "∈": "in",
+    "∂": "partial", "∆": "delta", "∫": "integral of", "✓": "check mark"}
+SYMBOL = re.compile(" ?(" + "|".join(f"{re.escape(symbol)}+" for symbol in SYMBOLS) + ") ?")
+PAIRS = {"<=": "less than or equal to", ">=": "greater than or equal to", "!=": "not equal to", "==": "equals",
+         "=>": "to", "->": "to", "<-": "from", "+/-": "±", "&&": "and", "||": "or"}
+PAIR = re.compile("|".join(rf" ?(?<![=<>!+-]){re.escape(pair)}(?![=<>-]) ?" for pair in PAIRS))
+SHARP = re.compile(r"(?<![^\W_])([A-GJ])#(?!\w)")
+BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[A-Za-z]\.[A-Za-z]{2}")  # what most sentences have none of
+
+# ------------------------------------------------------------------------------------------------------------
+# Abbreviations: without their stop, which stays only where it also ends the sentence
+
+TITLES = {  # before a name
+    "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Mx": "Mix", "Messrs": "Messrs", "Dr": "Doctor", "Drs": "Doctors",
+    "Prof": "Professor", "Gen": "General", "Col": "Colonel", "Capt": "Captain", "Lt": "Lieutenant", "Sgt": "Sergeant",
+    "Maj": "Major", "Cpl": "Corporal", "Pvt": "Private", "Cmdr": "Commander", "Adm": "Admiral", "Rev": "Reverend",
+    "Hon": "Honorable", "Gov": "Governor", "Sen": "Senator", "Rep": "Representative", "Pres": "President",
+    "Fr": "Father", "Supt": "Superintendent", "Det": "Detective", "Insp": "Inspector", "Amb": "Ambassador",
+    "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister", "Asst": "Assistant"}
+ROADS = {"St": "Street", "Ave": "Avenue", "Av": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Dr": "Drive",
+         "Ln": "Lane", "Ct": "Court", "Pl": "Place", "Sq": "Square", "Hwy": "Highway", "Pkwy": "Parkway"}
+WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "versus", "approx": "approximately",
+         "cf": "compare", "viz": "namely", "al": "al", "a.k.a": "also known as", "Inc": "Incorporated",
+         "Ltd": "Limited", "Co": "Company", "Corp": "Corporation", "Bros": "Brothers", "Dept": "Department",
+         "dept": "department", "Univ": "University", "Assn": "Association", "Govt": "Government", "govt": "government",
+         "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Bldg": "Building", "misc": "miscellaneous",
+         "incl": "including", "excl": "excluding", "Ph.D": "PhD", "Tel": "Telephone", "tel": "telephone",
+         "max": "maximum", "min": "minimum", "avg": "average", "est": "estimated"}
+CLOSELY = {"max", "min", "avg", "est", "Tel", "tel"}  # only where the sentence visibly goes on
+SURE = {"Mr", "Mrs", "Ms", "Mx", "Dr", "Messrs", "Prof", "Capt", "Lt", "Sgt", "Cpl", "Cmdr"}  # whatever follows
+# Also without a stop, as in Britain, before a name
+PLAIN = {"Mr", "Mrs", "Ms", "Dr", "Prof", "Messrs", "Capt", "Lt", "Sgt", "Cpl", "Maj", "Rev", "Mt"}
+SMALL = {"w/o": "without", "w/": "with", "c/o": "care of", "n/a": "N A", "N/A": "N A", "and/or": "and or",
+         "he/she": "he or she", "his/her": "his or her", "vs": "versus"}
+WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday",
+            "Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"}
+CALENDAR = WEEKDAYS | {month[:3]: month for month in MONTHS if month != "May"} | {"Sept": "September"}
+ABBREVIATION = re.compile(r"(?<![\w.@])([A-Za-z]\.[a-z]\.[a-z]|[A-Za-z]\.[a-z]|Ph\.D|[A-Za-z][a-z]{1,6})\.")
+TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z])")
+GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc)\.(?=[A-Za-z])")  # Mr.Poe
+SHORT = re.compile(rf"(?<![\w/])({'|'.join(SMALL)})(?![\w/.])")
+SPAN = re.compile(rf"(?<!\w)({'|'.join(CALENDAR)})\.? ?- ?({'|'.join(CALENDAR)})(?!\w)(\.?)")  # Mon-Fri
+
+# ------------------------------------------------------------------------------------------------------------
+# Roman numerals, where they are safe
+
+ROMAN = r"(?=[IVXL])(?:XL(?=[IVX])|L(?=[IVX]))?X{0,3}(?:IX|IV|V?I{0,3})(?![^\W_]|[.-][A-Z])"  # up to LXXXIX
+RULERS = """Henry Louis Charles George Edward Elizabeth James William Mary Richard Philip Pius Paul Benedict Napoleon
+Leo Gregory Innocent Clement Alexander Nicholas Peter Catherine Ferdinand Francis Frederick Wilhelm Leopold Albert
+Alfonso Carlos Felipe Gustav Christian Haakon Olav Harald Otto Ivan Ptolemy Ramses Ramesses Thutmose Amenhotep Darius
+Xerxes Cyrus Urban Boniface Sixtus Julius Adrian Hadrian Robert David Margaret Mehmed Murad Selim Constantine Justinian
+Theodosius Emmanuel Umberto Rama Edmund Cleopatra Sigismund Maximilian Rudolf Eric Canute Joseph""".split()
+COUNTED = """War Chapter Part Act Scene Section Volume Book Article Phase Type Class Level Title Appendix Figure Table
+Episode Season Bowl Stage Grade Unit Division Corps Mark Apollo Gemini Olympiad Vatican Fantasy Rocky Saturn Lesson
+Module Group Category Annex Schedule Round Tier Pentium Canto""".split()
+NUMBERED = re.compile(rf"\b({'|'.join(RULERS + COUNTED)}|(?:[Vv]ol|[Cc]h|[Pp]t)\.) ({ROMAN})")
+ALSO_LETTERS = {"Type", "Class", "Figure", "Table", "Group", "Category", "Annex", "Appendix", "Section", "Grade"}
+VERBS = {"of", "was", "is", "and", "had", "has", "died", "in", "who", "were", "began", "ended", "or"}  # of Charles I
+SHORTER = {"vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter", "pt.": "part", "Pt.": "Part"}
+VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
+
+# ------------------------------------------------------------------------------------------------------------
+# Addresses
+
+LABEL = r"[^\W_](?:[\w-]{0,62})"
+SUFFIXES = ("com|org|net|edu|gov|mil|int|info|biz|io|ai|app|dev|co|tv|me|us|uk|de|fr|es|it|nl|ch|at|be|se|no|fi|dk|pl"
+            "|ru|jp|cn|in|au|ca|br|eu|xyz|online|site")
+FILES = "txt|pdf|csv|json|html|htm|xml|py|js|ts|css|md|doc|docx|xls|xlsx|jpg|jpeg|png|gif|wav|exe|zip|yaml|yml|sh|cpp"
+EMAIL = re.compile(rf"(?<![\w.+@-])[\w.+-]{{1,64}}@{LABEL}(?:\.{LABEL}){{1,8}}(?![\w@])")
+URL = re.compile(r"(?<![\w@.])(?:(?:https?|ftp)://|www\.(?=\w))[^\s<>\"|]++")
+DOMAIN = re.compile(rf"(?<![\w@./-])(?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,6}}"
+                    rf"(?:(?:{SUFFIXES})(?![\w-]|\.\w|@)(?:/[^\s<>\"|]*+)?|(?:{FILES})(?![\w-]))")
+HANDLE = re.compile(r"(?<![\w@])@(?=\w)")
+HASHTAG = re.compile(r"(?<![\w#])#([^\W\d]\w{0,99})")
+SPELT = {".": "dot", "-": "dash", "_": "underscore", "/": "slash", "@": "at", "+": "plus", "?": "question mark",
+         "=": "equals", "&": "and", "#": "hash", "%": "percent", "~": "tilde", ":": "colon", ",": "comma",
+         ";": "semicolon", "!": "exclamation mark", "*": "asterisk", "(": "(", ")": ")"}
+EMPHASIS = re.compile(r"(?<![\w*_~`])(\*{1,3}|_{1,3}|~~|`{1,3})(?=[^\s*_~`])([^*_~`]{1,500}?)(?<=\S)\1(?![\w*_~`])")
+RULE = re.compile(r"(?<![-=*_~#])([-=*_~#])\1{2,}+(?=\s|$)")  # a line of marks
+MARKDOWN = re.compile(r"^(?:#{1,6}|[*>]) (?=[^\W\d])")
+INLINE = {"a", "b", "i", "u", "em", "strong", "span", "small", "code", "sub", "sup", "font"}
+HTML = re.compile(rf"</?({'|'.join(sorted(INLINE))}|p|br|div|h[1-6]|li|ul|ol|td|tr)(?:[ /][^<>]{{0,500}})?>")
+TAG = re.compile(r"<(/?[^\s<>=/][^<>=]{0,99})>")
+
+
+def address(match):
+    """An e-mail's, a page's or a file's, with its marks in words; what ends a sentence is none of it."""
+    text = re.sub(r"^(https?|ftp)://", "", match[0])
+    end = len(text.rstrip(".,;:!?)]'"))
+    text, rest = text[:end], text[end:]
+    text = re.sub(r"^www(?=\.)", "w w w", text.rstrip("/") or text)
+    return "".join(f" {SPELT[c]} " if c in SPELT else c for c in text) + rest
+
+
+def say_addresses(text):
+    if "@" in text:
+        text = HANDLE.sub("at ", EMAIL.sub(address, text))
+    if "#" in text:
+        text = HASHTAG.sub(lambda tag: "hashtag " + re.sub(r"(?<=[a-z])(?=[A-Z])", " ", tag[1]).replace("_", " "), text)
+    if "." in text:
+        text = DOMAIN.sub(address, URL.sub(address, text))
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The way of a text
+
+PASSES = 12  # two for nearly all texts, and at most four for 30,000 random ones
+
+
+def normalise_text(text, accents=False, language="en"):
+    """A text as it is spoken: numbers, amounts, dates, times, units, addresses, abbreviations and symbols in words,
+    quotes, dashes and ellipses as in ASCII, emoji by their names, white space folded. What is invisible is left out,
+    and so are the marks of Markdown and HTML around what they emphasise, and http:// in front of an address.
+
+    accents: whether letters stay as they are; otherwise Latin ones become those of English, such as strasse. language:
+    of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words.
+
+    Raises UserError where another language's numbers are unknown to num2words.
+    """
+    for _ in range(PASSES):  # what is normalised has to stay so, and words that were apart may have met
+        before, text = text, once(text, accents, language)
+        if text == before:
+            break
+    return text
+
+
+def once(text, accents, language):
+    """What normalise_text does, once."""
+    english = re.split("[-_]", language)[0] == "en"
+    if "&" in text:
+        text = re.sub(r"&(?:[A-Za-z]{2,8}|#\d{1,7});", lambda entity: html.unescape(entity[0]), text)
+    if not text.isascii():
+        text = fold(text, accents, english, language)
+    elif not text.isprintable():
+        text = INVISIBLE.sub("", text)
+    text = " ".join((text if accents else text.translate(BRACKETS)).split())
+    if not english:
+        text = BLANKS.sub(lambda number: number[0].replace(" ", ""), text)
+        return " ".join(FOREIGN.sub(lambda number: foreign(number, language), text).split())
+    text = calm(text)
+    if "/" in text or "vs" in text:
+        text = SHORT.sub(lambda short: SMALL[short[1]], text)
+    if BUSY.search(text):
+        text = GLUED.sub(r"\1. ", say_symbols(say_numbers(say_marks(say_addresses(text)))))
+    if "-" in text:
+        text = SPAN.sub(say_span, text)
+    if re.search("[a-z.] [IVXL]", text):
+        text = NUMBERED.sub(say_roman, text)
+    text = ABBREVIATION.sub(say_abbreviation, TITLE.sub(say_title, text))
+    return " ".join(text.split())
+
+
+def fold(text, accents, english, language):
+    """A text that is not in ASCII, with marks, digits, and, unless `accents`, Latin letters as in ASCII."""
+    text = CLOSE_BLANK.sub("," if english else "", text)
+    text = name_emoji(text, language)
+    if english:
+        text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
+        text = SUPERSCRIPT.sub(say_superscript, MINUS.sub(" minus ", DEGREE.sub(r"\1°", text)))
+    text = INVISIBLE.sub("", text).replace("−", "-").translate(FOLDS)
+    text = "".join(number_apart(c, following) for c, following in zip(text, text[1:] + " "))
+    text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
+    if not accents:
+        text = re.sub(r"[^\W\d_]", in_english_letters, text)
+        text = re.sub(r"(?<=[A-Za-z])[\u0300-\u036f]+", "", text)
+    return re.sub(r"\d", lambda digit: str(int(digit[0])), text)  # of whatever script
+
+
+def number_apart(c, following):
+    """A character that is a number, ½ as 1/2 and ③ as 3, apart from its neighbours: CO₂ is not CO2."""
+    if unicodedata.category(c) != "No":
+        return c
+    return f" {unicodedata.normalize('NFKC', c).replace('⁄', '/')}" + " " * following.isalnum()
+
+
+def say_superscript(match):
+    """A power behind a number, a unit or a variable; the number of a footnote behind a word."""
+    power, before = match[0].translate(SUPER), match.string[max(0, match.start() - 4):match.start()]
+    return f"^{power}" if re.search(r"(?:\d|\)|(?<![^\W_])[^\W_]{1,3})$", before) else (
+        f" {power}" + " " * match.string[match.end():match.end() + 1].isalnum())
+
+
+def name_emoji(text, language):
+    """Emoji by the names that Unicode gives them, in the language where emoji has it."""
+    if max(text) < "\u2300" and "\ufe0f" not in text:
+        return text
+    import emoji
+
+    code = re.split("[-_]", language)[0]
+    code = code if code in emoji.LANGUAGES else "en"
+    emoji.config.load_language(code)
+
+    def name(chars, data):
+        if chars.strip("\ufe0f") in SYMBOLS or ord(chars[0]) in FOLDS:
+            return chars
+        name = data.get(code, data["en"]).strip(":").replace("_", " ")
+        return f" {name}" + " " * text[data["match_end"]:data["match_end"] + 1].isalnum()
+
+    return emoji.replace_emoji(text, name)
+
+
+def in_english_letters(match):
+    """A Latin letter that is none of English as those that stand for it: ß ss, Ł L, Æ Ae."""
+    c, following = match[0], match.string[match.end():match.end() + 1]
+    if c.isascii():
+        return c
+    letters = english_letters(c)
+    if len(letters) > 1 and c.isupper():
+        return letters.upper() if following.isupper() else letters.capitalize()
+    return letters
+
+
+@lru_cache(4096)
+def english_letters(c):
+    from anyascii import anyascii
+
+    letters = anyascii(c)
+    return letters if letters.isalpha() and "LATIN" in unicodedata.name(c, "") else c
+
+
+# The rules of what digits say, in the order in which they are tried: what is longest and surest first. What a rule has
+# read has no digit any more, so that no other reads it.
+RULES = [(getattr(room, name), getattr(room, f"say_{name.lower()}")) for room, names in (
+    (quantities, "PLACE FEET"), (numerals, "PHONE TOLL_FREE CALLED FLIGHT"), (quantities, "THOUSANDS"),
+    (dates, "ISO_DATE SLASH_DATE SHORT_DATE MONTH_DAY DAY_MONTH MONTH_YEAR YEAR"), (numerals, "CHAIN"),
+    (dates, "HOUR_RANGE CLOCK HOUR LASTED RATIO"),
+    (quantities, "SPREAD CODE_BEFORE PRICE PRICE_BEHIND CENTS FRACTION"),
+    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "UNIT RATE"),
+    (numerals, "POWER COUNT"),
+) for name in names.split()]
+
+
+def say_numbers(text):
+    """With all that digits say in words, apart from letters beside them."""
+    if not re.search("[0-9]", text):
+        return text
+
+    def apart(say):
+        def sub(match):
+            words, (start, end) = say(match), match.span()
+            if words == match[0]:
+                return words
+            before, after = match.string[start - 1:start].isalnum(), match.string[end:end + 1].isalnum()
+            return " " * (before and words[0].isalnum()) + words + " " * (after and words[-1].isalnum())
+        return sub
+
+    text = quantities.say_inches(text)
+    for pattern, say in RULES:
+        text = pattern.sub(apart(say), text)
+    return text
+
+
+def say_marks(text):
+    """Without markup, and with signs of several characters in words."""
+    text = RULE.sub(" - ", EMPHASIS.sub(r"\2", MARKDOWN.sub("", text)))
+    text = TAG.sub(r"(\1)", HTML.sub(lambda tag: "" if tag[1] in INLINE else " ", text))
+    if "`" in text:  # as in TeX
+        text = text.replace("``", '"').replace("''", '"').replace("`", "'")
+    text = PAIR.sub(lambda pair: f" {PAIRS[pair[0].strip()]} ".replace(" ± ", " ±"), text)
+    text = re.sub(r"\bC\+\+", "C plus plus", SHARP.sub(r"\1 sharp", text))
+    text = re.sub(r"((?<![^\W_])\w) ?\* ?(?=\w(?![^\W_]))|([\d)])\*(?=[\w(])", r"\1\2 times ", text)
+    text = re.sub(r"(?<=\))/(?=[\w(])", " over ", text)
+    text = re.sub(r"(?<=[^\W_])\^(?=[A-Za-z])", " to the power of ", text)
+    text = re.sub(r"(?<=\d) ?~ ?(?=\d)", "-", text)
+    text = re.sub(r"(?<![^\s(])~ ?(?=[$£€]?\d)", "about ", text)
+    return " ".join(text.split())
+
+
+def say_symbols(text):
+    """What no rule has read, in words, once for a row of them."""
+    def say(symbol):
+        following = text[symbol.end():symbol.end() + 1]
+        return f" {SYMBOLS[symbol[1][0]]}" + " " * (following not in tuple(".,;:!?)"))
+
+    return SYMBOL.sub(say, text)
+
+
+def calm(text):
+    """A SENTENCE OF CAPITALS in small letters, as IT and US in it are no names."""
+    if not text.isupper() or len(words := re.findall("[A-Z]{2,}", text)) < 4 or not {*words} & LOUD:
+        return text
+    text = re.sub(r"\bi\b", "I", text.lower())
+    return re.sub(r"(?:^|[.!?] )\W*[a-z]", lambda start: start[0].upper(), text)
+
+
+LOUD = {word.upper() for word in STARTERS}
+
+
+def say_roman(match):
+    """Henry the eighth, World War two; not the I of "Charles, I think", nor an initial."""
+    name, numeral = match.groups()
+    rest = match.string[match.end():match.end() + 30]
+    if len(numeral) == 1:
+        word = re.match(" ([A-Za-z]+)", rest)
+        if (numeral == "I" and name != "War" and word and word[1] not in VERBS
+                or rest[:1] == "." and not ends(match, 1) or numeral != "I" and name in ALSO_LETTERS):
+            return match[0]
+    values = [VALUES[c] for c in numeral]
+    number = sum(-v if v < w else v for v, w in zip(values, [*values[1:], 0]))
+    return f"{name} the {in_words(number, 'ordinal')}" if name in RULERS else (
+        f"{SHORTER.get(name, name)} {in_words(number)}")
+
+
+ROAD = re.compile(r"([A-Z][a-z']+|(?:[a-z]+-)?(?:first|second|third)"
+                  r"|[a-z-]*(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred)th) $")
+HOUSE = re.compile(r"(?:teen|ty|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|hundred)"
+                   r"(?: [A-Z][a-z.]*){1,3} $")  # a number in front of a road's name
+
+
+def is_road(match, named):
+    """Whether St. or Dr. is a street or drive: behind its name, and not before that of a saint or doctor."""
+    before = match.string[max(0, match.start() - 40):match.start()]
+    road = ROAD.search(before)
+    return road and road[1] not in STARTERS | {"Dear", "Hello", "Hi", "Thanks", "Mount"} and (
+        not named or ends(match) or HOUSE.search(before))
+
+
+def say_span(match):
+    return f"{CALENDAR[match[1]]} to {CALENDAR[match[2]]}" + match[3] * ends(match)
+
+
+def say_title(match):
+    """One without a stop, before a name."""
+    return match[0] if match[1] == "St" and is_road(match, False) else TITLES[match[1]]
+
+
+def say_abbreviation(match):
+    """Its words, if it is one here: a title before a name, a road behind one, a day or month in mid-sentence. The stop
+    stays where it ends the sentence too."""
+    word, before = match[1], match.string[max(0, match.start() - 40):match.start()]
+    rest = match.string[match.end():match.end() + 40]
+    named, goes_on = re.match(" [A-Z]", rest), re.match(r"[,;:)-]| [a-z(]", rest)
+    stop = "." if ends(match) else ""
+    if word in ROADS and (word not in TITLES or is_road(match, named)):
+        return ROADS[word] + stop if ROAD.search(before) else match[0]
+    title = word.capitalize() if word in ("mr", "mrs", "ms", "dr", "prof") else word  # as `calm` leaves them
+    if title in TITLES and (named and word != "Sr" or title in SURE):
+        alone = not rest.strip("\"')] ") or stop and re.search(r"\b(?:the|an?) $", before)
+        return TITLES[title] + "." * bool(alone)
+    if word in CALENDAR:
+        return CALENDAR[word] if goes_on else match[0]
+    said = WORDS.get(word) or WORDS.get(word.lower(), "").capitalize()
+    if not said or word in CLOSELY and not goes_on or word == "al" and not before.endswith("et "):
+        return match[0]
+    return said + ("." if word == "etc" and re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest) else stop)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Other languages
+
+BLANKS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3}){2,}(?![\d.,])")  # between groups of digits
+LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
+FOREIGN = re.compile(r"((?<!\S)-)?(\d++(?:[.,]\d++)*+)")
+
+
+def foreign(match, language):
+    """A number in the words of another language; of what is no number, its digits. Points or commas before groups of
+    three digits group them."""
+    from num2words import CONVERTER_CLASSES
+
+    minus, number = match.groups()
+    names = [language.replace("-", "_"), re.split("[-_]", language)[0], {"nb": "no", "nn": "no"}.get(language[:2])]
+    known = next((name for name in names if name in CONVERTER_CLASSES), None)
+    if not known:
+        raise UserError(f"{number[:20]!r} cannot be put in words: num2words has no language {language!r}, but "
+                        f"{', '.join(sorted(CONVERTER_CLASSES))}; write numbers in words")
+    if re.fullmatch(r"\d{1,3}([.,])\d{3}(\1\d{3})*", number):
+        number = re.sub("[.,]", "", number)
+    parts = re.fullmatch(r"(0|[1-9]\d{0,14})(?:[.,](\d{1,15}))?", number)
+    if parts and len(parts[1]) > LONGEST.get(known, 15):
+        parts = None
+    words = parts and foreign_words(f"{'-' * bool(minus)}{parts[1]}{'.' * bool(parts[2])}{parts[2] or ''}", known)
+    words = words or (minus or "") + " ".join(foreign_words(c, known) or c if c.isdecimal() else c for c in number)
+    found, (start, end) = match.string, match.span()
+    return " " * found[start - 1:start].isalnum() + words + " " * found[end:end + 1].isalnum()
+
+
+@lru_cache(10_000)
+def foreign_words(number, language):
+    """In the words of num2words; none where it fails."""
+    from num2words import num2words
+
+    try:
+        return str(num2words(number if "." in number else int(number), lang=language))
+    except Exception:  # each of its languages has its own limits and errors
+        return None

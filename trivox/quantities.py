@@ -1,0 +1,229 @@
+"""Amounts of money, units and fractions in English words: rules as those of `trivox/numerals.py`."""
+
+import re
+from math import gcd
+
+from trivox.numerals import (END, FROM, MAGNITUDES, NUMBER, POINTED, POWERS, SIGN, SYMBOL, in_words, number_words,
+                             plain, said, sign_words, year_words)
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables
+
+# The names of one and of many, of a hundredth and of many
+MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
+         "€": ("euro", "euros", "cent", "cents"), "¥": ("yen", "yen", "sen", "sen"),
+         "₹": ("rupee", "rupees", "paisa", "paise"), "₩": ("won", "won", "jeon", "jeon"),
+         "₽": ("ruble", "rubles", "kopeck", "kopecks"), "₺": ("lira", "lira", "kurus", "kurus"),
+         "₴": ("hryvnia", "hryvnias", "kopeck", "kopecks"), "₪": ("shekel", "shekels", "agora", "agorot"),
+         "₣": ("Swiss franc", "Swiss francs", "centime", "centimes"), "₫": ("dong", "dong", "xu", "xu"),
+         "₿": ("bitcoin", "bitcoins", "", "")}
+PLACES = {"US": "U.S.", "A": "Australian", "AU": "Australian", "C": "Canadian", "CA": "Canadian", "NZ": "New Zealand",
+          "HK": "Hong Kong", "S": "Singapore"}  # of a dollar
+CODES = {"USD": "US$", "AUD": "A$", "CAD": "C$", "NZD": "NZ$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹",
+         "CHF": "₣"}
+# Signs of units, only behind a number: the names of one and of many; case counts
+UNITS = {
+    "mm": "millimeter", "cm": "centimeter", "dm": "decimeter", "m": "meter", "km": "kilometer", "nm": "nanometer",
+    "μm": "micrometer", "mi": "mile", "yd": "yard", "yds": "yard", "ft": "foot feet", "in.": "inch inches",
+    "ha": "hectare", "mg": "milligram", "g": "gram", "kg": "kilogram", "μg": "microgram", "lb": "pound", "lbs": "pound",
+    "oz": "ounce", "fl oz": "fluid_ounce", "ml": "milliliter", "mL": "milliliter", "cl": "centiliter",
+    "dl": "deciliter", "l": "liter", "L": "liter", "gal": "gallon", "qt": "quart", "pt": "pint", "cc": "cc cc",
+    "tsp": "teaspoon", "tbsp": "tablespoon", "ns": "nanosecond", "μs": "microsecond", "ms": "millisecond",
+    "sec": "second", "secs": "second", "min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
+    "yr": "year", "yrs": "year", "wk": "week", "wks": "week", "mo": "month", "mos": "month",
+    "Hz": "hertz hertz", "kHz": "kilohertz kilohertz", "MHz": "megahertz megahertz", "GHz": "gigahertz gigahertz",
+    "V": "volt", "mV": "millivolt", "kV": "kilovolt", "W": "watt", "mW": "milliwatt", "kW": "kilowatt",
+    "MW": "megawatt", "GW": "gigawatt", "Wh": "watt_hour", "kWh": "kilowatt_hour", "MWh": "megawatt_hour",
+    "mA": "milliamp", "mAh": "milliamp_hour", "Ah": "amp_hour", "Ω": "ohm", "kΩ": "kilohm", "kJ": "kilojoule",
+    "cal": "calorie", "kcal": "kilocalorie", "Pa": "pascal", "hPa": "hectopascal", "kPa": "kilopascal", "bar": "bar",
+    "psi": "PSI PSI", "dB": "decibel", "kB": "kilobyte", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte",
+    "TB": "terabyte", "PB": "petabyte", "KiB": "kibibyte", "MiB": "mebibyte", "GiB": "gibibyte",
+    "bps": "bit_per_second", "kbps": "kilobit_per_second", "Mbps": "megabit_per_second", "Gbps": "gigabit_per_second",
+    "px": "pixel", "dpi": "dot_per_inch", "mph": "mile_per_hour", "kph": "kilometer_per_hour",
+    "kmh": "kilometer_per_hour",
+    "rpm": "revolution_per_minute", "fps": "frame_per_second", "bpm": "beat_per_minute", "ppm": "part_per_million",
+    "ppb": "part_per_billion", "mol": "mole", "lm": "lumen", "lx": "lux lux", "sq ft": "square_foot square_feet",
+    "sq m": "square_meter", "sq km": "square_kilometer", "sq mi": "square_mile", "cu ft": "cubic_foot cubic_feet",
+    "°C": "degree_Celsius degrees_Celsius", "°F": "degree_Fahrenheit degrees_Fahrenheit", "°": "degree",
+    "s": "second"}
+APART = {"s"}  # only behind a blank: 60s are the sixties
+SQUARED = {"mm", "cm", "m", "km", "ft", "in", "yd", "mi"}
+PER = {"h": "hour", "hr": "hour", "s": "second", "sec": "second", "min": "minute", "m": "meter", "km": "kilometer",
+       "kg": "kilogram", "g": "gram", "l": "liter", "L": "liter", "ml": "milliliter", "mL": "milliliter",
+       "lb": "pound", "oz": "ounce", "gal": "gallon", "day": "day", "d": "day", "yr": "year", "year": "year",
+       "mo": "month", "month": "month", "week": "week", "hour": "hour", "minute": "minute", "second": "second",
+       "person": "person", "dl": "deciliter", "dL": "deciliter"}
+SLASHED = {"24/7": "twenty-four seven", "9/11": "nine eleven", "50/50": "fifty-fifty", "20/20": "twenty twenty"}
+FRACTIONS = {*range(2, 11), 12, 16, 20, 24, 25, 32, 50, 64, 100, 1000}  # denominators; of others, it is "over"
+COMPASS = {"N": "north", "S": "south", "E": "east", "W": "west"}
+
+# ------------------------------------------------------------------------------------------------------------
+# Money
+
+AMOUNT = rf"\.?{NUMBER}"
+MAGNITUDE = rf"(?: (thousand|million|billion|trillion)\b| ?({'|'.join(MAGNITUDES)}){END})"
+EACH = rf"(?:(/)(?:({'|'.join(PER)}){END}(?:\.(?= [a-z]))?|(?=[A-Za-z])))"  # a price of a unit, or of an hour
+PRICE = re.compile(rf"({SIGN})(?:\b({'|'.join(PLACES)}) ?)?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
+                   rf"(?: ?- ?({SYMBOL})? ?({AMOUNT}))?{MAGNITUDE}?"
+                   rf"(?: (?:USD|AUD|CAD|EUR|GBP))?{EACH}?")
+PRICE_BEHIND = re.compile(rf"({SIGN})(?<![\w.,])({NUMBER})(?: ?- ?({NUMBER}))?{MAGNITUDE}?"
+                          rf"(?: ?({SYMBOL}(?!\d))| ({'|'.join(CODES)}){END}){EACH}?")
+SPREAD = re.compile(rf"(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)|(?<=inches)-(?=\d)")
+CODE_BEFORE = re.compile(rf"(?<![^\W_])({'|'.join(CODES)}) ?(?=\d)")
+CENTS = re.compile(rf"(?<![\w.,])({NUMBER}) ?¢")
+THOUSANDS = re.compile(r"(?<![\w.,'])([1-9]\d{0,2})((?:[ _']\d{3})++)(?:,(\d{1,2}))?(?![\w.]*\d)")
+
+
+def money_words(currency, number, suffix, place=""):
+    """An amount: $29.95, £3 million, €3,50."""
+    one, several, cent, cents = MONEY[currency]
+    if place:
+        one, several = f"{PLACES[place]} {one}", f"{PLACES[place]} {several}"
+    if re.fullmatch(r"(\d{1,3}(\.\d{3})+|\d+),\d\d", number):
+        number = number.replace(".", "").replace(",", ".")
+    number, _ = plain(number)
+    units, _, hundredths = number.partition(".")
+    if re.fullmatch(r"\d\d", hundredths) and not suffix and cent:
+        parts = [(units, one, several), (hundredths.lstrip("0"), cent, cents)]
+        parts = [f"{number_words(n)} {name if n == '1' else names}" for n, name, names in parts if n.strip("0")]
+        return ", ".join(parts) or f"zero {several}"
+    return f"{number_words(number)} {suffix and suffix + ' '}{one if number == '1' and not suffix else several}"
+
+
+def say_price(match):
+    sign, place, currency, minus, number, other, last, word, short, per, unit = match.groups()
+    suffix, first = word or MAGNITUDES.get(short, ""), ""
+    if last:
+        first, number = money_words(currency, number, suffix, place) if other else said(number), last
+        first += " to "
+    words = sign_words(sign or minus) + first + money_words(other or currency, number, suffix, place)
+    return words + (f" per {PER.get(unit, '')}" if per else "")
+
+
+def say_price_behind(match):
+    sign, number, last, word, short, symbol, code, per, unit = match.groups()
+    *place, currency = re.findall(r"[A-Z]+|\W", symbol or CODES[code])
+    first, number = (f"{said(number)} to ", last) if last else ("", number)
+    suffix = word or MAGNITUDES.get(short, "")
+    words = sign_words(sign) + first + money_words(currency, number, suffix, *place)
+    return words + (f" per {PER.get(unit, '')}" if per else "")
+
+
+def say_spread(match):
+    return " to "
+
+
+def say_code_before(match):
+    return CODES[match[1]]
+
+
+def say_cents(match):
+    return f"{said(match[1])} cent{'s' * (match[1] != '1')}"
+
+
+def say_thousands(match):
+    """1 000 000 and 10_000 with commas. Of two groups alone, with a blank between them, the second must be round: "room
+    12 345 people" is no number."""
+    first, rest, decimals = match.groups()
+    if rest[0] == " " and len(rest) == 4 and rest[2:] != "00":
+        return match[0]
+    return first + re.sub(r"[ _']", ",", rest) + (f".{decimals}" if decimals else "")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Units and fractions
+
+NAMES = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
+UNIT = re.compile(rf"({SIGN}){FROM}(?<!\^)(?<!\^-)({POINTED})( (?:thousand|million|billion))?([ -]?)"
+                  rf"(?:({'|'.join(SQUARED)})\^?([23])|({NAMES}))(?:/({'|'.join(PER)})(?:\^?([23]))?)?"
+                  rf"{END}(?!['^/]\w)(\.(?= [a-z]|[,;:]))?")
+RATE = re.compile(rf"(?<=\d)/({'|'.join(name for name in PER if len(name) > 2)}){END}")
+FEET = re.compile(r"(?<![\w.])(\d{1,2})(?:' ?| ?ft\.? )(\d{1,2}(?:\.\d++)?+)"
+                  r"(?:\"|''| ?in(?:\.(?! [A-Z])|\b)|(?![\w']))")
+INCHES = re.compile(r"""(' ?\d{1,2}(?:\.\d{1,4})?)"|(\d?)\"""")
+PLACE = re.compile(r"(?<![\w.])(-?\d{1,3}(?:\.\d++)?+) ?° ?"
+                   r"(?:(\d{1,2}(?:\.\d++)?+)' ?(?:(\d{1,2}(?:\.\d++)?+)\" ?)?)?(?:([NSEW])\b)?")
+FRACTION = re.compile(rf"(?<![\w.,/$£€])(?:(\d{{1,3}})[ -])?(\d{{1,4}})/(\d{{1,4}})"
+                      rf"(?:(?:ths?|rds?|nds?|s){END}|[ -]?({NAMES}){END})?(?![\w/]|[.,]\d)")
+
+
+def unit_names(sign):
+    """The names of one and of many."""
+    one, *several = UNITS[sign].split()
+    head, *rest = one.split("_")
+    plural = several[0] if several else "_".join([head + "s", *rest] if rest[:1] == ["per"] else [one + "s"])
+    return one.replace("_", " "), plural.replace("_", " ")
+
+
+def say_unit(match):
+    """5 km, 60 mph, 100 m^2, 9.81 m/s^2, a 5-km run."""
+    sign, number, scale, mark, base, power, unit, per, per_power, _ = match.groups()
+    if unit in APART and mark != " " and "." not in number:
+        return match[0]
+    one, several = unit_names(unit or ("in." if base == "in" else base))
+    if power:
+        one, several = (f"{'square' if power == '2' else 'cubic'} {name}" for name in (one, several))
+    single = number == "1" and not scale or mark == "-"
+    words = f"{said(number)}{scale or ''}{mark if mark == '-' else ' '}{one if single else several}"
+    if per:
+        words += f" per {PER[per]}" if not per_power or per != "s" else f" per second {POWERS[per_power]}"
+        words = words if not per_power or per == "s" else words.replace(" per ", " per " + (
+            "square " if per_power == "2" else "cubic "))
+    return sign_words(sign) + words
+
+
+def say_rate(match):
+    return f" per {PER[match[1]]}"
+
+
+def say_feet(match):
+    feet, inches = match.groups()
+    return (f"{in_words(feet)} {'foot' if feet == '1' else 'feet'} "
+            f"{said(inches)} inch{'es' * (inches != '1')}")
+
+
+def say_inches(text):
+    """27" where no quotation is open that the mark could close; what is behind feet or minutes is theirs."""
+    is_open = False
+
+    def say(match):
+        nonlocal is_open
+        if match[1]:
+            return match[0]
+        if match[2] and not is_open:
+            return f"{match[2]} inches"
+        is_open = not is_open
+        return match[0]
+
+    return INCHES.sub(say, text)
+
+
+def say_place(match):
+    """40°26'46"N, 45°N; other degrees are units."""
+    degrees, minutes, seconds, compass = match.groups()
+    if not (minutes or compass):
+        return match[0]
+    parts = [f"{said(n)} {name}{'s' * (n != '1')}" for n, name in (
+        (degrees.lstrip("-"), "degree"), (minutes, "minute"), (seconds, "second")) if n]
+    return "minus " * degrees.startswith("-") + " ".join(parts + ([COMPASS[compass]] if compass else []))
+
+
+def fraction_words(over, under):
+    """One half, three quarters, five eighths."""
+    name = {"2": "half", "4": "quarter"}.get(under) or in_words(under, "ordinal")
+    several = "halves" if under == "2" else name + "s"
+    return f"{in_words(over)} {name if over == '1' else several}"
+
+
+def say_fraction(match):
+    whole, over, under, unit = match.groups()
+    first = f"{number_words(whole)} " if whole else ""
+    n, m = int(over), int(under)
+    last = f" {unit_names(unit)[n > m or bool(whole)]}" if unit else ""
+    if f"{over}/{under}" in SLASHED:
+        return first + SLASHED[f"{over}/{under}"] + last
+    if m in FRACTIONS and n and n < 100 and gcd(n, m) == 1 and over[0] != "0":
+        return first + "and " * (n < m and bool(whole)) + fraction_words(over, under) + last
+    if len(over) == 4:  # 2019/20
+        return f"{first}{year_words(over)} slash {number_words(under)}{last}"
+    return f"{first}{number_words(over)} {'out of' if n <= m else 'over'} {number_words(under)}{last}"
