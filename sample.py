@@ -31,6 +31,7 @@ def main(argv):
     text.add_argument("--text", help="what to say")
     text.add_argument("--text_file", type=some_path, help="what to say, a wav a line, named by its number")
     parser.add_argument("--out", type=some_path, help="the wav (out.wav); with --text_file, a folder (out)")
+    parser.add_argument("--verbose", action="store_true", help="print what a text becomes before the model reads it")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     add_flags(parser)
     args = parser.parse_args(argv)
@@ -47,7 +48,9 @@ def main(argv):
     unsaid = {}
     for out, text in texts.items():  # what cannot be said is told before anything is spoken
         try:
-            speaker.parts(text, options)
+            parts = speaker.parts(text, options)
+            if args.verbose and text is not None:
+                print(f"{out}: it reads", *(repr(part["text"]) for part in parts), sep="\n    ")
         except UserError as e:
             if not args.text_file:
                 raise

@@ -38,11 +38,15 @@ def test_speaks_what_the_model_makes(run, tmp_path, capsys):
     for name in ("a", "b"):
         sample.main([*command, str(tmp_path / f"{name}.wav")])
     sample.main([*command, str(tmp_path / "c.wav"), "--seed", "1"])
+    sample.main(["--ckpt", str(run), "--text", "Dr. Hall sold 2 books. So.", "--device", "cpu", "--verbose", "--out",
+                 str(tmp_path / "d.wav")])
     a, b, c = (soundfile.read(tmp_path / f"{name}.wav") for name in "abc")
     assert a[1] == 22050 and abs(len(a[0]) / 22050 - 3.15) < 2 * 256 / 22050
     assert np.array_equal(a[0], b[0]) and not np.array_equal(a[0], c[0])
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3 and f"{len(a[0]) / 22050:.2f} s of audio" in said[0] and "real-time factor" in said[0]
+    assert [line.strip() for line in said[3:6]] == [
+        f"{tmp_path / 'd.wav'}: it reads", "'Doctor Hall sold two books.'", "'So.'"]
+    assert len(said) == 7 and f"{len(a[0]) / 22050:.2f} s of audio" in said[0] and "real-time factor" in said[0]
 
 
 def test_a_file_of_sentences(run, tmp_path, capsys):

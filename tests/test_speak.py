@@ -144,6 +144,24 @@ def test_what_is_not_read_is_told(runs, capsys):
     assert flow.sentences("The word слово is ★.") and not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("system", ["codec", "llm"])
+def test_what_has_no_end_is_told(runs, system, capsys):
+    """A sentence that the model has not ended after --seconds, streamed or among others; and no other."""
+    speaker, rate = speak.load(runs / system), speak.load(runs / system).c.frame_rate
+    ended = []
+    for seed in range(12):
+        clip, = speaker.speak([{"text": "Two books.", "seed": seed}], seconds=4 / rate, temperature=1.0)
+        among, said = capsys.readouterr().err, f"'Two books.' has no end after {4 / rate:g} s"
+        ended.append(len(clip.codes) < 4)
+        assert (said in among) != ended[-1]
+        if len(clip.codes):
+            list(speaker.stream("Two books.", seed=seed, seconds=4 / rate, temperature=1.0))
+            assert (said in capsys.readouterr().err) != ended[-1]
+    assert not all(ended)
+    speaker.speak([{"text": "Two books.", "seed": seed} for seed in range(12)], seconds=4 / rate, temperature=1.0)
+    assert f"{12 - sum(ended)} of 12 sentences, 'Two books.' for one, have no end" in capsys.readouterr().err
+
+
 def test_phonemes(runs):
     """A model that reads them speaks homophones alike, where one of letters does not; and refuses other scripts."""
     spelled = speak.load(runs / "flow")

@@ -14,7 +14,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +226,12 @@ class Speaker:
                     raise UserError(f"the model made no sound for {silent[0][:40]!r}: try another seed")
                 print(f"note: the model made no sound for {silent[-1][:40]!r}: try another seed", file=sys.stderr)
                 first = decode(self.codec, torch.zeros(0, 1))
-            yield first
-            yield from wavs
+            samples = 0
+            for wav in chain([first], wavs):
+                samples += len(wav)
+                yield wav
+            if (most := self.most_frames(part)) and samples >= most * self.sample_rate / self.c.frame_rate:
+                self.tell_cut([part], 1)
 
     def speak(self, requests, **options):
         """Speak many texts at once. requests: dicts of a text and of the options that are its own, such as seed, also
@@ -249,9 +253,22 @@ class Speaker:
             with autocast(self.device, self.dtype):
                 for i, x in zip(some, self.make([flat[i] for i in some])):
                     made[i] = x
+        if cut := [part for x, part in zip(made, flat) if len(x) >= (self.most_frames(part) or math.inf)]:
+            self.tell_cut(cut, len(flat))
         with parallel(threads=True) as pool:  # Griffin-Lim leaves the lock to others while it works
             clips = iter(list(pool.map(self.clip, made, flat)))
         return [self.join([next(clips) for _ in some]) for some in parts]
+
+    def most_frames(self, part):
+        """After how many frames a sentence is cut off where the model does not end it; None where it always does."""
+
+    def tell_cut(self, parts, of):
+        """Say on stderr which sentences were cut off."""
+        seconds = parts[0]["seconds"] or self.config["eval_seconds"]
+        which = f"{len(parts)} of {of} sentences, {parts[0]['text'][:40]!r} for one, have" if of > 1 else (
+            f"{parts[0]['text'][:40]!r} has")
+        print(f"note: {which} no end after {seconds:g} s, and no more is heard: --seconds allows more, another seed "
+              "may end sooner", file=sys.stderr)
 
     def shared(self, part):
         """What the sentences of a batch have in common: options of the sampling loop, and whether `share` counts."""
@@ -420,6 +437,9 @@ class CodecSpeaker(Speaker):
         seconds = part["seconds"] or self.config["eval_seconds"]
         return max(1, round(seconds * self.c.frame_rate)) + (0 if part["prompt"] is None else len(part["prompt"]))
 
+    def most_frames(self, part):
+        return self.frames(part) if part["text"] else None
+
     def size(self, part):
         return self.frames(part), super().size(part)
 
@@ -474,18 +494,20 @@ class LLMSpeaker(Speaker):
     def shared(self, part):
         return super().shared(part)[0], part["seconds"]
 
+    def most_frames(self, part):
+        return max(1, round((part["seconds"] or self.config["eval_seconds"]) * self.c.frame_rate))
+
     def make(self, parts):
         """Codes, a list of (n, 1) int64."""
         return [codes[:, None] for codes in self.run(generate_speech, parts)]
 
     def run(self, loop, parts):
         """stream_speech or generate_speech over some sentences."""
-        seconds = parts[0]["seconds"] or self.config["eval_seconds"]
         how, _ = self.shared(parts[0])
         if self.c.speaker_width:
             how["speaker"] = torch.stack([part["speaker"] for part in parts]).to(self.device)
         return loop(self.model, [read_prompt(self.c, part["text"]) for part in parts], [part["seed"] for part in parts],
-                    max(1, round(seconds * self.c.frame_rate)), **how)
+                    self.most_frames(parts[0]), **how)
 
     def clip(self, codes, part):
         return Clip(wav := decode(self.codec, codes), log_mel(wav, self.mel), codes)
