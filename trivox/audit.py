@@ -41,12 +41,11 @@ def audit(speaker, data_dir, out, recogniser, share):
     if speaker.system == "codec" and not speaker.c.cross_every:
         raise UserError("this codec LM was trained without text, so that it cannot tell whether one is right")
     data = MelDataset(data_dir, speaker.mel) if kind is MelDataset else open_tokens(kind, data_dir, speaker.c)
+    clips = {i: clip_of(data, i) for i in data.clips("all")}
+    judges = load_recognisers(recogniser, [clip["text"] for clip in clips.values()], data.grammar, speaker.device)
+    what, hear = judges[0] if judges else ("no recogniser", None)
     gains = {"flow": flow_gains, "codec": codec_gains, "llm": llm_gains}[speaker.system](speaker, data)
-    rows = [{"id": id, "gain": gain, "text": text, "source": str(source)} for (id, text, source), gain in zip(
-        clips_of(data, [*gains]), gains.values())]
-    rows.sort(key=lambda row: row["gain"])
-    (what, hear), = load_recognisers(recogniser, [row["text"] for row in rows], data.grammar, speaker.device)[:1] or [
-        ("no recogniser", None)]
+    rows = sorted((clips[i] | {"gain": gain} for i, gain in gains.items()), key=lambda row: row["gain"])
     suspects = rows[:round(share * len(rows))] if hear else []
     print(f"{what} hears the {len(suspects):,} clips, of {len(rows):,}, that their texts help least", flush=True)
     for at in range(0, len(suspects), 64):
@@ -78,10 +77,10 @@ def why(row):
     return [*filter(None, [heard]), f"with its text predicted {100 * row['gain']:.1f}% better"]
 
 
-def clips_of(data, clips):
-    """Of each clip (id, text, the recording's path)."""
-    rows = map(data.row, clips) if isinstance(data, SentenceDataset) else (data.rows[i] for i in clips)
-    return [(row["id"], row["text"], data.recording(i)) for row, i in zip(rows, clips)]
+def clip_of(data, i):
+    """A clip's id, text and source, the path of its recording."""
+    row = data.row(i) if isinstance(data, SentenceDataset) else data.rows[i]
+    return {"id": row["id"], "text": row["text"], "source": str(data.recording(i))}
 
 
 def gains_of(clips, losses, what):
