@@ -103,7 +103,7 @@ def ljspeech(p):
     add_mels(p, "data/ljspeech")
     p.add_argument("--root", type=some_path, help="a corpus that is here; else LJSpeech 1.1 is downloaded")
     add_list(p)
-    p.add_argument("--language", help="what is spoken in recordings without a list, for Whisper, which writes it (en)")
+    add_language(p)
     p.add_argument("--whisper", help="the model that does: tiny … large-v3, turbo, or a file of weights (base)")
 
     def make(args):
@@ -111,11 +111,11 @@ def ljspeech(p):
         if not metadata and not find_list(root):
             metadata = args.out / "metadata.csv"
             if not metadata.exists():
-                transcribe(root, args.out, args.language or "en", args.whisper)
-        elif args.language or args.whisper:
-            raise UserError("--language and --whisper are for recordings without a list, and there is "
-                            f"{metadata or find_list(root)}")
-        prepare_mels(root, args.out, mel_config(args), args.max_seconds, **listed(args) | {"metadata": metadata})
+                transcribe(root, args.out, args.language, args.whisper)
+        elif args.whisper:
+            raise UserError(f"--whisper is for recordings without a list, and there is {metadata or find_list(root)}")
+        prepare_mels(root, args.out, mel_config(args), args.max_seconds, args.language,
+                     **listed(args) | {"metadata": metadata})
 
     p.set_defaults(make=make)
 
@@ -127,7 +127,7 @@ def cut(p):
     p.add_argument("--min_seconds", type=flag(Positive), default=2.0, help="of a clip (%(default)s)")
     p.add_argument("--max_seconds", type=flag(Positive), default=11.5,
                    help="of a clip, beside up to 0.3 s of pauses (%(default)s)")
-    p.add_argument("--language", default="en", help="what is spoken, for Whisper (%(default)s)")
+    add_language(p)
     p.add_argument("--whisper", help="the model that transcribes: tiny … large-v3, turbo, or a file of weights (base)")
 
     def make(args):
@@ -158,6 +158,7 @@ def tokenize_corpus(p):
     add_tokens(p, "data/tokenize", MelConfig())
     p.add_argument("--root", type=some_path, required=True, help="a corpus that is here")
     add_list(p)
+    add_language(p)
     p.add_argument("--codec", type=flag(Folder), required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of "
                    "a mel_rvq's tokens, which is used again as it is")
     p.add_argument("--fit", type=some_path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
@@ -172,7 +173,7 @@ def tokenize_corpus(p):
         if args.chunk_seconds or args.chunk_frames:
             chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
         fitted = dict(mel=mel_config(args), sizes=args.codebook_size, fit=args.fit)
-        tokenize(args.root, args.out, args.codec, chunk, args.device, **listed(args),
+        tokenize(args.root, args.out, args.codec, chunk, args.device, language=args.language, **listed(args),
                  **fitted if args.codec == "mel_rvq" else {})
 
     p.set_defaults(make=make)
@@ -266,6 +267,11 @@ def add_list(p):
     p.add_argument("--columns", help="what the columns of that list are, where it does not show: id|text|speaker, for "
                    "one; normalized is a text as it is spoken, - a column that is not used")
     p.add_argument("--drop", type=some_path, help="leave out the clips that this audit.csv of evaluate.py marks")
+
+
+def add_language(p):
+    p.add_argument("--language", default="en", help="what is spoken, as ISO 639-1 has it: its numbers become words, "
+                   "and Whisper hears it (%(default)s)")
 
 
 def listed(args):

@@ -60,13 +60,13 @@ def evaluate_flow(speaker, args, out):
     """Speak the prompts and judge them beside the reference recordings. Writes files to `out`, returns the summary."""
     config, mel, given = speaker.config, speaker.mel, given_flags(args)
     options = read_options("flow", config, given)
-    data = MelDataset(args.data_dir or config["data_dir"], mel)
+    data = MelDataset(args.data_dir or config["data_dir"], mel, speaker.language)
     prompts, clips = str(args.prompts or "") or ("overfit" if config["overfit"] else "heldout"), []
     if prompts in ("heldout", "overfit"):
         clips = data.clips("val") if prompts == "heldout" else data.clips("all")[:config["overfit"] or 64]
         clips = sayable(speaker, clips, data.rows, data.folder)[:args.clips or SENTENCES]
     texts = [data.rows[i]["text"] for i in clips] or read_lines(prompts)[:args.clips]
-    judges = load_recognisers(args.recogniser, texts, data.grammar, speaker.device)
+    judges = load_recognisers(args.recogniser, texts, data.grammar, speaker.device, language=speaker.language)
     made = speaker.speak([{"text": text, "seed": options["seed"] + n} for n, text in enumerate(texts)],
                          **given | {"seed": None})
 
@@ -75,7 +75,8 @@ def evaluate_flow(speaker, args, out):
         ceiling = list(pool.map(vocoder, references))
     speakers = [data.rows[i].get("speaker", "") for i in clips]
     heard, rows = judge_speech(judges, mel.sample_rate, texts, [clip.wav for clip in made], ceiling,
-                               recordings(data, clips, mel.sample_rate), speakers, data.folder / "judged.json")
+                               recordings(data, clips, mel.sample_rate), speakers, data.folder / "judged.json",
+                               speaker.language)
     summary = {**said(options), **heard}
     if clips:
         for row, clip, reference in zip(rows, made, references):
@@ -101,7 +102,7 @@ def evaluate_codec(speaker, args, out):
     start = round(options["prompt_seconds"] * c.frame_rate)
     if options["prompt_seconds"] and not start:
         raise UserError(f"--prompt_seconds {options['prompt_seconds']} is not half a frame: give more, or 0 for none")
-    data = open_tokens(TokenDataset, source := args.data_dir or config["data_dir"], c)
+    data = open_tokens(TokenDataset, source := args.data_dir or config["data_dir"], c, speaker.language)
     check_codec(source, args.ckpt)
     val, train = data.clips("val"), data.clips("train")
     if config["overfit"]:
@@ -125,8 +126,8 @@ def evaluate_codec(speaker, args, out):
     }
 
     # What it makes: for each of the first held-out clips one as long, or with text, the same sentence
-    judges = load_recognisers(args.recogniser, [row["text"] for row in data.rows], data.grammar,
-                              speaker.device) if c.cross_every else []
+    judges = load_recognisers(args.recogniser, [row["text"] for row in data.rows], data.grammar, speaker.device,
+                              language=speaker.language) if c.cross_every else []
     cast_matrices(model, speaker.dtype)
     spoken = (sayable(speaker, val, data.rows, data.folder)[:args.clips or SENTENCES] if c.cross_every
               else val[:args.clips or 64])
@@ -145,7 +146,7 @@ def evaluate_codec(speaker, args, out):
     if c.cross_every:
         heard, rows = judge_speech(judges, rate, texts, wavs, [clip.wav for clip in decoded],
                                    recordings(data, spoken, rate), [data.rows[i].get("speaker", "") for i in spoken],
-                                   data.folder / "judged.json")
+                                   data.folder / "judged.json", speaker.language)
         summary |= heard | judge_durations(rows, made, decoded)
     summary["embedding"], embed = load_embedding(args.embedding or config["eval_embedding"], speaker.device)
     known = [embed(clip.wav, rate) for clip in decoded]  # one (N, D) a clip
@@ -180,7 +181,7 @@ def evaluate_llm(speaker, args, out):
     options = read_options("llm", config, given)
     exported = OnnxSpeaker(model, config, speaker.codec, args.onnx) if args.onnx else None
     source, rng = args.data_dir or config["data_dir"], np.random.default_rng(options["seed"])
-    data = open_tokens(SentenceDataset, source, c)
+    data = open_tokens(SentenceDataset, source, c, speaker.language)
     check_codec(source, args.ckpt)
     train, val = data.clips("train"), data.clips("val")
     if config["overfit"]:
@@ -219,7 +220,8 @@ def evaluate_llm(speaker, args, out):
         "unigram_perplexity": math.exp(-(p * np.log(p)).sum()),
     }
 
-    judges = load_recognisers(args.recogniser, sorted(set(texts)), data.grammar, speaker.device)
+    judges = load_recognisers(args.recogniser, sorted(set(texts)), data.grammar, speaker.device,
+                              language=speaker.language)
     cast_matrices(model, speaker.dtype)
     speaker = exported or speaker
     requests = [{"text": text, "seed": options["seed"] + n} | ({} if voices is None else {"speaker": voices[n]})
@@ -228,7 +230,7 @@ def evaluate_llm(speaker, args, out):
     real = through_codec(speaker, [torch.from_numpy(data.codes(i).astype(np.int64))[:, None] for i in clips])
     wavs, decoded = ([clip.wav for clip in some] for some in (made, real))
     heard, rows = judge_speech(judges, rate, texts, wavs, decoded, recordings(data, clips, rate),
-                               [speakers[i] for i in clips], data.folder / "judged.json")
+                               [speakers[i] for i in clips], data.folder / "judged.json", speaker.language)
     summary |= heard | judge_durations(rows, made, real)
     if known:
         read = [read_wav(path, rate) for path in (data.recording(i) for i in known)]
@@ -298,7 +300,7 @@ def evaluate_testset(speaker, args, out):
     options = read_options(speaker.system, speaker.config, given)
     clips = [found[n] for n in sayable(speaker, range(len(found)), found, args.testset)[:args.clips]]
     texts = [clip["text"] for clip in clips]
-    judges = load_recognisers(args.recogniser, texts, None, speaker.device)
+    judges = load_recognisers(args.recogniser, texts, None, speaker.device, language=speaker.language)
     real = [read_wav(clip["recording"], rate) for clip in clips]  # what is damaged is told before hours of speaking
     if speaker.system != "flow":
         cast_matrices(speaker.model, speaker.dtype)
@@ -311,7 +313,7 @@ def evaluate_testset(speaker, args, out):
     else:
         through = through_codec(speaker, [torch.from_numpy(speaker.codec.encode([wav])[0]) for wav in real])
     heard, rows = judge_speech(judges, rate, texts, [clip.wav for clip in made], [clip.wav for clip in through], real,
-                               [clip["speaker"] for clip in clips])
+                               [clip["speaker"] for clip in clips], language=speaker.language)
     summary = {"testset": args.testset, "checkpoint": find_checkpoint(args.ckpt).name, **said(options), **heard,
                **judge_durations(rows, made, through)}
     write_clips(out, made, through, texts, speaker.mel, "recording", range(8))

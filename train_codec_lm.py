@@ -187,7 +187,7 @@ def main(argv):
     say = print if rank == 0 else lambda text: None
 
     # Data
-    data = open_tokens(TokenDataset, c.data_dir, c)
+    data = open_tokens(TokenDataset, c.data_dir, c, c.language)
     features = TextFeatures("bytes", phonemes=c.phonemes)
     if c.phonemes:
         features.check(c.data_dir, [row["text"] for row in data.rows])
@@ -255,7 +255,7 @@ def main(argv):
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             if c.cross_every:
                 labels = [p["label"] for p in prompts]
-                judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, quick=True)
+                judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, True, c.language)
 
     def batches(place):
         """From a place in the data on: this process's micro-batches, each with the counts of its step over all

@@ -181,7 +181,7 @@ def main(argv):
     say = print if rank == 0 else lambda text: None
 
     # Data
-    data = MelDataset(c.data_dir, mel_config(c))
+    data = MelDataset(c.data_dir, mel_config(c), c.language)
     features = TextFeatures(c.text_encoder, device, c.phonemes)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
@@ -248,7 +248,7 @@ def main(argv):
             prompts = make_prompts(c, data, clips, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             labels = [p["label"] for p in prompts]
-            judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, quick=True)
+            judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, True, c.language)
 
     def batches(place):
         """From a place in the data on: this process's micro-batches, each with the counts of its step over all

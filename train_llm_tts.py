@@ -228,7 +228,7 @@ def main(argv):
     say = print if rank == 0 else lambda text: None
 
     # Data
-    data = open_tokens(SentenceDataset, c.data_dir, c)
+    data = open_tokens(SentenceDataset, c.data_dir, c, c.language)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
@@ -310,7 +310,7 @@ def main(argv):
             prompts = make_prompts(c, data, shown, train if c.eval_prompts == "overfit" else val, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             texts = [p["request"]["text"] for p in prompts]
-            judges = load_recognisers([c.eval_recogniser], texts, data.grammar, device, quick=True)
+            judges = load_recognisers([c.eval_recogniser], texts, data.grammar, device, True, c.language)
 
     def batches(step, place):
         """From `step` and its place on: this process's micro-batches, each with the counts of its step over all

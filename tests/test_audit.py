@@ -90,7 +90,7 @@ def test_the_list_and_its_marks(run, corpus, tmp_path, monkeypatch, capsys, one_
     wavs = {read_wav(data.recording(i), 16000).tobytes(): i for i in range(40)}
     heard = texts | {2: "nothing of the kind was said", 9: texts[9].split(" ", 1)[1]}
     monkeypatch.setattr(audit, "flow_gains", lambda *_: gains)
-    monkeypatch.setattr(audit, "load_recognisers", lambda *_: [("ears", lambda some, rate: [
+    monkeypatch.setattr(audit, "load_recognisers", lambda *_, **__: [("ears", lambda some, rate: [
         heard[wavs[wav.tobytes()]] for wav in some])])
     evaluate.main(["audit", "--ckpt", str(run), "--out", str(tmp_path / "audit"), "--share", "0.5"])
     assert "3 of 40 clips are marked" in capsys.readouterr().out

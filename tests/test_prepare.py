@@ -21,7 +21,7 @@ from data import main
 from trivox import files, prepare
 from trivox.audio import MelConfig, log_mel
 from trivox.codecs import load_codec
-from trivox.datasets import MelDataset, SentenceDataset, TokenDataset
+from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.prepare import embed, prepare_mels, tokenize
 from trivox.recordings import read_wav, write_wav
 from trivox.synthesisers import speak_espeak as speak
@@ -106,6 +106,29 @@ def test_floats_on_a_scale_of_integers(tmp_path, one_process, capsys):
     assert torch.equal(torch.cat(made[0]), torch.cat(made[1]))
     tokenize(roots[1], roots[1] / "tokens", "mel_rvq", mel=MEL, sizes=[4])
     assert "note: 4 clips, a for one" in capsys.readouterr().out
+
+
+def test_another_language(tmp_path, one_process):
+    """Its numbers are words of its own, in log-mels' rows and in tokens' characters; the data set says so, and a run in
+    another language does not take it, nor is it mixed with another."""
+    root = make_corpus(tmp_path / "corpus", {"a": tone(0.3), "b": tone(0.4)}, ["a|3 Hunde, 1,5 m.", "b|Straße 21"])
+    flags = "--root", str(root), "--language", "de", "--out"
+    main(["ljspeech", *flags, str(tmp_path / "mels")])
+    main(["tokenize", *flags, str(tmp_path / "tokens"), "--codec", "mel_rvq", "--codebooks", "1", "--codebook_size",
+          "4"])
+    wanted = ["drei Hunde, eins Komma fünf m.", "Straße einundzwanzig"]
+    assert [row["text"] for row in MelDataset(tmp_path / "mels", MEL, "de").rows] == wanted
+    sentences = SentenceDataset(tmp_path / "tokens")
+    assert [sentences.text(i) for i in (0, 1)] == ["drei hunde, eins komma funf m.", "strasse einundzwanzig"]
+    c = SimpleNamespace(codec="mel_rvq", sample_rate=22050, frame_rate=22050 / 256, codebook_size=4, codebooks=1)
+    for take in (lambda language: MelDataset(tmp_path / "mels", MEL, language),
+                 lambda language: open_tokens(TokenDataset, tmp_path / "tokens", c, language)):
+        take("de")
+        said = refusal(lambda argv: take("en"))
+        assert "'de'" in said and "--language de" in said
+    assert "other settings" in refusal(main, "ljspeech", *flags[:2], "--out", tmp_path / "mels")
+    assert "num2words has no language 'xx'" in refusal(main, "ljspeech", "--root", root, "--language", "xx", "--out",
+                                                       tmp_path / "x")
 
 
 def test_any_ending_and_rate(tmp_path, one_process):

@@ -174,6 +174,23 @@ def test_spellings_that_are_alike(written, said):
     assert compared_words(written) == compared_words(said) and compared_words(written).split()
 
 
+@pytest.mark.parametrize("language, text, heard, words", [
+    ("de", "Es kostet 21 Mark!", "es kostet einundzwanzig mark", 4), ("ru", "Ему 3 года.", "Ему три года", 3),
+    ("zh", "你好。", "你 好", 2), ("fr", "C'est l'été.", "c'est l'été", None),
+])
+def test_words_of_other_languages(language, text, heard, words):
+    """Alike but for marks and numbers; and one that is another word is not."""
+    asked = compared_words(text, language)
+    assert asked == compared_words(heard, language) and len(asked.split()) == (words or len(asked.split()))
+    assert asked != compared_words(f"{heard}s", language)
+
+
+@pytest.mark.parametrize("name", ["tiny", "grammar", "sentences", "open"])
+def test_ears_for_english_alone(name):
+    assert "English alone" in refusal(lambda argv: load_recogniser(name, ["Hunde"], "x", language="de"))
+    assert at_hand(["Hunde"], "x", language="de") in ([], ["whisper"]) and at_hand(["Hunde"], "x", language="xx") == []
+
+
 def test_one_wrong_digit_is_one_error():
     """Whether a recogniser writes digits in words, one by one or as a number."""
     for heard in ("three nine two", "3 9 2", "392."):

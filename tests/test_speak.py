@@ -131,6 +131,16 @@ def test_letters_stay_where_they_are_read(runs):
         llm.sentences("Hello. Слово.")
 
 
+def test_another_language(runs):
+    """The run's: its numbers, and its ends of sentences."""
+    flow, llm = (speak.load(runs / name) for name in ("flow", "llm"))
+    german = speak.FlowSpeaker(flow.model, flow.config | {"language": "de"})
+    assert german.sentences("Es kostet 21 Mark. Er kam z. B. um 3.") == [
+        "Es kostet einundzwanzig Mark.", "Er kam z. B. um drei."]
+    german = speak.LLMSpeaker(llm.model, llm.config | {"language": "de"}, llm.codec)
+    assert german.sentences("Straße 2.") == ["Strasse zwei."]
+
+
 def test_what_is_not_read_is_told(runs, capsys):
     """Once for the same characters, in a note that names them and says what becomes of them; no other text has one."""
     llm, flow = speak.load(runs / "llm"), speak.load(runs / "flow")

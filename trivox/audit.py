@@ -40,9 +40,11 @@ def audit(speaker, data_dir, out, recogniser, share):
     kind = {"flow": MelDataset, "codec": TokenDataset, "llm": SentenceDataset}[speaker.system]
     if speaker.system == "codec" and not speaker.c.cross_every:
         raise UserError("this codec LM was trained without text, so that it cannot tell whether one is right")
-    data = MelDataset(data_dir, speaker.mel) if kind is MelDataset else open_tokens(kind, data_dir, speaker.c)
+    data = (MelDataset(data_dir, speaker.mel, speaker.language) if kind is MelDataset else
+            open_tokens(kind, data_dir, speaker.c, speaker.language))
     clips = {i: clip_of(data, i) for i in data.clips("all")}
-    judges = load_recognisers(recogniser, [clip["text"] for clip in clips.values()], data.grammar, speaker.device)
+    judges = load_recognisers(recogniser, [clip["text"] for clip in clips.values()], data.grammar, speaker.device,
+                              language=speaker.language)
     what, hear = judges[0] if judges else ("no recogniser", None)
     gains = {"flow": flow_gains, "codec": codec_gains, "llm": llm_gains}[speaker.system](speaker, data)
     rows = sorted((clips[i] | {"gain": gain} for i, gain in gains.items()), key=lambda row: row["gain"])
@@ -51,7 +53,7 @@ def audit(speaker, data_dir, out, recogniser, share):
     for at in range(0, len(suspects), 64):
         some = suspects[at:at + 64]
         for row, heard in zip(some, hear([read_recording(row["source"], 16000)[0] for row in some], 16000)):
-            asked, got = compared_words(row["text"]), compared_words(heard)
+            asked, got = (compared_words(text, speaker.language) for text in (row["text"], heard))
             row |= {"heard": heard, "wer": jiwer.wer(asked, got) if asked else float(bool(got))}
     for row in rows:
         row["drop"] = "x" if row["gain"] <= 0 or row.get("wer", 0) > WRONG else ""

@@ -176,6 +176,7 @@ class RunConfig:
     keep_last: PositiveInt = 2  # checkpoints, besides the best
     log_every: PositiveInt = 10  # steps
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    language: str = "en"  # of the texts, as ISO 639-1 has it: of their numbers, the ends of sentences, and the judge
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or cpu
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
     compile: bool = False

@@ -181,7 +181,7 @@ class MelDataset(ClipDataset):
     Raises UserError where the folder holds no data set, a damaged one, or one of other mel settings than `mel`.
     """
 
-    def __init__(self, folder, mel):
+    def __init__(self, folder, mel, language="en"):
         folder = Path(folder)
         path = folder / "dataset_stats.json"
         if not path.exists():
@@ -189,12 +189,20 @@ class MelDataset(ClipDataset):
         self.stats = read_json(path, mel=dict, mel_mean=FiniteFloat, mel_std=Positive, clips=PositiveInt)
         if (made_with := read_mel_config(self.stats["mel"], path)) != mel:
             raise UserError(f"{folder} was made with {made_with}, but the config asks for {mel}")
+        check_language(folder, self.stats, language)
         self.grammar = read_grammar(folder)
         super().__init__(folder, "mels", ".f16", np.float16, mel.n_mels, self.stats["clips"])
 
     def mel(self, i):
         """The log-mel of clip i, (frames, n_mels) float32, not normalised; `numbers` has it as it is stored."""
         return torch.from_numpy(self.numbers(i).astype(np.float32))
+
+
+def check_language(folder, info, language):
+    """Raises UserError where the texts of a data set were put into words in another language than this one."""
+    if (found := info.get("language", "en")) != language:
+        raise UserError(f"the texts of {folder} are in the language {found!r}, but the config's is {language!r}: "
+                        f"--language {found}, or make the data set again with data.py … --language {language}")
 
 
 def read_grammar(folder):
@@ -419,11 +427,13 @@ def best_fit(lengths, room):
     return rows
 
 
-def open_tokens(kind, folder, c):
+def open_tokens(kind, folder, c, language):
     """The TokenDataset or SentenceDataset (`kind`) at `folder`, which has to be of the codec and geometry of the config
-    `c`."""
+    `c`, with texts in this language."""
     wanted = {key: getattr(c, key) for key in ("codec", "sample_rate", "frame_rate", "codebook_size")}
-    return kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
+    data = kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
+    check_language(folder, data.codec, language)
+    return data
 
 
 def keep_codec(folder, kept):

@@ -52,14 +52,14 @@ def error_interval(errors, words):
 # ------------------------------------------------------------------------------------------------------------
 # Words
 
-def word_errors(texts, heard):
+def word_errors(texts, heard, language="en"):
     """What was heard of each text, as jiwer counts it on `compared_words`: a list of dicts of substitutions, deletions,
     insertions, errors (their sum), words, wer, character_errors, characters."""
     import jiwer
 
     rows = []
     for text, one in zip(texts, heard):
-        asked, got = compared_words(text), compared_words(one)
+        asked, got = compared_words(text, language), compared_words(one, language)
         of_words, of_characters = jiwer.process_words(asked, got), jiwer.process_characters(asked, got)
         row = {key: getattr(of_words, key) for key in ("substitutions", "deletions", "insertions")}
         row["errors"], row["words"] = sum(row.values()), len(asked.split())
@@ -69,9 +69,9 @@ def word_errors(texts, heard):
     return rows
 
 
-def word_error_rate(texts, heard):
+def word_error_rate(texts, heard, language="en"):
     """Substitutions, insertions and deletions over the words of all `texts`."""
-    return total(word_errors(texts, heard), "errors", "words")
+    return total(word_errors(texts, heard, language), "errors", "words")
 
 
 def total(rows, key, of):
@@ -181,15 +181,16 @@ def first_of(count):
     return f" on the first {SECOND} sentences" if count > SECOND else ""
 
 
-def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speakers=None, memory=None):
+def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speakers=None, memory=None,
+                 language="en"):
     """Judge `wavs`, each of which is to say a text, and in the same way the recordings of these sentences after the
     codec or vocoder (`ceiling`) and as they are (`recordings`), where there are any.
 
     judges: recognisers, of which the second, if any, is asked for word errors alone, and of the first `SECOND`
     sentences, as DNSMOS is. speakers: of each recording (one of all where not given), to tell how alike two recordings
     of a speaker are. memory: the path of a file that keeps what was said of the recordings, which two thirds of the
-    judges' time go into. Returns (summary, rows): figures of the recordings have the endings _ceiling and _recordings;
-    a row a sentence.
+    judges' time go into. language: of the texts. Returns (summary, rows): figures of the recordings have the
+    endings _ceiling and _recordings; a row a sentence.
     """
     kept = recall(memory)
     sets = {"": wavs, "_ceiling": ceiling, "_recordings": recordings}
@@ -199,15 +200,15 @@ def judge_speech(judges, rate, texts, wavs, ceiling=None, recordings=None, speak
     noise = [0.1 * np.random.default_rng(n).standard_normal(len(wav)) for n, wav in enumerate(wavs[:16])]
     for n, judge in enumerate(judges):
         heard = {ending: listen(judge, some[:SECOND if n else None], rate) for ending, some in sets.items()}
-        found = {ending: word_errors(texts, some) for ending, some in heard.items()}
+        found = {ending: word_errors(texts, some, language) for ending, some in heard.items()}
         if n:
             summary["judge_2"] = judge[0] + first_of(len(texts))
             for ending, some in found.items():
                 second = words_summary(some)
                 summary |= {f"wer_2{ending}": second["wer"], f"wer_2_interval{ending}": second["wer_interval"]}
             continue
-        summary |= {"judge": judge[0], "wer_noise": word_error_rate(texts[:16], listen(judge, noise, rate)),
-                    "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1])}
+        summary |= {"judge": judge[0], "wer_noise": word_error_rate(texts[:16], listen(judge, noise, rate), language),
+                    "wer_other_sentence": word_error_rate(texts, texts[1:] + texts[:1], language)}
         for ending, some in found.items():
             summary |= words_summary(some, ending)
         for i, row in enumerate(rows):

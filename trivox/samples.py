@@ -31,8 +31,8 @@ def write_samples(speaker, prompts, judges, folder):
     texts = [prompts[n]["request"]["text"] for n in spoken]
     heard = judges[0][1]([clips[n].wav for n in spoken], speaker.sample_rate) if spoken else []
     for n, text, one in zip(spoken, texts, heard):
-        rows[n] |= {"heard": one, "wer": word_error_rate([text], [one])}
+        rows[n] |= {"heard": one, "wer": word_error_rate([text], [one], speaker.language)}
         if reference := prompts[n]["reference"]:
             rows[n]["mel_distance"] = mel_distances(clips[n].mel, reference.mel)[0]
     write_whole(folder / "clips.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return word_error_rate(texts, heard) if texts else None
+    return word_error_rate(texts, heard, speaker.language) if texts else None

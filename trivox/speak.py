@@ -153,6 +153,7 @@ class Speaker:
         self.model, self.c, self.config, self.mel = model, model.c, config, mel
         self.sample_rate, self.device = model.c.sample_rate, next(model.parameters()).device
         self.dtype, self.told = speaking_dtype(config, self.device), set()
+        self.language = config.get("language", "en")
         defaults = read_options(self.system, config, {})
         self.options = [replace(option, default=defaults[option.name]) for option in OPTIONS[self.system]
                         if option.name not in self.lacks()]
@@ -181,8 +182,8 @@ class Speaker:
         """What is spoken one by one of a text. Raises UserError for a text that nothing can be made of."""
         if text is None:
             raise UserError("what should it say? --text or --text_file")
-        text = normalise_text(text, accents=True)
-        sentences = split_text(text, self.limit)
+        text = normalise_text(text, accents=True, language=self.language)
+        sentences = split_text(text, self.limit, self.language)
         if self.features and self.features.phonemes:
             self.features(sentences)  # raises UserError for what cannot be pronounced
             self.tell_unread(self.features.unread(text), "the voice has no sound for", "it is left out")
@@ -478,7 +479,7 @@ class LLMSpeaker(Speaker):
     def sentences(self, text):
         if text is None:
             return super().sentences(text)
-        sentences = split_text(normalise_text(text), self.limit)
+        sentences = split_text(normalise_text(text, language=self.language), self.limit, self.language)
         for one in sentences:
             read_prompt(self.c, one)
         self.tell_unread(unknown_characters(" ".join(sentences)), "the model reads English letters, and not",
