@@ -1,5 +1,7 @@
 """codecs.py: neural codecs beside transformers' own classes, mel_rvq beside brute force; weights.py by their files."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from conftest import refusal
 from helpers import narrow_codec
 
 from trivox.audio import MelConfig, log_mel
-from trivox.codecs import CODECS, MelRVQ, load_codec, neucodec_inputs
+from trivox.codecs import CODECS, MelRVQ, decode_stream, load_codec, neucodec_inputs
 from trivox.synthesisers import speak_espeak as speak
 
 MEL = MelConfig(hop_length=512)
@@ -146,3 +148,13 @@ def test_mel_rvq_clips_do_not_meet(rvq, speech):
 
 def test_mel_rvq_of_too_little(speech):
     assert "64 codes" in refusal(lambda argv: MelRVQ.fit(log_mel(speech[0], MEL), MEL, [64]))
+
+
+def test_seams_of_a_stream():
+    """Where a codec finds other phases each time it is asked, its pieces keep their power as they meet, to 0.3 dB."""
+    rng, hop, frames = np.random.default_rng(0), 441, 1000
+    codec = SimpleNamespace(frame_rate=50.0, hop_length=hop, decode=lambda x: rng.standard_normal(len(x) * hop))
+    power = np.square(np.concatenate([*decode_stream(codec, torch.zeros(frames, 1))])).reshape(-1, hop)
+    assert len(power) == frames
+    for seam in range(200, frames - 20, 200):
+        assert abs(10 * np.log10(power[seam:seam + 12].mean())) < 0.3

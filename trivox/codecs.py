@@ -228,26 +228,30 @@ def nearest(x, centroids):
     return torch.cat([torch.addmm(norms, part, centroids.T, alpha=-2).argmin(1) for part in x.split(8192)])
 
 
-def decode_stream(codec, steps, window=4.0, overlap=0.25):
+def decode_stream(codec, steps, window=4.0, overlap=0.25, margin=0.1):
     """Decode frames as they come. steps: an iterable of (Q,) codes. Yields pieces of the waveform, (samples,) float32.
 
     Codecs look around, and Griffin-Lim finds its own phases; so windows of `window` seconds are decoded, and where they
-    overlap one is faded into the next. What fits into one window is what the codec makes of it.
+    overlap one is faded into the next, at equal power where they differ. `margin` seconds beyond the overlap are
+    decoded with either, as the ends of what is decoded are its worst. What fits into one window is what the codec makes
+    of it.
     """
-    window, overlap = round(window * codec.frame_rate), max(1, round(overlap * codec.frame_rate))
-    n = overlap * codec.hop_length
-    fade, tail, codes = np.sin(np.pi / 2 * (np.arange(n) + 0.5) / n) ** 2, np.zeros(0), []
+    window, overlap, margin = (max(1, round(x * codec.frame_rate)) for x in (window, overlap, margin))
+    n, hop = overlap * codec.hop_length, codec.hop_length
+    fade, tail, codes, lead = np.sin(np.pi / 2 * (np.arange(n) + 0.5) / n) ** 2, np.zeros(0), [], 0
 
     def decoded():
-        wav = np.array(codec.decode(torch.stack(codes)))
-        wav[:len(tail)] = tail * (1 - fade[:len(tail)]) + wav[:len(tail)] * fade[:len(tail)]
+        wav = np.array(codec.decode(torch.stack(codes)))[lead * hop:]
+        a, b, f = tail, wav[:len(tail)], fade[:len(tail)]
+        alike = np.clip(a @ b / max(1e-9, np.sqrt(a @ a * (b @ b))), 0, 1)  # 0 where their powers add up
+        b[:] = (a * (1 - f) + b * f) / np.sqrt(f**2 + (1 - f)**2 + 2 * alike * f * (1 - f))
         return wav
 
     for step in steps:
         codes.append(step)
-        if len(codes) == window + overlap:
+        if len(codes) == lead + window + overlap + margin:
             wav = decoded()
-            yield wav[:-n]
-            tail, codes = wav[-n:], codes[-overlap:]
-    if codes:
+            yield wav[:window * hop]
+            tail, codes, lead = wav[window * hop:window * hop + n], codes[lead + window - margin:], margin
+    if codes[lead:]:
         yield decoded()

@@ -38,7 +38,7 @@ def take_voice(voice):
     """espeak(), which then speaks with this voice. Raises UserError for an unknown one."""
     lib, rate = espeak()
     if not voice or lib.espeak_SetVoiceByName(voice.encode("utf-8", "surrogateescape")) != 0:
-        raise UserError(f"espeak-ng has no voice {voice!r}; some that it has: en-us, en-us+f2, en-gb-x-rp, de, fr-fr")
+        raise UserError(f"espeak-ng has no voice {voice!r}; some that it has: en-us, en-us+f2, en-gb-x-rp, de, fr")
     return lib, rate
 
 
