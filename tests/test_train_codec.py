@@ -17,14 +17,14 @@ import sample
 import train_codec_lm as trainer
 from model import CodecLM
 from train_codec_lm import Config, codec_loss, make_batch
-from trivox import audio, speak
+from trivox import speak
 from trivox import metrics as figures
 from trivox import common
 from trivox.audio import MelConfig
 from trivox.checkpoints import codec_of
 from trivox.codecs import MelRVQ, decode_stream
 from trivox.datasets import TokenDataset
-from trivox.recordings import read_wav
+from trivox.recordings import read_wav, write_wav
 from trivox.text import TextFeatures
 
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def test_clips_learnt_by_heart(flags, codec_tokens, tmp_path, in_process):
             assert len(clip.codes) == len(wanted) and (clip.codes == wanted).float().mean() > 0.95
 
     codec = MelRVQ.load(codec_tokens, MelConfig(hop_length=441))
-    audio.write_wav(tmp_path / "prompt.wav", codec.decode(codes[0]), 22050)
+    write_wav(tmp_path / "prompt.wav", codec.decode(codes[0]), 22050)
     heard = torch.from_numpy(codec.encode([read_wav(tmp_path / "prompt.wav", 22050)[:11025]])[0])
     [onward] = speaker.speak([{"prompt": heard, "seconds": 1.0}])
     for argv, frames in ((["--text", texts[0]], len(codes[0])),
