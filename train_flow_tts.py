@@ -248,7 +248,8 @@ def main(argv):
             prompts = make_prompts(c, data, clips, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             labels = [p["label"] for p in prompts]
-            judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, True, c.language)
+            judges = load_recognisers([c.eval_recogniser], labels, data.grammar, device, quick=True,
+                                      language=c.language)
 
     def batches(place):
         """From a place in the data on: this process's micro-batches, each with the counts of its step over all

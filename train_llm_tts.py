@@ -310,7 +310,7 @@ def main(argv):
             prompts = make_prompts(c, data, shown, train if c.eval_prompts == "overfit" else val, speaker)
             write_references(speaker, prompts, Path(c.out_dir) / "samples" / "reference")
             texts = [p["request"]["text"] for p in prompts]
-            judges = load_recognisers([c.eval_recogniser], texts, data.grammar, device, True, c.language)
+            judges = load_recognisers([c.eval_recogniser], texts, data.grammar, device, quick=True, language=c.language)
 
     def batches(step, place):
         """From `step` and its place on: this process's micro-batches, each with the counts of its step over all

@@ -47,9 +47,9 @@ WRITERS = {
     "png": lambda out: plots.plot_curves(out / "a.png", {"a": [{"step": 1, "loss": 2.0}]}),
     "codec": lambda out: CODEC.save(out),
     "codes": lambda out: prepare.encode_shard((out / "tokens_00000", out.parent / "corpus", [
-        {"id": "a", "text": "a", "source": "wavs/a.wav"}], CODEC, None)),
+        {"id": "a", "text": "a", "source": "wavs/a.wav"}], CODEC, None, "en")),
     "mels": lambda out: prepare._prepare_shard((out / "mels_00000", out.parent / "corpus", [
-        {"id": "a", "text": "a", "source": "wavs/a.wav"}], MEL, 2.0)),
+        {"id": "a", "text": "a", "source": "wavs/a.wav"}], MEL, 2.0, "en")),
 }
 
 

@@ -264,7 +264,7 @@ def test_it_speaks_while_it_trains(flags, tmp_path, in_process, monkeypatch):
         folder = tmp_path / "run" / "samples" / f"step_{step:08d}"
         assert sorted(path.name for path in folder.iterdir()) == [
             "000.png", "000.wav", "001.png", "001.wav", "clips.jsonl"]
-    monkeypatch.setattr(trainer, "load_recognisers", lambda *_, quick: [])
+    monkeypatch.setattr(trainer, "load_recognisers", lambda *_, quick, language: [])
     in_process(flags(steps=1, out_dir=tmp_path / "deaf", **settings))
     assert not [row for row in metrics(tmp_path / "deaf") if "wer" in row]
     assert (tmp_path / "deaf" / "samples" / "step_00000001" / "001.wav").exists()
