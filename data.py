@@ -31,7 +31,7 @@ from trivox.audio import MelConfig
 from trivox.check import check_corpus
 from trivox.codecs import CODECS
 from trivox.common import Folder, Limit, Positive, UserError, flag, run, some_path
-from trivox.corpora import download_ljspeech, find_list, transcribe
+from trivox.corpora import download_ljspeech, find_list, other_lists, transcribe
 from trivox.cut import cut_corpus
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
@@ -109,9 +109,10 @@ def ljspeech(p):
     def make(args):
         root, metadata = args.root or download_ljspeech(args.out.parent), args.metadata
         if not metadata and not find_list(root):
-            metadata = args.out / "metadata.csv"
-            if not metadata.exists():
-                transcribe(root, args.out, args.language, args.whisper)
+            if (others := other_lists(root)) and not args.whisper:
+                raise UserError(f"{root} has no list of clips under a name that is known, but {others[0].name}: "
+                                f"--metadata {others[0]} reads that, --whisper base transcribes anyway")
+            metadata = transcribe(root, args.out, args.language, args.whisper)
         elif args.whisper:
             raise UserError(f"--whisper is for recordings without a list, and there is {metadata or find_list(root)}")
         prepare_mels(root, args.out, mel_config(args), args.max_seconds, args.language,

@@ -212,3 +212,53 @@ def test_how_a_list_is_understood(tmp_path, capsys, lines, ids, words):
     said = capsys.readouterr().out + str(clips)
     assert [clip["id"] for clip in clips if "skipped" not in clip] == [*ids] and heldout is None
     assert words in said and "wavs/a.wav: 'It was late.', " in said
+
+
+def test_two_recordings_of_one_name(tmp_path, one_process):
+    """Each is a clip of its own, by whichever door; what is dropped or held out by an id is every clip of that id."""
+    root = make_corpus(tmp_path / "corpus", {"a": tone(0.3), "b": tone(0.3)}, ["a.wav|One.", "a.flac|Two.", "b|Three."])
+    soundfile.write(root / "wavs" / "a.flac", tone(0.4, 500), 22050)
+    clips, _ = read_corpus(root)
+    assert [(clip["id"], clip["source"]) for clip in clips] == [
+        ("a", "wavs/a.wav"), ("a.flac", "wavs/a.flac"), ("b", "wavs/b.wav")]
+    assert sorted(clip["id"] for clip in read_corpus(root / "wavs")[0]) == ["a", "a.wav", "b"]
+    (root / "metadata.csv").write_text("a|One.\nb|Three.\na|Again.\n")
+    (tmp_path / "audit.csv").write_text("id,drop\na,x\nb,no\n")
+    clips, _ = read_corpus(root, drop=tmp_path / "audit.csv")
+    assert [clip.get("skipped", "")[:9] for clip in clips] == ["audit.csv", "", "line 3 of"]
+    for bad in ('id,drop\n"a,x\n', "id,drop\na,x\rb,\n"):
+        (tmp_path / "audit.csv").write_text(bad)
+        assert "audit.csv" in refusal(lambda argv: read_corpus(root, drop=tmp_path / "audit.csv"))
+
+
+def test_what_is_not_read_is_told(tmp_path, capsys, one_process):
+    """Recordings that no line names; files that may be lists, where no list has a known name; a text of marks alone."""
+    root = make_corpus(tmp_path / "corpus", {id: tone(0.3) for id in "abc"}, ["a|One.", "b|\u200b-"])
+    data.main(["ljspeech", "--root", str(root), "--out", str(tmp_path / "mels")])
+    said = capsys.readouterr().out
+    assert "names none of 1 recordings" in said and "wavs/c.wav" in said
+    assert "skipped b: its text, '\\u200b-', has no letter and no digit" in said
+    (root / "metadata.csv").rename(root / "train_list.txt")
+    said = refusal(data.main, "ljspeech", "--root", root, "--out", tmp_path / "new")
+    assert "train_list.txt" in said and "--metadata" in said
+    data.main(["check", "--root", str(root), "--out", str(tmp_path / "page")])
+    assert "train_list.txt" in capsys.readouterr().out
+    assert "--metadata names one" in refusal(data.main, "check", "--root", root, "--columns", "id|text")
+    (root / "train_list.txt").rename(root / "Metadata.CSV")
+    assert [clip["text"] for clip in read_corpus(root)[0]] == ["One.", "\u200b-"]
+
+
+def test_what_is_new_is_transcribed(tmp_path, monkeypatch, capsys):
+    """And nothing else; what was corrected stays. Names that would break a line are told before."""
+    heard = []
+    monkeypatch.setattr(corpora, "load_recogniser", lambda name, **kw: (
+        "ears", lambda wavs, rate: [heard.append(len(wav)) or f"number {len(heard)}" for wav in wavs]))
+    write_wav(tmp_path / "a" / "x.wav", tone(0.1), 16000)
+    write_wav(tmp_path / "a" / "odd|name.wav", tone(0.1), 16000)
+    list = corpora.transcribe(tmp_path / "a", tmp_path / "out")
+    assert list.read_text() == "x|number 1|number 1\n" and "skipped 'odd|name.wav'" in capsys.readouterr().out
+    list.write_text("x|Corrected.|Corrected.\n")
+    for _ in range(2):
+        write_wav(tmp_path / "a" / "y.wav", tone(0.2), 16000)
+        corpora.transcribe(tmp_path / "a", tmp_path / "out")
+        assert list.read_text() == "x|Corrected.|Corrected.\ny|number 2|number 2\n" and len(heard) == 2

@@ -132,3 +132,54 @@ def test_transcripts(tmp_path, content, clips):
         assert [(clip["id"], clip["text"]) for clip in read_transcripts(tmp_path / "a.txt")] == clips
     else:
         assert clips in refusal(lambda argv: read_transcripts(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("content", [
+    "c0|EN-US|EN|It was late.\nc1|EN-US|EN|Nobody came.\n", "c0|EN|EN|It was late.\nc1|EN|EN|Nobody came.\n",
+    "c0|0|0|It was late.\nc1|0|0|Nobody came.\n", "c0|It was late.|p220|p220\nc1|Nobody came.|p225|p225\n",
+    "c0|你好世界|ni3 hao3 shi4 jie4\nc1|再见|zai4 jian4\n", "c0|$5|five dollars\nc1|1999|nineteen ninety nine\n",
+    "c0|It was late.|1.8s\nc1|Nobody came.|1.9s\n", "c0|It was late.|00:00:03\nc1|Nobody came.|00:00:03\n",
+    "c0|It was late.|EN\nc1|Nobody came.|EN\n", "c0|It was late.|happy\nc1|Nobody came.|sad\n",
+    "c0|It was late.|m\nc1|Nobody came.|m\n", table(IDS * 2, ["right", "left"] * 8, [f"spk{n}" for n in range(16)]),
+    "c0.wav,It is late,she said\nc1.wav,Yes, it was late.\n", "c0.wav,It is late,she said\nc1.wav,Well,he said\n",
+    'c0.wav,"I will go.\nc1.wav,And never return."\nc2.wav,So.\n',
+], ids=str)
+def test_nothing_is_guessed(tmp_path, content):
+    """Languages, moods, times, phonemes and the like are no speakers; a quotation joins no lines."""
+    (tmp_path / "metadata.csv").write_text(content, encoding="utf-8")
+    said = refusal(lambda argv: understood(tmp_path / "metadata.csv"))
+    assert "--columns" in said or "line 1 of" in said
+
+
+@pytest.mark.parametrize("content, clips", [
+    ('c0|"I will go.\nc1|And never return."\n', [("c0", '"I will go.', ""), ("c1", 'And never return."', "")]),
+    ('"c0"|"It was late."\n"c1"|"So."\n', [("c0", "It was late.", ""), ("c1", "So.", "")]),
+    ('"id"|"text"\n"c0"|"It was late."\n', [("c0", "It was late.", "")]),
+    ("c0\tIt was | late.\nc1\tSo | so.\n", [("c0", "It was | late.", ""), ("c1", "So | so.", "")]),
+    ("c0|wavs/c0.wav|It was late.\nc1|wavs/c1.wav|So.\n", [("c0", "It was late.", ""), ("c1", "So.", "")]),
+    ("c0|Hi.|Hi.|en-us\nc1|Hi.|Hi.|de\n", [("c0", "Hi.", "en-us"), ("c1", "Hi.", "de")]),
+    ("|\n||\n", "names no clip"),
+], ids=str)
+def test_what_looks_odd(tmp_path, content, clips):
+    (tmp_path / "metadata.csv").write_text(content, encoding="utf-8")
+    if isinstance(clips, str):
+        assert clips in refusal(lambda argv: understood(tmp_path / "metadata.csv"))
+    else:
+        assert understood(tmp_path / "metadata.csv") == clips
+
+
+@pytest.mark.parametrize("row, clip", [
+    ({"file": "c0", "text": "Hi.", "speaker_id": 1.0}, ("c0", "Hi.", "1")),
+    ({"file": "c0", "text": "Hi.", "speaker": {"name": "jo"}}, ("c0", "Hi.", "jo")),
+    ({"file": "c0", "text": 7, "speaker": True}, ("c0", "7", "")),
+    ({"audio": {"filepath": "c0"}, "text": None, "transcript": "Hi."}, ("c0", "Hi.", "")),
+    ({"file": "c0", "text": "Hi.", "offset": 0.0, "duration": 2.0}, ("c0", "Hi.", "")),
+    ({"file": "c0", "text": "Hi.", "offset": 0.5}, "part of a recording"),
+    ({"file": "c0", "text": "bad \ud800"}, ("line 1", "", "")),
+])
+def test_values_of_json(tmp_path, row, clip):
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    if isinstance(clip, str):
+        assert clip in refusal(lambda argv: understood(tmp_path / "metadata.jsonl"))
+    else:
+        assert understood(tmp_path / "metadata.jsonl") == [clip]

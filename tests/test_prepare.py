@@ -211,7 +211,14 @@ def test_what_changed_is_made_anew_alone(tmp_path, one_process, monkeypatch, cap
         for folder in "again", "tokens again":
             shutil.rmtree(tmp_path / folder)
     assert [len(dataset.clips("val")) for dataset in (MelDataset(mels, MEL), TokenDataset(tokens_at))] == [1, 1]
-    assert "1 of 3 shards are made anew" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 3 shards are made anew" in said and "mel_rvq stays as it was fitted" in said
+    (root / "grammar.jsgf").write_text("#JSGF")
+    prepare_mels(root, mels, MEL, 2.0)
+    assert (mels / "grammar.jsgf").exists()
+    (root / "grammar.jsgf").unlink()
+    prepare_mels(root, mels, MEL, 2.0)
+    assert not (mels / "grammar.jsgf").exists()
 
 
 def _prepare_small_shards(root, out):

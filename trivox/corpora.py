@@ -94,11 +94,14 @@ class Recordings:
             self.paths += [f"{inside}/{name}".removeprefix("./") for name in files
                            if not name.startswith(".") and ending_of(name)]
         self.paths.sort()
-        self.exact, self.called = {}, defaultdict(list)  # by the whole path; by the name without its ending
+        self.exact, self.bare, self.called = {}, {}, defaultdict(list)  # by the path; without ending; by the name alone
         for path in self.paths:
             plain = unicodedata.normalize("NFC", path)
             self.exact[plain] = path
-            self.called[without_ending(plain).rpartition("/")[2]].append(plain)
+            bare = without_ending(plain)
+            if bare not in self.bare or rank(plain) < rank(self.bare[bare]):
+                self.bare[bare] = plain
+            self.called[bare.rpartition("/")[2]].append(plain)
 
     def find(self, name):
         """The path of the recording that a list calls `name`: where it stands under root or under wavs/, with its
@@ -106,7 +109,7 @@ class Recordings:
 
         Raises UserError for a name that leads out of the corpus, that fits several, and that is nowhere.
         """
-        plain = unicodedata.normalize("NFC", name.replace("\\", "/") if "/" not in name else name)
+        plain = unicodedata.normalize("NFC", slashed(name))
         if (path := PurePosixPath(plain)).is_absolute():
             roots = [r for r in (os.path.abspath(self.root), os.path.realpath(self.root)) if path.is_relative_to(r)]
             if not roots:
@@ -115,18 +118,17 @@ class Recordings:
         plain = os.path.normpath(plain)
         if plain.split("/")[0] == "..":
             raise UserError(f"it leads out of {self.root}")
-        for whole in (f"wavs/{plain}", plain):
-            if whole in self.exact:
-                return self.there(self.exact[whole])
+        for known in (self.exact, self.bare):
+            for whole in (f"wavs/{plain}", plain, f"wavs/{without_ending(plain)}", without_ending(plain)):
+                if whole in known:
+                    return self.there(self.exact[known[whole]] if known is self.bare else known[whole])
         for bare in dict.fromkeys((plain, without_ending(plain))):
             fit = [path for path in self.called.get(bare.rpartition("/")[2], ())
                    if f"/{without_ending(path)}".endswith(f"/{bare}")]
-            for whole in (f"wavs/{bare}", bare):
-                fit = [path for path in fit if without_ending(path) == whole] or fit
             if len({without_ending(path) for path in fit}) > 1:
                 raise UserError(f"it can be {fit[0]} and {fit[1]}: write the folder before the name")
             if fit:
-                return self.there(self.exact[min(fit, key=lambda path: AUDIO_ENDINGS.index(ending_of(path)))])
+                return self.there(self.exact[min(fit, key=rank)])
         raise UserError(f"cannot read {plain[:200]}: there is no such recording below {self.root}")
 
     def there(self, path):
@@ -145,10 +147,20 @@ class Recordings:
             return False
 
 
+def slashed(name):
+    """A file's name with / between folders, and without the file:// of an address."""
+    return (name.replace("\\", "/") if "\\" in name else name).removeprefix("file://")
+
+
 def ending_of(name):
     """The ending of a recording's name, in lower case; "" of anything else's."""
     ending = os.path.splitext(name)[1].lower()
     return ending if ending in AUDIO_ENDINGS else ""
+
+
+def rank(name):
+    """Of recordings that differ in their endings alone, the one of the lowest rank is taken."""
+    return AUDIO_ENDINGS.index(ending_of(name))
 
 
 def without_ending(name):
@@ -179,31 +191,31 @@ def is_utf8(path):
 def transcribe(root, out, language="en", model=None):
     """Write out/metadata.csv for a folder of bare recordings, by Whisper. Goes on where a killed run stopped.
 
-    language: a code such as de. model: one that openai-whisper knows, or a file of weights; None for base. What cannot
-    be read is told, and has no line. Raises UserError without weights, and where there is no recording.
+    What stands in that file already, corrected perhaps, stays. language: a code such as de. model: one that openai-
+    whisper knows, or a file of weights; None for base. What cannot be read is told, and has no line. Raises
+    UserError without weights, and where there is no recording.
     """
-    recordings = Recordings(root)
+    recordings, growing = Recordings(root), out / "transcripts.jsonl"
     if not recordings.paths:
         raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor recordings")
+    paths, before = can_be_listed(recordings.paths), transcribed(out)
+    if before and all(without_ending(path) in before for path in paths):
+        return out / "metadata.csv"
     try:
         what, hear = load_recogniser("whisper", device="cuda" if torch.cuda.is_available() else "cpu",
                                      language=language, model=model)
     except UserError as e:
         raise UserError(f"{root} has no list of clips, and Whisper, which would write it, cannot: {e}") from None
-    for path in recordings.paths:
-        if not is_utf8(path):
-            print(f"skipped {path}: its name is no UTF-8, as metadata.csv is: rename it")
-    paths = [path for path in recordings.paths if is_utf8(path)]
     out.mkdir(parents=True, exist_ok=True)
-    growing, by = out / "transcripts.jsonl", {"by": what, "language": language}
+    by = {"by": what, "language": language}
     rows = [row for _, row in read_rows(growing, grows=True)] if growing.exists() else []
     heard = {row["path"]: row["text"] for row in rows[1:] if {*row} == {"path", "text"}} if rows[:1] == [by] else {}
-    print(f"{root} has no list of clips: {what} hears {len(paths):,} recordings, language {language} (--language, "
-          f"--whisper); {len(heard):,} it has heard before")
+    todo = [path for path in paths if path not in heard and without_ending(path) not in before]
+    print(f"{root} has no list of clips: {what} hears {len(todo):,} recordings of {len(paths):,}, language {language} "
+          "(--language, --whisper); the others have been heard before")
     write_whole(growing, "".join(json.dumps(row) + "\n" for row in [by, *(
         {"path": path, "text": text} for path, text in heard.items())]))
-    todo, bar = [path for path in paths if path not in heard], tqdm(None, "transcribing", unit=" clips")
-    bar.reset(len(todo))
+    bar = tqdm(None, "transcribing", len(todo), unit=" clips")
     with growing.open("a", encoding="utf-8") as file, bar:
         for some in (todo[i:i + HEARD] for i in range(0, len(todo), HEARD)):
             wavs = {}
@@ -217,24 +229,58 @@ def transcribe(root, out, language="en", model=None):
                 file.write(json.dumps({"path": path, "text": heard[path]}) + "\n")
             file.flush()
             bar.update(len(some))
-    lines = [f"{without_ending(path)}|{heard[path]}|{heard[path]}\n" for path in paths if path in heard]
-    write_whole(out / "metadata.csv", "".join(lines))
+    lines = [f"{without_ending(path)}|{heard[path]}|{heard[path]}" for path in paths if path in heard]
+    write_whole(out / "metadata.csv", "".join(f"{line}\n" for line in [*before.values(), *lines]))
     growing.unlink()
     return out / "metadata.csv"
 
 
+def transcribed(out):
+    """The lines of out/metadata.csv that there are: {name of the recording: line}."""
+    path = out / "metadata.csv"
+    return {line.split("|")[0]: line for line in lines_of(path) if line} if path.exists() else {}
+
+
+def can_be_listed(paths):
+    """Those paths that can stand in metadata.csv. Of others it is told that they cannot."""
+    can = []
+    for path in paths:
+        if not is_utf8(path):
+            print(f"skipped {path!r}: its name is no UTF-8, as metadata.csv is: rename it")
+        elif set(path) & {"|", "\n", "\r"} or path != path.strip() or path.startswith('"'):
+            print(f"skipped {path!r}: its name would break its line of metadata.csv: rename it")
+        else:
+            can.append(path)
+    return can
+
+
 def find_list(root):
     """The list of clips of a corpus; None where there is none."""
-    found = [root / name for name in LISTS if (root / name).is_file()]
+    by_name = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_file()} \
+        if root.is_dir() else {}
+    found = [by_name[name] for name in LISTS if name in by_name]
     if len(found) > 1:
         print(f"note: {root} has {' and '.join(path.name for path in found)}: the first is read, --metadata names "
               "another")
     return found[0] if found else None
 
 
-def clip_id(path):
-    """What the clip of a recording is called in a data set: its path without wavs/ and without the ending."""
-    return without_ending(path.removeprefix("wavs/"))
+def other_lists(root):
+    """Files of a corpus without a list that may be one under another name."""
+    known = ("heldout.txt", "readme.txt", "license.txt", "speakers.json", "dropped.csv")
+    return [path for folder in (root, root / "wavs", root / "filelists") if folder.is_dir() for path in sorted(
+        folder.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json", ".jsonl")
+            and path.name.lower() not in known and not path.name.startswith(".")]
+
+
+def clip_id(path, ids):
+    """What the clip of a recording is called in a data set: its path without wavs/ and, unless another is called so,
+    without the ending. ids: {id: path} of those before, to which it is added."""
+    id = path.removeprefix("wavs/")
+    if ids.setdefault(without_ending(id), path) == path:
+        return without_ending(id)
+    ids[id] = path
+    return id
 
 
 def read_corpus(root, metadata=None, columns=None, drop=None):
@@ -253,14 +299,21 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
         if not recordings.paths:
             raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor a recording "
                             f"({', '.join(AUDIO_ENDINGS)})")
+        if columns:
+            raise UserError(f"{root} has no list of clips that --columns could be about: --metadata names one")
+        if others := other_lists(root):
+            print(f"note: {root} has no list of clips under a name that is known, and is read without texts; it has "
+                  f"{', '.join(path.name for path in others[:3])}{', …' * (len(others) > 3)}: --metadata names a list")
         clips = bare_clips(recordings)
         leave_out(clips, drop)
         return clips, held_out(recordings, called(clips))
     clips, layout = read_list(metadata, columns, recordings.has)
+    for clip in clips:
+        clip["id"] = clip["id"] if "skipped" in clip else slashed(clip["id"])
     outer = outer_folders([clip["id"] for clip in clips if "skipped" not in clip], recordings)
     if outer:
         print(f"note: {metadata} names recordings by {outer}/, which is left out: they are below {root}")
-    seen, names = {}, {}
+    seen, names, ids = {}, {}, {}
     for clip in clips:
         line, clip["source"], name = clip.pop("line"), clip["id"], clip["id"]
         if "skipped" in clip:
@@ -270,13 +323,16 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
         except UserError as e:
             clip["skipped"] = str(e)
             continue
-        clip["id"], names[name] = clip_id(clip["source"]), clip["source"]
+        names[name] = clip["source"]
+        clip["id"] = clip_id(clip["source"], ids)
         if clip["source"] in seen:
             clip["skipped"] = f"line {line} of {metadata.name} names it again, after line {seen[clip['source']]}"
         seen.setdefault(clip["source"], line)
     leave_out(clips, drop)
     heldout = held_out(recordings, names | called(clips))
     if not int(os.environ.get("RANK") or 0):
+        if unnamed := [path for path in recordings.paths if path not in seen]:
+            print(f"note: {metadata} names none of {len(unnamed):,} recordings of {root}, such as {unnamed[0]}")
         print(f"{metadata}: {layout}; {len(clips):,} clips, of which the first are")
         for clip in [clip for clip in clips if "skipped" not in clip][:FIRST]:
             print(f"    {clip['source']}: {clip['text'][:99]!r}, {clip['speaker'] or 'no speaker named'}")
@@ -288,32 +344,41 @@ def leave_out(clips, drop):
     and that there is not, and for a file of another kind."""
     if drop is None:
         return
-    rows = csv.DictReader(lines_of(drop))
-    if not {"id", "drop"} <= {*(rows.fieldnames or ())}:
+    reader = csv.DictReader(lines_of(drop), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as e:
+        raise UserError(f"line {reader.line_num} of {drop} is no line of a CSV file ({e})") from None
+    if not {"id", "drop"} <= {*(reader.fieldnames or ())}:
         raise UserError(f"{drop} should have the columns id and drop, as evaluate.py audit writes them")
-    of = {clip["id"]: clip for clip in clips}
-    for row in rows:
-        if not (row["drop"] or "").strip():
+    of = defaultdict(list)
+    for clip in clips:
+        of[clip["id"]].append(clip)
+    for number, row in rows:
+        if (row["drop"] or "").strip().lower() in ("", "no", "n", "false", "0"):
             continue
         if row["id"] not in of:
             near = difflib.get_close_matches(str(row["id"])[:99], of, 1, cutoff=0)
-            raise UserError(f"line {rows.line_num} of {drop} is about {row['id']!r}, no clip's id; the nearest is "
-                            f"{near[0]!r}")
-        of[row["id"]].setdefault("skipped", f"{drop.name} marks it to be dropped")
+            raise UserError(f"line {number} of {drop} is about {row['id']!r}, no clip's id; the nearest is {near[0]!r}")
+        for clip in of[row["id"]]:
+            clip.setdefault("skipped", f"{drop.name} marks it to be dropped")
 
 
 def called(clips):
     """What each clip can be called: {its id, its recording's path, with the ending and without: that path}."""
-    return {unicodedata.normalize("NFC", name): clip["source"] for clip in clips
-            for name in (clip["source"], without_ending(clip["source"]), clip["id"])}
+    named = {}
+    for clip in clips:
+        for name in (clip["source"], clip["id"], without_ending(clip["source"])):
+            named.setdefault(unicodedata.normalize("NFC", name), clip["source"])
+    return named
 
 
 def bare_clips(recordings):
     """The clips of a folder without a list. Those that are links to others of it are left out, and counted."""
-    root, clips, linked = recordings.root, [], 0
+    root, clips, linked, ids = recordings.root, [], 0, {}
     own = {path for path in recordings.paths if os.path.realpath(root / path) == os.path.realpath(root) + f"/{path}"}
     for path in recordings.paths:
-        clips.append({"id": without_ending(path), "text": "", "speaker": "", "source": path})
+        clips.append({"id": clip_id(f"wavs/{path}", ids), "text": "", "speaker": "", "source": path})
         if path not in own:
             real = os.path.realpath(root / path)
             if os.path.relpath(real, os.path.realpath(root)) in own:
@@ -360,6 +425,14 @@ def held_out(recordings, names):
             raise UserError(f"line {number} of {path} is {name[:99]!r}, no clip's id; the nearest is {near[0]!r}")
         found.add(source)
     return found
+
+
+def file_stamp(path):
+    try:
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns
+    except (OSError, ValueError):  # none is there, or its name can be none
+        return None
 
 
 def draw_key(id):

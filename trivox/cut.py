@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from trivox.common import UserError
-from trivox.corpora import Recordings, is_utf8, transcribe, without_ending
+from trivox.corpora import Recordings, can_be_listed, clip_id, file_stamp, transcribe, transcribed
 from trivox.files import drop_parts, read_json, read_rows, write_whole
 from trivox.parallel import parallel
 from trivox.recognisers import at_16_khz
@@ -38,8 +38,11 @@ def cut_corpus(root, out, seconds=(2.0, 12.0), language="en", model=None):
     if not importlib.util.find_spec("faster_whisper"):
         raise UserError("speech is found by a part of faster-whisper, which is missing: pip install --no-deps -r "
                         "requirements-extra.txt")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"--out {out} is in {root}, whose recordings are cut, and its own would be: name a folder "
+                        "beside it")
     recordings = Recordings(root)
-    paths = [path for path in recordings.paths if is_utf8(path)]
+    paths = can_be_listed(recordings.paths)
     if not paths:
         raise UserError(f"{root} has no recordings")
     plan = {"cut": str(root.resolve()), "seconds": [*seconds]}
@@ -50,16 +53,18 @@ def cut_corpus(root, out, seconds=(2.0, 12.0), language="en", model=None):
     write_whole(out / "cut.json", json.dumps(plan))
     for folder in {out / "cuts", *(path.parent for path in (out / "cuts").rglob("*.part"))}:
         drop_parts(folder)
+    gone, ids = forget(root, paths, out)
     sizes = [(root / path).stat().st_size if (root / path).exists() else 0 for path in paths]
+    names = {path: clip_id(path, ids) for path in paths}  # a.wav and a.mp3 are not both a
     with parallel() as pool, tqdm(None, "cutting", sum(sizes), unit="B", unit_scale=True, leave=False) as bar:
-        for size, _ in zip(sizes, pool.map(cut_recording, [(root, path, out, seconds) for path in paths])):
+        jobs = [(root, path, name, out, seconds) for path, name in names.items()]
+        for size, _ in zip(sizes, pool.map(cut_recording, jobs)):
             bar.update(size)
-    rows = [row for path in paths for _, row in read_rows(out / "cuts" / f"{path}.jsonl")]
+    rows = [row for path in paths for _, row in read_rows(out / "cuts" / f"{path}.jsonl") if "stamp" not in row]
     if not any("id" in row for row in rows):
         reasons = [f"; of {row['recording']} it is said: {row['reason']}" for row in rows]
         raise UserError(f"nothing in {root} could be cut into clips{(reasons or [', as no speech is found'])[0]}")
-    if not (out / "metadata.csv").exists():
-        transcribe(out, out, language, model)
+    transcribe(out, out, language, model)
     heard = dict(line.split("|")[:2] for line in (out / "metadata.csv").read_text(encoding="utf-8").split("\n") if line)
     for row in rows:
         if "id" in row and not heard.get(f"wavs/{row['id']}"):
@@ -69,6 +74,8 @@ def cut_corpus(root, out, seconds=(2.0, 12.0), language="en", model=None):
     csv.DictWriter(content, FIELDS, extrasaction="ignore").writerows([dict(zip(FIELDS, FIELDS)), *dropped])
     write_whole(out / "dropped.csv", content.getvalue())
     kept = [row for row in rows if "reason" not in row]
+    if gone:
+        print(f"note: {len(gone):,} recordings that were cut before are no longer in {root}; their clips stay")
     hours = [sum(row["end"] - row["start"] for row in some) / 3600 for some in (kept, dropped)]
     print(f"{out}: {len(kept):,} clips, {hours[0]:.2f} h, of {len(paths):,} recordings; {len(dropped):,} stretches of "
           f"{hours[1]:.2f} h are left out, {out / 'dropped.csv'} says why. Read metadata.csv, and correct it")
@@ -77,7 +84,7 @@ def cut_corpus(root, out, seconds=(2.0, 12.0), language="en", model=None):
 def cut_recording(job):
     """Write the clips of one recording and then, as the mark that they are whole, cuts/<its path>.jsonl: a row for each
     stretch of speech, with its start and end in seconds and the id of its clip, or the reason why it is none."""
-    root, path, out, seconds = job
+    root, path, name, out, seconds = job
     mark = out / "cuts" / f"{path}.jsonl"
     if mark.exists():
         return
@@ -89,12 +96,32 @@ def cut_recording(job):
                 rows[-1]["reason"] = reason
                 continue
             count += 1
-            rows[-1]["id"] = f"{without_ending(path)}_{count:04d}"
+            rows[-1]["id"] = f"{name}_{count:04d}"
             write_wav(out / "wavs" / f"{rows[-1]['id']}.wav", wav, rate)
     except UserError as e:
         rows.append({"recording": path, "start": 0.0, "end": 0.0, "reason": str(e)})
     mark.parent.mkdir(parents=True, exist_ok=True)
+    rows.insert(0, {"recording": path, "name": name, "stamp": file_stamp(root / path)})
     write_whole(mark, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def forget(root, paths, out):
+    """Take away what was cut of recordings that have changed since. Returns those that are there no more, whose clips
+    stay, and how each was called: {name: path}."""
+    gone, ids, lines = [], {}, transcribed(out)
+    for mark in sorted((out / "cuts").rglob("*.jsonl")):
+        rows = [row for _, row in read_rows(mark)]
+        path = ids[rows[0]["name"]] = rows[0]["recording"]
+        if path not in paths:
+            gone.append(path)
+        elif rows[0].get("stamp") != json.loads(json.dumps(file_stamp(root / path))):
+            print(f"{path} has changed, and is cut anew")
+            for row in rows:
+                (out / "wavs" / f"{row.get('id')}.wav").unlink(missing_ok=True)
+                lines.pop(f"wavs/{row.get('id')}", None)
+            write_whole(out / "metadata.csv", "".join(f"{line}\n" for line in lines.values()))
+            mark.unlink()
+    return gone, ids
 
 
 def stretches(path, seconds):

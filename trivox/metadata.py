@@ -9,6 +9,7 @@ Where that does not show, UserError asks for --columns.
 import csv
 import io
 import json
+import re
 from collections import Counter
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -25,6 +26,11 @@ NAMES = {role: names.split() for role, names in {  # what headers and JSON call 
     "normalized": "normalized normalised normalized_text normalised_text text_normalized text_normalised "
                   "normalized_transcription clean_text",
     "speaker": "speaker speaker_id speaker_name spk spk_id client_id voice reader narrator"}.items()}
+PATHS = "path", "filepath", "file_name", "filename", "file", "audio_filepath"  # of an object that is a recording
+PARTS = "offset", "start", "start_time", "begin", "segment_start"  # where a clip begins in its recording
+NOT_NAMES = {*"""m f male female man woman happy sad angry neutral calm surprised fearful disgusted en de fr es it nl pt
+pl ru zh ja ko ar hi tr cs sv da fi no el he uk id th vi ro hu""".split()}  # entries of columns that name no speaker
+FEW = 8  # clips, of which so little shows
 ALIKE = 200  # so many lines are looked at to tell whether two columns say the same
 
 
@@ -64,7 +70,10 @@ def read_list(path, columns=None, is_recording=None):
     for number, row in rows:
         text = " ".join((row.get("normalized") or row.get("text") or "").split())
         clip = {"id": row.get("id", ""), "text": text, "speaker": row.get("speaker", ""), "line": number}
-        if not clip["id"]:
+        if any("\ud800" <= c <= "\udfff" for value in (clip["id"], text, clip["speaker"]) for c in value):
+            clip |= {"id": f"line {number}", "text": "", "speaker": "",
+                     "skipped": f"line {number} of {path.name} has halves of characters (surrogates) in it"}
+        elif not clip["id"]:
             clip |= {"id": f"line {number}", "skipped": f"line {number} of {path.name} names no recording"}
         elif not text:
             clip["skipped"] = f"line {number} of {path.name} has no text"
@@ -113,18 +122,27 @@ def read_objects(path, lines):
             value = None
         if not isinstance(value, dict):
             raise UserError(f"line {number} of {path} is no object of JSON: {line[:40]!r}")
-        keys = roles_of(value)
-        used.update(f"{key} ({role})" if role else f"{key} (not used)" for key, role in zip(value, keys))
-        row = {}
-        for role, cell in zip(keys, value.values()):
-            if role == "id" and isinstance(cell, dict):  # as Hugging Face's datasets have it
-                cell = cell.get("path")
-            if role == "speaker" and isinstance(cell, int):
-                cell = str(cell)
-            if role and isinstance(cell, str):
-                row[role] = cell.strip()
-        rows.append((number, row))
+        for key in PARTS:
+            if isinstance(value.get(key), (int, float)) and value[key] > 0:
+                raise UserError(f"line {number} of {path} is about a part of a recording ({key} {value[key]}): cut the "
+                                "parts into files of their own first")
+        row = {key: plain(cell, key, number, path) for key, cell in value.items()}
+        row = {key: cell for key, cell in row.items() if cell}  # so that what is empty gives way to what is not
+        roles = dict(zip(row, roles_of(row)))
+        used.update(f"{key} ({roles[key]})" if roles.get(key) else f"{key} (not used)" for key in value)
+        rows.append((number, {role: row[key] for key, role in roles.items() if role}))
     return rows, f"JSON: {', '.join(used)}"
+
+
+def plain(cell, key, number, path):
+    """What JSON has for an id, a text or a speaker, as a str; of an object its path or its name."""
+    if isinstance(cell, dict):
+        cell = next((cell[name] for name in (*PATHS, "name", "id") if cell.get(name) is not None), None)
+    if isinstance(cell, float) and cell == int(cell):
+        cell = int(cell)  # as pandas writes numbers of a column with gaps
+    if isinstance(cell, bool):
+        cell = None
+    return str(cell).strip() if isinstance(cell, (str, int, float)) else ""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -140,7 +158,9 @@ def read_table(path, lines, columns=None, is_recording=None):
             return [], ""
         raise UserError(f"line {number} of {path}, {line.strip()[:40]!r}, has no columns that can be told apart: "
                         "expected lines such as LJ001-0001|text, the recording first")
-    rows = [(number, cells) for number, cells in split_cells(path, lines, delimiter) if any(cells)]
+    rows = [(n, cells) for n, cells in split_cells(path, lines, delimiter, is_recording) if any(cells)]
+    if not rows:
+        return [], ""
     names = None
     if named:
         names, rows = rows[0][1], rows[1:]
@@ -157,6 +177,9 @@ def read_table(path, lines, columns=None, is_recording=None):
             raise UserError(f"line {number} of {path} has {has} columns, and {where} {width}: {mark} in a text "
                             "has to be taken out or quoted; where all lines should have more columns, --columns names "
                             "them")
+    if delimiter in ",;" and width > 2 and not columns and not named and not any('"' in line for line in lines):
+        raise UserError(f"{path} has {mark} within texts, perhaps, as in {', '.join(rows[0][1])[:60]!r}: quote the "
+                        "texts, or say by --columns what its columns are, as in --columns \"id|text|speaker\"")
     if not columns and not named:
         roles = find_roles(path, [cells for _, cells in rows], width, is_recording)
     said = [role if role in ROLES else "not used" for role in roles]
@@ -194,9 +217,12 @@ def find_delimiter(lines, is_recording):
     """What stands between the columns: a bar or a tab in half of the lines; a comma or a semicolon where what stands
     before the first of them is a recording in half of the lines. None for nothing of that."""
     lines = [line for line in lines if line.strip()]
-    for delimiter in "|\t":
-        if sum(delimiter in line for line in lines) * 2 >= len(lines) > 0:
+    usual = [mark for mark in "|\t" if sum(mark in line for line in lines) * 2 >= len(lines) > 0]
+    for delimiter in usual[::-1] if is_recording else ():  # tabs behind recordings: then bars are in texts
+        if sum(is_recording(line.split(delimiter)[0].strip().strip('"')) for line in lines) * 2 >= len(lines):
             return delimiter
+    if usual:
+        return usual[0]
     for delimiter in ",;":
         if is_recording and lines and sum(any(
                 is_recording(cell.strip().strip('"')) for cell in line.split(delimiter)[:3]
@@ -205,20 +231,27 @@ def find_delimiter(lines, is_recording):
     return None
 
 
-def split_cells(path, lines, delimiter):
+def split_cells(path, lines, delimiter, is_recording=None):
     """[(number of the line, cells)]. Between commas and semicolons a cell that begins with a quote is quoted, as RFC
     4180 has it; between bars and tabs where it shows (`quoted`), as people write plain quotes there. Raises UserError,
-    by its line, for a quote that does not end."""
+    by its line, for a quote that does not end, or not before the next clip begins."""
     plain = [(number, [cell.strip() for cell in line.split(delimiter)]) for number, line in enumerate(lines, 1)]
     starts = [cell for _, cells in plain for cell in cells if cell.startswith('"')]
     if not starts or delimiter in "|\t" and not quoted(lines, delimiter):
         return plain
+    if delimiter in "|\t":  # where people write a line a clip
+        return [(number, [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])])
+                for number, line in enumerate(lines, 1)]
     csv.field_size_limit(2**31 - 1)
     rows, reader = [], csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=delimiter, strict=True,
                                   skipinitialspace=True)
     number = 1
     try:
         for cells in reader:
+            for inside in (part for cell in cells for part in cell.split("\n")[1:] if is_recording):
+                if is_recording(inside.split(delimiter)[0].strip().strip('"')):
+                    raise UserError(f"line {number} of {path} begins a quote that ends in another clip's line: write "
+                                    "the quotes of a text double, and the text in quotes")
             rows.append((number, [" ".join(cell.split()) for cell in cells]))
             number = reader.line_num + 1
     except csv.Error as e:
@@ -228,15 +261,16 @@ def split_cells(path, lines, delimiter):
 
 
 def quoted(lines, delimiter):
-    """Whether bars or tabs stand between quoted cells: it reads so, and in quotes is what would else be read wrongly, a
-    doubled quote or what stands between columns or lines."""
-    plain = [line.split(delimiter) for line in lines]
+    """Whether bars or tabs stand between quoted cells: each line reads so, and either all ids are quoted or in quotes
+    is what would else be read wrongly, a doubled quote or what stands between columns."""
+    lines = [line for line in lines if line.strip()]
     try:
-        rows = [*csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=delimiter, strict=True)]
+        rows = [next(csv.reader([line], delimiter=delimiter, strict=True)) for line in lines]
     except csv.Error:
         return False
-    return sum(map(len, rows)) < sum(map(len, filter(any, plain))) or any(
-        cell.startswith('"') and '""' in cell[1:-1] for cells in plain for cell in cells)
+    plain = [line.split(delimiter) for line in lines]
+    return all(line.startswith('"') for line in lines) or any(len(row) < len(cells) for row, cells in zip(
+        rows, plain)) or any(cell.startswith('"') and '""' in cell[1:-1] for cells in plain for cell in cells)
 
 
 def most_common_width(rows):
@@ -256,7 +290,7 @@ def find_roles(path, rows, width, is_recording):
         id = max(range(width), key=lambda n: (found[n], -n))
     roles = ["-"] * width
     roles[id] = "id"
-    others = [n for n in range(width) if n != id and any(columns[n])]
+    others = [n for n in range(width) if n != id and any(columns[n]) and found[n] * 2 <= len(table)]
     example = " | ".join(cell[:30] for cell in table[0])
     if not others:
         return roles
@@ -267,6 +301,8 @@ def find_roles(path, rows, width, is_recording):
         roles[others[0]] = "text"
         return roles
     speakers = [s for s in (None, *others) if is_layout(columns, [n for n in others if n != s], s)]
+    if not speakers and len(others) == 3 and is_twice(*(columns[n] for n in others)):
+        speakers = others[2:]
     if len(speakers) != 1:
         raise UserError(f"{path} does not show which of its columns is the text and which the speaker, as in "
                         f"{example!r}: --columns says it, as in --columns \"id|text|speaker\" or \"id|speaker|text\", "
@@ -281,12 +317,20 @@ def find_roles(path, rows, width, is_recording):
 
 def is_layout(columns, texts, speaker):
     """Whether these columns can be the text, or the text and its normalized form, and that one the speaker's name."""
-    if len(texts) == 2:
-        return alike(columns[texts[0]], columns[texts[1]]) and not (speaker is not None and measures(columns[speaker]))
-    if len(texts) != 1 or speaker is None:
+    said = [columns[n] for n in texts]
+    if len(texts) > 2 or len(texts) == 2 and not alike(*said) or not all(map(reads, said[:1])):
         return False
-    names, said = columns[speaker], columns[texts[0]]
-    return names_speakers(names, said) and not alike(names, said)
+    if speaker is None:
+        return len(texts) == 2
+    name, entries = columns[speaker], {x.lower().partition("-")[0] for x in columns[speaker]}
+    if len(texts) == 1 and entries <= {"", *NOT_NAMES}:  # beside a text and its normalized form voices may be called so
+        return False
+    return names_speakers(name, said[0]) and not any(alike(name, text) or names_speakers(text, name) for text in said)
+
+
+def is_twice(text, again, name):
+    """Whether a text stands there twice, as where nothing had to be normalized, and behind it something else."""
+    return text == again and any(map(str.isalpha, "".join(text))) and reads(text) >= reads(name)
 
 
 def alike(a, b):
@@ -297,21 +341,28 @@ def alike(a, b):
     return bool(ratios) and sum(ratios) / len(ratios) >= 0.5
 
 
-def measures(column):
-    """Whether a column has numbers that name nobody: fractions, or whole ones that hardly come twice; times perhaps."""
+PLAIN = re.compile(r"(?=.*[A-Za-z])[A-Za-z][\w-]{1,30}", re.ASCII)
+MEASURE = re.compile(r"[-+]?\d+(?:[.:,]\d+)+ ?(?:s|sec|ms|%)?|\d+ ?(?:s|sec|ms|%)")
+
+
+def reads(column):
+    """Whether most entries look like what is said: several words, or letters that need no space between words."""
     cells = [x for x in column if x]
-    numbers = all(x.replace(".", "", 1).isdecimal() for x in cells)
-    return numbers and (any("." in x for x in cells) or len({*cells}) * 2 > len(cells) > 2)
+    return sum(" " in x or any(c > "\u2e80" for c in x) for x in cells) * 3 >= len(cells) > 0
 
 
 def names_speakers(column, text):
-    """Whether a column has the speakers and not what they say: whole numbers beside words, half as many different
-    entries, or no white space where most texts have some."""
+    """Whether a column has the speakers and not what they say. A speaker speaks twice, on average, and texts differ
+    twice as much as their speakers, unless those are whole numbers; of a few clips a plain word beside several is
+    enough. Times are no names."""
     names, texts = [x for x in column if x], [x for x in text if x]
-    if not names or not texts or measures(names):
+    if not names or not texts:
+        return False
+    if all(map(MEASURE.fullmatch, names)):
+        return False
+    if len(names) <= FEW and all(PLAIN.fullmatch(x) for x in names) and all(" " in x for x in texts):
+        return True
+    if len({*names}) * 2 > len(names):
         return False
     numbers = all(x.isdecimal() for x in names) and not all(x.isdecimal() for x in texts)
-    if numbers or len({*names}) * 2 <= len({*texts}):
-        return True
-    spaced, words = (sum(" " in x for x in some) / len(some) for some in (names, texts))
-    return spaced <= 0.1 and words >= 0.5
+    return numbers or len({*names}) * 2 <= len({*texts})

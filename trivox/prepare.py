@@ -18,7 +18,7 @@ from tqdm import tqdm
 from trivox.audio import log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
-from trivox.corpora import draw_key, draw_validation, find_list, read_corpus
+from trivox.corpora import draw_key, draw_validation, file_stamp, find_list, read_corpus
 from trivox.datasets import AGAIN, SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
 from trivox.metadata import LISTS
@@ -65,8 +65,7 @@ def prepare_mels(root, out, mel, max_seconds, language="en", **listed):
         kept += rows
     tell_scales(kept)
     tell_unusual(kept, mel.frame_rate)
-    if (root / "grammar.jsgf").exists():
-        shutil.copy(root / "grammar.jsgf", out)
+    take_grammar(root, out)
     frames, text_bytes = sum(r["frames"] for r in kept), [len(r["text"].encode()) for r in kept]
     mean = sum(r["sum"] for r in kept) / (frames * mel.n_mels)
     stats = {
@@ -115,14 +114,6 @@ def digest(root, clips):
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
-def file_stamp(path):
-    try:
-        stat = path.stat()
-        return stat.st_size, stat.st_mtime_ns
-    except (OSError, ValueError):  # none is there, or its name can be none
-        return None
-
-
 def drop_stale(out, shards, old, new, mark):
     """Remove the shards at `out` that are made of other than `shards`, {name: clips}. old, new: their digests."""
     kind = next(iter(shards)).partition("_")[0]
@@ -139,6 +130,8 @@ def drop_stale(out, shards, old, new, mark):
         path.unlink(missing_ok=True)
     if stale == there:
         (out / "codec.safetensors").unlink(missing_ok=True)  # mel_rvq's, which was fitted to other recordings
+    elif (out / "codec.safetensors").exists():
+        print(f"note: mel_rvq stays as it was fitted before; delete {out} to have it fitted to what is there now")
 
 
 def made_of(path, clips):
@@ -182,6 +175,22 @@ def split_rows(root, shards, heldout, share, key, mark):
     return skipped
 
 
+def take_grammar(root, out):
+    """Of a corpus that has a grammar, or has none any more."""
+    if (root / "grammar.jsgf").exists():
+        shutil.copy(root / "grammar.jsgf", out)
+    else:
+        (out / "grammar.jsgf").unlink(missing_ok=True)
+
+
+def as_spoken(clip, language):
+    """A clip with its text as it is spoken later. One whose text says nothing is skipped."""
+    text = normalise_text(clip["text"], True, language)
+    if clip["text"] and not any(map(str.isalnum, text)):
+        return {"skipped": f"its text, {clip['text'][:40]!r}, has no letter and no digit"} | clip
+    return clip | {"text": text}
+
+
 def of_language(language):
     """What a data set says of the language of its texts: nothing of English, as those of before."""
     return {} if language == "en" else {"language": language}
@@ -202,7 +211,7 @@ def tell_scales(rows):
 def _prepare_shard(job):
     """One shard: first the mels, then, as the mark that they are whole, their rows. Returns the number of clips."""
     path, root, clips, mel, max_seconds, language = job
-    clips = [clip | {"text": normalise_text(clip["text"], True, language)} for clip in clips]  # as it is spoken later
+    clips = [as_spoken(clip, language) for clip in clips]
     torch.set_num_threads(1)
     lines, offset = [], 0
     with whole_file(path.with_suffix(".f16")) as f:
@@ -316,8 +325,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
         write_sentences(path, rows, speakers, language)
     tell_scales(kept)
     tell_unusual(kept, codec.frame_rate)
-    if (root / "grammar.jsgf").exists():
-        shutil.copy(root / "grammar.jsgf", out)
+    take_grammar(root, out)
     info = {
         "codec": name, "sample_rate": codec.sample_rate, "hop_length": codec.hop_length,
         "frame_rate": codec.frame_rate, "codebooks": codec.codebooks, "codebook_size": codec.codebook_size,
@@ -384,7 +392,7 @@ def encode_shard(job):
     lines, offset, waiting = [], 0, []  # waiting: (line, wav) that have been read
     with whole_file(path.with_suffix(".u16")) as f:
         for n, source in enumerate(sources):
-            source = source | {"text": normalise_text(source["text"], True, language)}  # as it is spoken later
+            source = as_spoken(source, language)
             try:
                 waiting += cut_source(root, source, codec, chunk_frames)
             except UserError as e:
