@@ -31,7 +31,7 @@ from trivox.audio import MelConfig
 from trivox.check import check_corpus
 from trivox.codecs import CODECS
 from trivox.common import Folder, Limit, Positive, UserError, flag, run, some_path
-from trivox.corpora import download_ljspeech, find_list, other_lists, transcribe
+from trivox.corpora import download_ljspeech, find_list, other_lists
 from trivox.cut import cut_corpus
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
@@ -40,6 +40,7 @@ from trivox.open_speech import make_open_corpus
 from trivox.prepare import embed, prepare_mels, tokenize
 from trivox.recipes import TRAINERS, make_data
 from trivox.synthesisers import HIBARI_VOICES, default_voice
+from trivox.transcripts import transcribe
 
 Many = Annotated[int, Field(ge=1, le=1_000_000)]  # more are a slip of the hand, and would be made for ever
 AnyMany = Annotated[int, Field(ge=0, le=1_000_000)]

@@ -10,7 +10,7 @@ from conftest import refusal
 from helpers import make_corpus, tone
 
 import data
-from trivox import corpora, files
+from trivox import corpora
 from trivox.audio import MelConfig
 from trivox.corpora import Recordings, draw_validation, read_corpus
 from trivox.datasets import TokenDataset
@@ -28,42 +28,6 @@ def test_folders_that_are_no_corpus(tmp_path, files, words):
         write_wav(tmp_path / file, tone(0.1), 22050) if file.endswith("wav") else (tmp_path / file).touch()
     said = refusal(data.main, "ljspeech", "--root", tmp_path, "--out", tmp_path / "out")
     assert words in said and not (tmp_path / "out").exists()
-
-
-def test_transcripts_of_bare_recordings(tmp_path, monkeypatch, capsys):
-    """Every recording in its line but for one that is damaged, which is told; what would break a line is no part of a
-    text. Killed half-way it goes on; what another model heard is heard anew."""
-    paths = [tmp_path / "wavs" / f"{n % 3}" / f"{n:03d}.wav" for n in range(40)]
-    for n, path in enumerate(paths):
-        write_wav(path, tone(0.01 * (n + 1)), 16000)
-    (tmp_path / "wavs" / "damaged.wav").write_bytes(b"RIFF")
-    left, heard, what = 20, [], "Whisper"
-
-    def hear(wavs, rate):
-        if left < len(heard) + len(wavs):
-            raise KeyboardInterrupt
-        heard.extend(wavs)
-        return [f" it lasts|\n {len(wav)} " for wav in wavs]
-
-    monkeypatch.setattr(corpora, "load_recogniser", lambda name, **kw: (what, hear))
-    with pytest.raises(KeyboardInterrupt):
-        corpora.transcribe(tmp_path, tmp_path / "out")
-    assert len(heard) == 16 and not (tmp_path / "out" / "metadata.csv").exists()
-    left, what = 28, "another"
-    with pytest.raises(KeyboardInterrupt):
-        corpora.transcribe(tmp_path, tmp_path / "out")
-    left, what, heard = 100, "Whisper", heard[:16]
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(corpora, "write_whole", lambda path, content: 1 / 0 if path.name == "metadata.csv" else
-                      files.write_whole(path, content))
-        try:
-            corpora.transcribe(tmp_path, tmp_path / "out")
-        except ZeroDivisionError:
-            raise KeyboardInterrupt from None
-    clips, _ = read_corpus(tmp_path, metadata=corpora.transcribe(tmp_path, tmp_path / "out"))
-    assert {clip["id"]: clip["text"] for clip in clips} == {
-        f"{n % 3}/{n:03d}": f"it lasts {soundfile.info(path).frames}" for n, path in enumerate(paths)}
-    assert len(heard) == 16 + 40 and "skipped wavs/damaged.wav: cannot read" in capsys.readouterr().out
 
 
 def test_no_download(tmp_path):
@@ -246,19 +210,3 @@ def test_what_is_not_read_is_told(tmp_path, capsys, one_process):
     assert "--metadata names one" in refusal(data.main, "check", "--root", root, "--columns", "id|text")
     (root / "train_list.txt").rename(root / "Metadata.CSV")
     assert [clip["text"] for clip in read_corpus(root)[0]] == ["One.", "\u200b-"]
-
-
-def test_what_is_new_is_transcribed(tmp_path, monkeypatch, capsys):
-    """And nothing else; what was corrected stays. Names that would break a line are told before."""
-    heard = []
-    monkeypatch.setattr(corpora, "load_recogniser", lambda name, **kw: (
-        "ears", lambda wavs, rate: [heard.append(len(wav)) or f"number {len(heard)}" for wav in wavs]))
-    write_wav(tmp_path / "a" / "x.wav", tone(0.1), 16000)
-    write_wav(tmp_path / "a" / "odd|name.wav", tone(0.1), 16000)
-    list = corpora.transcribe(tmp_path / "a", tmp_path / "out")
-    assert list.read_text() == "x|number 1|number 1\n" and "skipped 'odd|name.wav'" in capsys.readouterr().out
-    list.write_text("x|Corrected.|Corrected.\n")
-    for _ in range(2):
-        write_wav(tmp_path / "a" / "y.wav", tone(0.2), 16000)
-        corpora.transcribe(tmp_path / "a", tmp_path / "out")
-        assert list.read_text() == "x|Corrected.|Corrected.\ny|number 2|number 2\n" and len(heard) == 2

@@ -11,7 +11,7 @@ from conftest import refusal
 from helpers import tone
 
 import data
-from trivox import corpora, cut
+from trivox import corpora, cut, transcripts
 from trivox.cut import cut_corpus, divide
 from trivox.recordings import write_wav
 from trivox.synthesisers import speak_espeak
@@ -66,7 +66,7 @@ def ears(extra, monkeypatch):
     """silero-vad as faster-whisper has it; Whisper's place is taken by a count of samples."""
     extra("faster_whisper")
     pytest.importorskip("faster_whisper", reason="pip install --no-deps -r requirements-extra.txt")
-    monkeypatch.setattr(corpora, "load_recogniser", lambda name, **kw: (
+    monkeypatch.setattr(transcripts, "load_recogniser", lambda name, **kw: (
         "stub", lambda wavs, rate: [f"it lasts {len(wav)}" for wav in wavs]))
 
 

@@ -10,26 +10,20 @@ for validation; else some of those that can be used are drawn by hash, 2 % for l
 import csv
 import difflib
 import hashlib
-import json
 import os
 import shutil
 import unicodedata
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-import torch
-from tqdm import tqdm
-
 from trivox.common import UserError
-from trivox.files import lines_of, read_rows, write_whole
+from trivox.files import lines_of, write_whole
 from trivox.metadata import LISTS, read_list
-from trivox.recognisers import load_recogniser
-from trivox.recordings import AUDIO_ENDINGS, read_wav
+from trivox.recordings import AUDIO_ENDINGS
 
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
 FIRST = 3  # clips that are shown as they were understood
-HEARD = 16  # recordings that are transcribed between two lines of the file that remembers them
 
 
 MARK = ".made_by_trivox"  # in a corpus that a demo has made, and may make anew
@@ -178,80 +172,6 @@ def clip_path(root, id):
     except (OSError, ValueError) as e:  # too long, a zero byte
         raise UserError(f"the id {id[:40]!r} names no file ({getattr(e, 'strerror', None) or e})") from None
     return path
-
-
-def is_utf8(path):
-    """Whether the name of a file can stand in a file of UTF-8."""
-    try:
-        return bool(str(path).encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def transcribe(root, out, language="en", model=None):
-    """Write out/metadata.csv for a folder of bare recordings, by Whisper. Goes on where a killed run stopped.
-
-    What stands in that file already, corrected perhaps, stays. language: a code such as de. model: one that openai-
-    whisper knows, or a file of weights; None for base. What cannot be read is told, and has no line. Raises
-    UserError without weights, and where there is no recording.
-    """
-    recordings, growing = Recordings(root), out / "transcripts.jsonl"
-    if not recordings.paths:
-        raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor recordings")
-    paths, before = can_be_listed(recordings.paths), transcribed(out)
-    if before and all(without_ending(path) in before for path in paths):
-        return out / "metadata.csv"
-    try:
-        what, hear = load_recogniser("whisper", device="cuda" if torch.cuda.is_available() else "cpu",
-                                     language=language, model=model)
-    except UserError as e:
-        raise UserError(f"{root} has no list of clips, and Whisper, which would write it, cannot: {e}") from None
-    out.mkdir(parents=True, exist_ok=True)
-    by = {"by": what, "language": language}
-    rows = [row for _, row in read_rows(growing, grows=True)] if growing.exists() else []
-    heard = {row["path"]: row["text"] for row in rows[1:] if {*row} == {"path", "text"}} if rows[:1] == [by] else {}
-    todo = [path for path in paths if path not in heard and without_ending(path) not in before]
-    print(f"{root} has no list of clips: {what} hears {len(todo):,} recordings of {len(paths):,}, language {language} "
-          "(--language, --whisper); the others have been heard before")
-    write_whole(growing, "".join(json.dumps(row) + "\n" for row in [by, *(
-        {"path": path, "text": text} for path, text in heard.items())]))
-    bar = tqdm(None, "transcribing", len(todo), unit=" clips")
-    with growing.open("a", encoding="utf-8") as file, bar:
-        for some in (todo[i:i + HEARD] for i in range(0, len(todo), HEARD)):
-            wavs = {}
-            for path in some:
-                try:
-                    wavs[path] = read_wav(root / path, 16000)
-                except UserError as e:
-                    print(f"skipped {path}: {e}")
-            for path, text in zip(wavs, hear([*wavs.values()], 16000)):
-                heard[path] = " ".join(text.replace("|", " ").split())
-                file.write(json.dumps({"path": path, "text": heard[path]}) + "\n")
-            file.flush()
-            bar.update(len(some))
-    lines = [f"{without_ending(path)}|{heard[path]}|{heard[path]}" for path in paths if path in heard]
-    write_whole(out / "metadata.csv", "".join(f"{line}\n" for line in [*before.values(), *lines]))
-    growing.unlink()
-    return out / "metadata.csv"
-
-
-def transcribed(out):
-    """The lines of out/metadata.csv that there are: {name of the recording: line}."""
-    path = out / "metadata.csv"
-    return {line.split("|")[0]: line for line in lines_of(path) if line} if path.exists() else {}
-
-
-def can_be_listed(paths):
-    """Those paths that can stand in metadata.csv. Of others it is told that they cannot."""
-    can = []
-    for path in paths:
-        if not is_utf8(path):
-            print(f"skipped {path!r}: its name is no UTF-8, as metadata.csv is: rename it")
-        elif set(path) & {"|", "\n", "\r"} or path != path.strip() or path.startswith('"'):
-            print(f"skipped {path!r}: its name would break its line of metadata.csv: rename it")
-        else:
-            can.append(path)
-    return can
 
 
 def find_list(root):

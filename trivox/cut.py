@@ -13,11 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from trivox.common import UserError
-from trivox.corpora import Recordings, can_be_listed, clip_id, file_stamp, transcribe, transcribed
+from trivox.corpora import Recordings, clip_id, file_stamp
 from trivox.files import drop_parts, read_json, read_rows, write_whole
 from trivox.parallel import parallel
 from trivox.recognisers import at_16_khz
 from trivox.recordings import read_wav, write_wav
+from trivox.transcripts import can_be_listed, transcribe, transcribed
 
 BLOCK = 300  # s that are in memory at once
 PAUSE = 0.1  # s, the shortest at which speech is cut
@@ -32,7 +33,7 @@ def cut_corpus(root, out, seconds=(2.0, 12.0), language="en", model=None):
     `out`: wavs/, metadata.csv, and dropped.csv, which says of each stretch of speech that is no clip where it was and
     why. Goes on where a killed run stopped.
 
-    language, model: as of `corpora.transcribe`. Raises UserError as that does, where faster-whisper is missing, and
+    language, model: as of `transcripts.transcribe`. Raises UserError as that does, where faster-whisper is missing, and
     where `out` holds other cuts.
     """
     if not importlib.util.find_spec("faster_whisper"):
