@@ -1,7 +1,7 @@
 """A text as it is spoken: what every model and judge reads instead of what was written.
 
 Marks of every kind become the few of ASCII; addresses, numbers, abbreviations and symbols become words (numbers by
-`trivox/numerals.py`, `dates.py` and `quantities.py`). What is in words stays as it is, so that a text may be normalised
+`trivox/numerals.py`, `dates.py` and `quantities.py`, of other languages by `foreign.py`). What is in words stays as it is, so that a text may be normalised
 twice. Plain capitals stay: whether FBI is spelt and NASA read is known to who pronounces them, espeak-ng for one, and
 transcripts have them so. Initials, a.m., p.m. and U.S. keep their stops, as in LJSpeech's transcripts.
 
@@ -15,8 +15,9 @@ import unicodedata
 from functools import lru_cache
 
 from trivox import dates, numerals, quantities
-from trivox.common import UserError
 from trivox.dates import MONTHS
+from trivox.foreign import code_of, say_foreign
+from trivox.markup import TAG, one_line, untagged
 from trivox.numerals import STARTERS, ends, in_words
 
 # ------------------------------------------------------------------------------------------------------------
@@ -49,6 +50,7 @@ PAIRS = {"<=": "less than or equal to", ">=": "greater than or equal to", "!=": 
          "=>": "to", "->": "to", "<-": "from", "+/-": "±", "&&": "and", "||": "or"}
 PAIR = re.compile("|".join(rf" ?(?<![=<>!+-]){re.escape(pair)}(?![=<>-]) ?" for pair in PAIRS))
 SHARP = re.compile(r"(?<![^\W_])([A-GJ])#(?!\w)")
+MARKS = tuple("#*>")  # of Markdown, before a line
 BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[A-Za-z]\.[A-Za-z]{2}")  # what most sentences have none of
 
 # ------------------------------------------------------------------------------------------------------------
@@ -93,14 +95,20 @@ RULERS = """Henry Louis Charles George Edward Elizabeth James William Mary Richa
 Leo Gregory Innocent Clement Alexander Nicholas Peter Catherine Ferdinand Francis Frederick Wilhelm Leopold Albert
 Alfonso Carlos Felipe Gustav Christian Haakon Olav Harald Otto Ivan Ptolemy Ramses Ramesses Thutmose Amenhotep Darius
 Xerxes Cyrus Urban Boniface Sixtus Julius Adrian Hadrian Robert David Margaret Mehmed Murad Selim Constantine Justinian
-Theodosius Emmanuel Umberto Rama Edmund Cleopatra Sigismund Maximilian Rudolf Eric Canute Joseph""".split()
+Theodosius Emmanuel Umberto Rama Edmund Cleopatra Sigismund Maximilian Rudolf Eric Canute Joseph John Stephen
+Baldwin""".split()
 COUNTED = """War Chapter Part Act Scene Section Volume Book Article Phase Type Class Level Title Appendix Figure Table
 Episode Season Bowl Stage Grade Unit Division Corps Mark Apollo Gemini Olympiad Vatican Fantasy Rocky Saturn Lesson
-Module Group Category Annex Schedule Round Tier Pentium Canto""".split()
-NUMBERED = re.compile(rf"\b({'|'.join(RULERS + COUNTED)}|(?:[Vv]ol|[Cc]h|[Pp]t)\.) ({ROMAN})")
+Module Group Category Annex Schedule Round Tier Pentium Canto Psalm Sonnet Letter Lecture Plate""".split()
+NUMBERED = re.compile(rf"\b({'|'.join(RULERS + COUNTED + [*map(str.upper, COUNTED)])}|WW|(?:[Vv]ol|[Cc]h|[Pp]t)\.)"
+                      rf" ({ROMAN})")
 ALSO_LETTERS = {"Type", "Class", "Figure", "Table", "Group", "Category", "Annex", "Appendix", "Section", "Grade"}
 VERBS = {"of", "was", "is", "and", "had", "has", "died", "in", "who", "were", "began", "ended", "or"}  # of Charles I
-SHORTER = {"vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter", "pt.": "part", "Pt.": "Part"}
+PRONOUN = {"was", "had", "has", "is", "were"}  # before which I is a number only behind what is sure:
+RANK = re.compile(r"\b(?:King|Queen|Pope|Emperor|Empress|Tsar|Czar|Kaiser|Sultan|Shah|Pharaoh|Duke|Prince|[Oo]f) $")
+SURELY = {"War", "WW", "Chapter", "Act", "Part", "Scene", "Volume", "Book", "Psalm", "Canto", "Sonnet", "Phase"}
+DIVIDED = {"scene", "verse", "part", "section", "page", "chapter", "line"}  # Act I scene 2
+SHORTER = {"WW": "World War", "vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter", "pt.": "part", "Pt.": "Part"}
 VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -121,10 +129,6 @@ SPELT = {".": "dot", "-": "dash", "_": "underscore", "/": "slash", "@": "at", "+
          ";": "semicolon", "!": "exclamation mark", "*": "asterisk", "(": "(", ")": ")"}
 EMPHASIS = re.compile(r"(?<![\w*_~`])(\*{1,3}|_{1,3}|~~|`{1,3})(?=[^\s*_~`])([^*_~`]{1,500}?)(?<=\S)\1(?![\w*_~`])")
 RULE = re.compile(r"(?<![-=*_~#])([-=*_~#])\1{2,}+(?=\s|$)")  # a line of marks
-MARKDOWN = re.compile(r"^(?:#{1,6}|[*>]) (?=[^\W\d])")
-INLINE = {"a", "b", "i", "u", "em", "strong", "span", "small", "code", "sub", "sup", "font"}
-HTML = re.compile(rf"</?({'|'.join(sorted(INLINE))}|p|br|div|h[1-6]|li|ul|ol|td|tr)(?:[ /][^<>]{{0,500}})?>")
-TAG = re.compile(r"<(/?[^\s<>=/][^<>=]{0,99})>")
 
 
 def address(match):
@@ -160,7 +164,7 @@ def normalise_text(text, accents=False, language="en"):
     accents: whether letters stay as they are; otherwise Latin ones become those of English, such as strasse. language:
     of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words.
 
-    Raises UserError where another language's numbers are unknown to num2words.
+    Raises UserError for numbers in what is no language; where num2words does not know it, digits stay.
     """
     for _ in range(PASSES):  # what is normalised has to stay so, and words that were apart may have met
         before, text = text, once(text, accents, language)
@@ -171,17 +175,20 @@ def normalise_text(text, accents=False, language="en"):
 
 def once(text, accents, language):
     """What normalise_text does, once."""
-    english = re.split("[-_]", language)[0] == "en"
+    english = code_of(language) == "en"
     if "&" in text:
         text = re.sub(r"&(?:[A-Za-z]{2,8}|#\d{1,7});", lambda entity: html.unescape(entity[0]), text)
+    if english and "<" in text:
+        text = untagged(text)
+    if "\n" in text or text.startswith(MARKS):
+        text = one_line(text)
     if not text.isascii():
         text = fold(text, accents, english, language)
     elif not text.isprintable():
         text = INVISIBLE.sub("", text)
     text = " ".join((text if accents else text.translate(BRACKETS)).split())
     if not english:
-        text = BLANKS.sub(lambda number: number[0].replace(" ", ""), text)
-        return " ".join(FOREIGN.sub(lambda number: foreign(number, language), text).split())
+        return say_foreign(text, language)
     text = calm(text)
     if "/" in text or "vs" in text:
         text = SHORT.sub(lambda short: SMALL[short[1]], text)
@@ -189,7 +196,7 @@ def once(text, accents, language):
         text = GLUED.sub(r"\1. ", say_symbols(say_numbers(say_marks(say_addresses(text)))))
     if "-" in text:
         text = SPAN.sub(say_span, text)
-    if re.search("[a-z.] [IVXL]", text):
+    if re.search("[A-Za-z.] [IVXL]", text):
         text = NUMBERED.sub(say_roman, text)
     text = ABBREVIATION.sub(say_abbreviation, TITLE.sub(say_title, text))
     return " ".join(text.split())
@@ -231,7 +238,7 @@ def name_emoji(text, language):
         return text
     import emoji
 
-    code = re.split("[-_]", language)[0]
+    code = code_of(language)
     code = code if code in emoji.LANGUAGES else "en"
     emoji.config.load_language(code)
 
@@ -297,8 +304,7 @@ def say_numbers(text):
 
 def say_marks(text):
     """Without markup, and with signs of several characters in words."""
-    text = RULE.sub(" - ", EMPHASIS.sub(r"\2", MARKDOWN.sub("", text)))
-    text = TAG.sub(r"(\1)", HTML.sub(lambda tag: "" if tag[1] in INLINE else " ", text))
+    text = TAG.sub(r"(\1)", RULE.sub(" - ", EMPHASIS.sub(r"\2", text)))
     if "`" in text:  # as in TeX
         text = text.replace("``", '"').replace("''", '"').replace("`", "'")
     text = PAIR.sub(lambda pair: f" {PAIRS[pair[0].strip()]} ".replace(" ± ", " ±"), text)
@@ -324,21 +330,38 @@ def calm(text):
     """A SENTENCE OF CAPITALS in small letters, as IT and US in it are no names."""
     if not text.isupper() or len(words := re.findall("[A-Z]{2,}", text)) < 4 or not {*words} & LOUD:
         return text
-    text = re.sub(r"\bi\b", "I", text.lower())
+    def lower(match):
+        word = match[0]
+        kept = word == "I" or word in CAPITALS or word == "US" and match.string[:match.start()].endswith("THE ") or (
+            len(word) < 5 and not {*word} & {*"AEIOUY"} and word.capitalize() not in SHORTENED)
+        return word if kept else word.lower()
+
+    text = re.sub(rf"\b({'|'.join(map(str.upper, RULERS + COUNTED))}) {ROMAN}|\b[A-Z]{{2,}}\b|[A-Z]", lambda match: (
+        match[0].replace(match[1], match[1].capitalize()) if match[1] else lower(match)), text)
     return re.sub(r"(?:^|[.!?] )\W*[a-z]", lambda start: start[0].upper(), text)
 
 
 LOUD = {word.upper() for word in STARTERS}
+CAPITALS = set("""UK USA FBI CIA BBC NASA NATO UN EU TV UFO AIDS USSR UNESCO UNICEF ABC IBM AI""".split())
+SHORTENED = {*TITLES, *ROADS, *WORDS, *CALENDAR, "Vs", "Shh", "Hmm", "Pst", "Psst", "Tsk", "Brr", "Grr", "Mmm", "Nth",
+             "Th", "Rd", "Nd"}  # without a vowel, and yet in small letters
+
+
+LOUDLY = {name.upper() for name in COUNTED}
 
 
 def say_roman(match):
     """Henry the eighth, World War two; not the I of "Charles, I think", nor an initial."""
     name, numeral = match.groups()
     rest = match.string[match.end():match.end() + 30]
+    kind = name.capitalize() if name in LOUDLY else name
     if len(numeral) == 1:
-        word = re.match(" ([A-Za-z]+)", rest)
-        if (numeral == "I" and name != "War" and word and word[1] not in VERBS
-                or rest[:1] == "." and not ends(match, 1) or numeral != "I" and name in ALSO_LETTERS):
+        word, before = re.match(" ([A-Za-z]+)", rest), match.string[max(0, match.start() - 12):match.start()]
+        if numeral == "I" and kind not in ("War", "WW") and word and (
+                word[1] not in (VERBS if kind in RULERS else VERBS | DIVIDED)
+                or word[1] in PRONOUN and kind not in SURELY and not RANK.search(before)):
+            return match[0]
+        if rest[:1] == "." and kind in RULERS and not ends(match, 1) or numeral != "I" and kind in ALSO_LETTERS:
             return match[0]
     values = [VALUES[c] for c in numeral]
     number = sum(-v if v < w else v for v, w in zip(values, [*values[1:], 0]))
@@ -388,44 +411,3 @@ def say_abbreviation(match):
     if not said or word in CLOSELY and not goes_on or word == "al" and not before.endswith("et "):
         return match[0]
     return said + ("." if word == "etc" and re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest) else stop)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Other languages
-
-BLANKS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3}){2,}(?![\d.,])")  # between groups of digits
-LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
-FOREIGN = re.compile(r"((?<!\S)-)?(\d++(?:[.,]\d++)*+)")
-
-
-def foreign(match, language):
-    """A number in the words of another language; of what is no number, its digits. Points or commas before groups of
-    three digits group them."""
-    from num2words import CONVERTER_CLASSES
-
-    minus, number = match.groups()
-    names = [language.replace("-", "_"), re.split("[-_]", language)[0], {"nb": "no", "nn": "no"}.get(language[:2])]
-    known = next((name for name in names if name in CONVERTER_CLASSES), None)
-    if not known:
-        raise UserError(f"{number[:20]!r} cannot be put in words: num2words has no language {language!r}, but "
-                        f"{', '.join(sorted(CONVERTER_CLASSES))}; write numbers in words")
-    if re.fullmatch(r"\d{1,3}([.,])\d{3}(\1\d{3})*", number):
-        number = re.sub("[.,]", "", number)
-    parts = re.fullmatch(r"(0|[1-9]\d{0,14})(?:[.,](\d{1,15}))?", number)
-    if parts and len(parts[1]) > LONGEST.get(known, 15):
-        parts = None
-    words = parts and foreign_words(f"{'-' * bool(minus)}{parts[1]}{'.' * bool(parts[2])}{parts[2] or ''}", known)
-    words = words or (minus or "") + " ".join(foreign_words(c, known) or c if c.isdecimal() else c for c in number)
-    found, (start, end) = match.string, match.span()
-    return " " * found[start - 1:start].isalnum() + words + " " * found[end:end + 1].isalnum()
-
-
-@lru_cache(10_000)
-def foreign_words(number, language):
-    """In the words of num2words; none where it fails."""
-    from num2words import num2words
-
-    try:
-        return str(num2words(number if "." in number else int(number), lang=language))
-    except Exception:  # each of its languages has its own limits and errors
-        return None
