@@ -1,5 +1,5 @@
-"""normalise.py, and of what it is made: numerals.py, dates.py, quantities.py, foreign.py and markup.py. normalised.tsv beside its readings,
-numbers beside num2words, letters beside anyascii; what must hold for any text."""
+"""normalise.py, and of what it is made: numerals.py, dates.py, quantities.py, foreign.py and markup.py. normalised.tsv
+beside its readings, numbers beside num2words, letters beside anyascii; what must hold for any text."""
 
 import random
 import re
@@ -52,7 +52,7 @@ def test_each_rule_is_reached(monkeypatch):
     ("٣ and १२ and ３", "three and twelve and three"), ("2½ of ½", "two and one half of one half"),
     ("10² CO₂", "ten squared CO two"), ("MP3s, B2B, 4K", "MP threes, B two B, four K"), ("$", "dollar"),
     ("%", "percent"), ("café Zürich Ångström", "cafe Zurich Angstrom"), ("", ""), (" two\n lines ", "two lines"),
-    ("“Yes” — ‘no’… it´s", "\"Yes\" - 'no'... it's"), ("soft\u00adhyphen AT&T", "softhyphen AT and T"),
+    ("“Yes” — ‘no’… it´s", "\"Yes\" -- 'no'... it's"), ("soft\u00adhyphen AT&T", "softhyphen AT and T"),
     ("12:45", "twelve forty-five"), ("[a] {b}", "(a) (b)"),
     ("no digit: kept (as it is); \"so\"!", "no digit: kept (as it is); \"so\"!"),
 ])
@@ -228,7 +228,8 @@ def test_ljspeech_is_normalised():
         spoken = normalise_text(text, accents=True)
         if spoken != text:
             changed += 1
-            wanted = re.sub(rf"\b({'|'.join(map(re.escape, LJSPEECH))})\b\.?", lambda short: LJSPEECH[short[1]], text)
+            wanted = text.replace("Giltspur St.", "Giltspur Street")
+            wanted = re.sub(rf"\b({'|'.join(map(re.escape, LJSPEECH))})\b\.?", lambda short: LJSPEECH[short[1]], wanted)
             assert re.findall(r"\w+", spoken) == re.findall(r"\w+", wanted), text
             assert normalise_text(spoken, accents=True) == spoken
     assert 600 < changed < 650 and time.process_time() - start < 5

@@ -1,9 +1,10 @@
 """A text as it is spoken: what every model and judge reads instead of what was written.
 
-Marks of every kind become the few of ASCII; addresses, numbers, abbreviations and symbols become words (numbers by
-`trivox/numerals.py`, `dates.py` and `quantities.py`, of other languages by `foreign.py`). What is in words stays as it is, so that a text may be normalised
-twice. Plain capitals stay: whether FBI is spelt and NASA read is known to who pronounces them, espeak-ng for one, and
-transcripts have them so. Initials, a.m., p.m. and U.S. keep their stops, as in LJSpeech's transcripts.
+Marks of every kind become the few of ASCII, without those of HTML and Markdown (`trivox/markup.py`); addresses,
+numbers, abbreviations and symbols become words (numbers by `numerals.py`, `dates.py` and `quantities.py`, of other
+languages by `foreign.py`). What is in words stays as it is, so that a text may be normalised twice. Plain capitals
+stay: whether FBI is spelt and NASA read is known to who pronounces them, espeak-ng for one, and transcripts have them
+so. Initials, a.m., p.m. and U.S. keep their stops, as in LJSpeech's transcripts, and a dash is written as there.
 
 Letters of other scripts, and symbols that have no word here, stay too; `trivox.text.unknown_characters` tells which of
 them a model does not know.
@@ -29,7 +30,9 @@ FOLDS = str.maketrans({
     "∗": "*", "？": "? ", "！": "! ", "˚": "°", "‼": "!!", "⁉": "!?"})
 BRACKETS = str.maketrans("[]{}", "()()")  # where letters are those of English, these are the only brackets known
 DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)")
-MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)")
+MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)|(?<=\w) − (?=\w)")
+NEGATIVE = re.compile(r"− (?=[$£€¥]?\.?\d)")
+DASH = re.compile(r"(?:(?<!\s)\s++)?[—―]+\s*+|(?<!\s)\s++–\s*+|–\s++")  # which is a pause
 INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e"
                        r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]")
 CLOSE_BLANK = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")  # which groups digits
@@ -46,12 +49,14 @@ SYMBOLS = {  # what is said of a symbol that no rule has read
     "↓": "down", "‰": "per mille", "†": "dagger", "‡": "double dagger", "·": "-", "∑": "sum of", "∈": "in",
     "∂": "partial", "∆": "delta", "∫": "integral of", "✓": "check mark"}
 SYMBOL = re.compile(" ?(" + "|".join(f"{re.escape(symbol)}+" for symbol in SYMBOLS) + ") ?")
+SPACED_MINUS = re.compile(r"(?<=[=+×÷*] )- (?=[$£€¥]?\.?\d)"
+                          r"|(?:(?<=^)|(?<=[\s(]))[B-HJ-Zb-z] - (?=\d[\d.]{0,9} ?[=+×÷*<>])")
 PAIRS = {"<=": "less than or equal to", ">=": "greater than or equal to", "!=": "not equal to", "==": "equals",
          "=>": "to", "->": "to", "<-": "from", "+/-": "±", "&&": "and", "||": "or"}
 PAIR = re.compile("|".join(rf" ?(?<![=<>!+-]){re.escape(pair)}(?![=<>-]) ?" for pair in PAIRS))
 SHARP = re.compile(r"(?<![^\W_])([A-GJ])#(?!\w)")
 MARKS = tuple("#*>")  # of Markdown, before a line
-BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[A-Za-z]\.[A-Za-z]{2}")  # what most sentences have none of
+BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[a-z]--[a-z]|[A-Za-z]\.[A-Za-z]{2}")  # what most sentences have none of
 
 # ------------------------------------------------------------------------------------------------------------
 # Abbreviations: without their stop, which stays only where it also ends the sentence
@@ -63,6 +68,13 @@ TITLES = {  # before a name
     "Hon": "Honorable", "Gov": "Governor", "Sen": "Senator", "Rep": "Representative", "Pres": "President",
     "Fr": "Father", "Supt": "Superintendent", "Det": "Detective", "Insp": "Inspector", "Amb": "Ambassador",
     "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister", "Asst": "Assistant"}
+SAINTS = set("""Agatha Agnes Alban Albans Ambrose Andrew Andrews Anne Ann Anthony Augustine Barnabas Bartholomew Basil
+Benedict Bernard Bernardino Botolph Bride Bridget Catherine Catharine Cecilia Christopher Clair Clare Clement Columba
+Croix Cuthbert David Denis Dunstan Edmund Edward Elizabeth Elmo Etienne Francis Gabriel George Germain Giles Gregory
+Helen Helena Helens Helier Ives James Jerome Joan John Johns Joseph Jude Kilda Kitts Laurence Lawrence Leonard Louis
+Lucia Lucy Luke Margaret Mark Martin Martins Mary Matthew Maurice Michael Monica Moritz Nicholas Olave Pancras Patrick
+Paul Pauls Peter Peters Petersburg Philip Pierre Sebastian Sepulchre Simon Stephen Stephens Swithin Teresa Thomas Tropez
+Ursula Valentine Vincent Vitus Wilfrid""".split())
 ROADS = {"St": "Street", "Ave": "Avenue", "Av": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Dr": "Drive",
          "Ln": "Lane", "Ct": "Court", "Pl": "Place", "Sq": "Square", "Hwy": "Highway", "Pkwy": "Parkway"}
 WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "versus", "approx": "approximately",
@@ -72,8 +84,10 @@ WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "vers
          "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Bldg": "Building", "misc": "miscellaneous",
          "incl": "including", "excl": "excluding", "Ph.D": "PhD", "Tel": "Telephone", "tel": "telephone",
          "max": "maximum", "min": "minimum", "avg": "average", "est": "estimated"}
+NAMES = {"Max", "Min", "Avg", "Est"}  # but for what begins a sentence that goes on
 CLOSELY = {"max", "min", "avg", "est", "Tel", "tel"}  # only where the sentence visibly goes on
 SURE = {"Mr", "Mrs", "Ms", "Mx", "Dr", "Messrs", "Prof", "Capt", "Lt", "Sgt", "Cpl", "Cmdr"}  # whatever follows
+FIRMS = {"Inc", "Ltd", "Co", "Corp"}
 # Also without a stop, as in Britain, before a name
 PLAIN = {"Mr", "Mrs", "Ms", "Dr", "Prof", "Messrs", "Capt", "Lt", "Sgt", "Cpl", "Maj", "Rev", "Mt"}
 SMALL = {"w/o": "without", "w/": "with", "c/o": "care of", "n/a": "N A", "N/A": "N A", "and/or": "and or",
@@ -83,8 +97,11 @@ WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednes
 CALENDAR = WEEKDAYS | {month[:3]: month for month in MONTHS if month != "May"} | {"Sept": "September"}
 ABBREVIATION = re.compile(r"(?<![\w.@])([A-Za-z]\.[a-z]\.[a-z]|[A-Za-z]\.[a-z]|Ph\.D|[A-Za-z][a-z]{1,6})\.")
 TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z])")
+ROADWAY = re.compile(r"(?<=[a-z] )(St|Ave|Rd|Blvd|Ln|Hwy|Pkwy)(?![\w.'/-]| [A-Z])")
 GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc)\.(?=[A-Za-z])")  # Mr.Poe
 SHORT = re.compile(rf"(?<![\w/])({'|'.join(SMALL)})(?![\w/.])")
+RANGE_ENDS = re.compile(rf"(?:\d|\d ?[ap]\.?m\.?|\d[%°'\"€])$|\b(?:{'|'.join(WEEKDAYS)})\.?$")
+RANGE_STARTS = re.compile(rf"[$£€]?\d|(?:{'|'.join(WEEKDAYS)})\b")
 SPAN = re.compile(rf"(?<!\w)({'|'.join(CALENDAR)})\.? ?- ?({'|'.join(CALENDAR)})(?!\w)(\.?)")  # Mon-Fri
 
 # ------------------------------------------------------------------------------------------------------------
@@ -108,7 +125,8 @@ PRONOUN = {"was", "had", "has", "is", "were"}  # before which I is a number only
 RANK = re.compile(r"\b(?:King|Queen|Pope|Emperor|Empress|Tsar|Czar|Kaiser|Sultan|Shah|Pharaoh|Duke|Prince|[Oo]f) $")
 SURELY = {"War", "WW", "Chapter", "Act", "Part", "Scene", "Volume", "Book", "Psalm", "Canto", "Sonnet", "Phase"}
 DIVIDED = {"scene", "verse", "part", "section", "page", "chapter", "line"}  # Act I scene 2
-SHORTER = {"WW": "World War", "vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter", "pt.": "part", "Pt.": "Part"}
+SHORTER = {"WW": "World War", "vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter",
+           "pt.": "part", "Pt.": "Part"}
 VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -198,17 +216,17 @@ def once(text, accents, language):
         text = SPAN.sub(say_span, text)
     if re.search("[A-Za-z.] [IVXL]", text):
         text = NUMBERED.sub(say_roman, text)
-    text = ABBREVIATION.sub(say_abbreviation, TITLE.sub(say_title, text))
+    text = ABBREVIATION.sub(say_abbreviation, ROADWAY.sub(say_road, TITLE.sub(say_title, text)))
     return " ".join(text.split())
 
 
 def fold(text, accents, english, language):
     """A text that is not in ASCII, with marks, digits, and, unless `accents`, Latin letters as in ASCII."""
-    text = CLOSE_BLANK.sub("," if english else "", text)
+    text = DASH.sub(say_dash, CLOSE_BLANK.sub("," if english else "", text))
     text = name_emoji(text, language)
     if english:
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
-        text = SUPERSCRIPT.sub(say_superscript, MINUS.sub(" minus ", DEGREE.sub(r"\1°", text)))
+        text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1°", text))))
     text = INVISIBLE.sub("", text).replace("−", "-").translate(FOLDS)
     text = "".join(number_apart(c, following) for c, following in zip(text, text[1:] + " "))
     text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
@@ -216,6 +234,16 @@ def fold(text, accents, english, language):
         text = re.sub(r"[^\W\d_]", in_english_letters, text)
         text = re.sub(r"(?<=[A-Za-z])[\u0300-\u036f]+", "", text)
     return re.sub(r"\d", lambda digit: str(int(digit[0])), text)  # of whatever script
+
+
+def say_dash(match):
+    """A pause as LJSpeech writes it; between bounds, such as hours, it is that of a range."""
+    before, after = match.string[max(0, match.start() - 6):match.start()], match.string[match.end():match.end() + 6]
+    bounds = RANGE_ENDS.search(before) and RANGE_STARTS.match(after)
+    if bounds and ("—" not in match[0] or match[0] == "—"):
+        return " - " if match[0][0].isspace() else "-"
+    return " " * bool(before) + "--" + " " * (bool(after) and not re.match("[\"'”’»)]", after)
+                                              or match[0][-1].isspace())
 
 
 def number_apart(c, following):
@@ -311,6 +339,8 @@ def say_marks(text):
     text = re.sub(r"\bC\+\+", "C plus plus", SHARP.sub(r"\1 sharp", text))
     text = re.sub(r"((?<![^\W_])\w) ?\* ?(?=\w(?![^\W_]))|([\d)])\*(?=[\w(])", r"\1\2 times ", text)
     text = re.sub(r"(?<=\))/(?=[\w(])", " over ", text)
+    text = SPACED_MINUS.sub(lambda minus: "-" if minus[0] == "- " else f"{minus[0][0]} minus ", text)
+    text = re.sub(r"(?<=[^\W_])--(?=[^\W_\d])", " -- ", text)
     text = re.sub(r"(?<=[^\W_])\^(?=[A-Za-z])", " to the power of ", text)
     text = re.sub(r"(?<=\d) ?~ ?(?=\d)", "-", text)
     text = re.sub(r"(?<![^\s(])~ ?(?=[$£€]?\d)", "about ", text)
@@ -375,12 +405,17 @@ HOUSE = re.compile(r"(?:teen|ty|one|two|three|four|five|six|seven|eight|nine|ten
                    r"(?: [A-Z][a-z.]*){1,3} $")  # a number in front of a road's name
 
 
+ON_ROAD = re.compile(r"\b(?:[Oo]n|[Ii]n|[Aa]t|down|up|along|from|to|near) (?:[A-Z]\w+ )+$")
+
+
 def is_road(match, named):
     """Whether St. or Dr. is a street or drive: behind its name, and not before that of a saint or doctor."""
     before = match.string[max(0, match.start() - 40):match.start()]
     road = ROAD.search(before)
+    following = re.match(r"\.? ([A-Z][a-z]+)", match.string[match.end():match.end() + 30])
+    no_saint = match[1] == "St" and following and not {following[1], following[1].removesuffix("s")} & SAINTS
     return road and road[1] not in STARTERS | {"Dear", "Hello", "Hi", "Thanks", "Mount"} and (
-        not named or ends(match) or HOUSE.search(before))
+        not named or ends(match) or no_saint or HOUSE.search(before))
 
 
 def say_span(match):
@@ -389,7 +424,12 @@ def say_span(match):
 
 def say_title(match):
     """One without a stop, before a name."""
-    return match[0] if match[1] == "St" and is_road(match, False) else TITLES[match[1]]
+    return ROADS["St"] if match[1] == "St" and is_road(match, True) else TITLES[match[1]]
+
+
+def say_road(match):
+    """One without a stop, behind its name: 10 Downing St, London."""
+    return ROADS[match[1]] if is_road(match, False) else match[0]
 
 
 def say_abbreviation(match):
@@ -400,14 +440,26 @@ def say_abbreviation(match):
     named, goes_on = re.match(" [A-Z]", rest), re.match(r"[,;:)-]| [a-z(]", rest)
     stop = "." if ends(match) else ""
     if word in ROADS and (word not in TITLES or is_road(match, named)):
+        if ON_ROAD.search(before) and re.match(" [A-Z][a-z]+ [a-z]", rest) and not HOUSE.search(before):
+            stop = "."
         return ROADS[word] + stop if ROAD.search(before) else match[0]
+    if word in NAMES and not (re.match(" [a-z]", rest) and re.search(r"(?:^|[.!?:] [\"'(]*)$", before)):
+        return match[0]
     title = word.capitalize() if word in ("mr", "mrs", "ms", "dr", "prof") else word  # as `calm` leaves them
     if title in TITLES and (named and word != "Sr" or title in SURE):
-        alone = not rest.strip("\"')] ") or stop and re.search(r"\b(?:the|an?) $", before)
+        following = re.match(r" ([A-Za-z]+)", rest)
+        if following and following[1] in ("Mr", "Mrs", "Ms", "Dr", "Mister", "Missus", "Miz"):
+            return TITLES[title]
+        if title == "Hon" and stop and following and following[1] != "Will" and not before.endswith("he "):
+            return match[0]
+        alone = not rest.strip("\"')] ") or stop and re.search(r"\b(?:the|an?) $", before) and (
+            not following or following[1] != "Will")
         return TITLES[title] + "." * bool(alone)
     if word in CALENDAR:
         return CALENDAR[word] if goes_on else match[0]
     said = WORDS.get(word) or WORDS.get(word.lower(), "").capitalize()
     if not said or word in CLOSELY and not goes_on or word == "al" and not before.endswith("et "):
         return match[0]
+    if word in FIRMS and re.match(" [A-Z][a-z]+ [a-z]", rest):
+        stop = "."  # a sentence, sooner than a name
     return said + ("." if word == "etc" and re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest) else stop)

@@ -16,6 +16,7 @@ LABELS = {"No": "number", "no": "number", "Nos": "numbers", "nos": "numbers", "N
           "Chap": "chapter", "Sec": "section", "sec": "section", "Art": "article", "art": "article",
           "Eq": "equation", "eq": "equation", "par": "paragraph", "Ex": "example", "Apt": "apartment",
           "apt": "apartment", "Rm": "room", "ext": "extension", "Ext": "extension", "Tab": "table", "ca": "circa",
+          "max": "maximum", "Max": "maximum", "min": "minimum", "Min": "minimum", "avg": "average", "Avg": "average",
           "c": "circa", "est": "established", "Est": "established", "v": "version", "ver": "version", "Rte": "route",
           "Hwy": "highway", "Ste": "suite"}
 MAGNITUDES = {"k": "thousand", "K": "thousand", "m": "million", "M": "million", "mn": "million", "mm": "million",
@@ -30,7 +31,7 @@ SYMBOL = "[$£€¥₹₩₽₺₴₪₫₣₿]"  # of a currency
 NUMBER = r"(?:\d++(?:[.,]\d++)*+)"  # with points and commas among its digits
 FROM = r"(?<!\d)(?<!\d[.,])"  # not within a number: a rule that finds nothing tries each number once, not each digit
 POINTED = rf"(?:(?<![\w.])\.(?=\d))?+{NUMBER}"  # or with a point before them: .5
-SIGN = r"(?:(?<![^\s(\[\"'=])(?<!\d[\"'])[-+±] ?(?=[$£€¥]?+\.?\d))?+"  # in front of which stands no word or number
+SIGN = r"(?:(?<![^\s(\[\"'=])(?<!\d[\"'])(?:[-+±]|[+±] )(?=[$£€¥]?+\.?\d))?+"  # behind no word or number
 END = r"(?![^\W_])"  # no letter or digit follows
 FREE, ALONE = r"(?<![\w.,:/$£€-])", r"(?![^\W_]|[.,:/-]\d| ?[%°])"  # no part of a longer number
 
@@ -130,7 +131,7 @@ def say_chain(match):
 # ------------------------------------------------------------------------------------------------------------
 # Labels, ranges, arithmetic, and all other numbers
 
-LABEL = re.compile(rf"(?<![^\W_])(?:({'|'.join(LABELS)})\. ?|(No|Nos|pp|Vol|Fig|Apt|Hwy) )(?=\d)")
+LABEL = re.compile(rf"(?<![^\W_])(?:({'|'.join(LABELS)})\. ?|(No|Nos|pp|Vol|Fig|Apt|Hwy) )(?=[$£€]?\d)")
 HASH = re.compile(r"(?<!\w)# ?(?=\d)")
 DECADE = re.compile(rf"(?<![\w.,'])'?([2-9]0)'?s{END}")
 SHORT_YEAR = re.compile(r"(?<![^\s(-])'(\d)(\d)(?![\w'\"]|[.,:]\d)")

@@ -61,22 +61,44 @@ COMPASS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 # Money
 
 AMOUNT = rf"\.?{NUMBER}"
-MAGNITUDE = rf"(?: (thousand|million|billion|trillion)\b| ?({'|'.join(MAGNITUDES)}){END})"
+SCALE = r"(?i:thousand|million|billion|trillion)"
+MAGNITUDE = rf"(?:[ -]?({SCALE})\b| ?({'|'.join(MAGNITUDES)}){END})"
+# What an amount is one of: a $5 million deal
+ARTICLE = re.compile(r"\b[Aa]n? [+-]?$")
+FIXED = re.compile(r"\b(?:[Tt]h(?:e|is|at|ese|ose)|[Hh]is|her|their|my|our|your|its|one|each) $")
+NO_NOUN = set("""of or and in per to for is was are were be at on by with from as but that which who he she it they we
+I you before after when than more less each a an the if while then so because have has had will would could""".split())
+PRICED = set("bill bills note notes deal fine prize fee coin coins project loan bond bonds ticket tickets".split())
+WIDE = set("film lens camera gun cannon shell round projector print".split())  # of 35mm
 EACH = rf"(?:(/)(?:({'|'.join(PER)}){END}(?:\.(?= [a-z]))?|(?=[A-Za-z])))"  # a price of a unit, or of an hour
 PRICE = re.compile(rf"({SIGN})(?:\b({'|'.join(PLACES)}) ?)?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
                    rf"(?: ?- ?({SYMBOL})? ?({AMOUNT}))?{MAGNITUDE}?"
                    rf"(?: (?:USD|AUD|CAD|EUR|GBP))?{EACH}?")
 PRICE_BEHIND = re.compile(rf"({SIGN})(?<![\w.,])({NUMBER})(?: ?- ?({NUMBER}))?{MAGNITUDE}?"
                           rf"(?: ?({SYMBOL}(?!\d))| ({'|'.join(CODES)}){END}){EACH}?")
-SPREAD = re.compile(rf"(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)|(?<=inches)-(?=\d)")
+SPREAD = re.compile(rf"(?<=[$£€])(\d{{1,3}}(?:\.\d{{1,3}})?)(?:m|M|k|K|bn|B)-(?=\d)"
+                    rf"|(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)|(?<=inches)-(?=\d)")
 CODE_BEFORE = re.compile(rf"(?<![^\W_])({'|'.join(CODES)}) ?(?=\d)")
 CENTS = re.compile(rf"(?<![\w.,])({NUMBER}) ?¢")
 THOUSANDS = re.compile(r"(?<![\w.,'])([1-9]\d{0,2})((?:[ _']\d{3})++)(?:,(\d{1,2}))?(?![\w.]*\d)")
 
 
-def money_words(currency, number, suffix, place=""):
-    """An amount: $29.95, £3 million, €3,50."""
+def before_noun(match):
+    """Whether an amount stands before a noun that it is one of, where its unit has no plural: a $5 bill, a 6 ft man."""
+    start, end = match.span()
+    before, after = match.string[max(0, start - 8):start], re.match(r"[ -]([a-z]+)", match.string[end:end + 30])
+    if not after or after[1] in NO_NOUN:
+        return False
+    return bool(ARTICLE.search(before)) or after[1] in PRICED and bool(FIXED.search(before)) or (
+        after[1] in WIDE and match[0].endswith("mm"))
+
+
+def money_words(currency, number, suffix, place="", single=False):
+    """An amount: $29.95, £3 million, €3,50; in the singular before a noun."""
     one, several, cent, cents = MONEY[currency]
+    suffix = suffix.lower()
+    if single:
+        several, cents = one, cent
     if place:
         one, several = f"{PLACES[place]} {one}", f"{PLACES[place]} {several}"
     if re.fullmatch(r"(\d{1,3}(\.\d{3})+|\d+),\d\d", number):
@@ -93,10 +115,12 @@ def money_words(currency, number, suffix, place=""):
 def say_price(match):
     sign, place, currency, minus, number, other, last, word, short, per, unit = match.groups()
     suffix, first = word or MAGNITUDES.get(short, ""), ""
+    single = not per and ("-" in match[0] and bool(word) and not last and word in match[0].split("-")[-1]
+                          or before_noun(match))
     if last:
         first, number = money_words(currency, number, suffix, place) if other else said(number), last
         first += " to "
-    words = sign_words(sign or minus) + first + money_words(other or currency, number, suffix, place)
+    words = sign_words(sign or minus) + first + money_words(other or currency, number, suffix, place, single)
     return words + (f" per {PER.get(unit, '')}" if per else "")
 
 
@@ -110,7 +134,8 @@ def say_price_behind(match):
 
 
 def say_spread(match):
-    return " to "
+    """$1m-2m as $1-2m."""
+    return f"{match[1]}-" if match[1] else " to "
 
 
 def say_code_before(match):
@@ -163,12 +188,15 @@ def say_unit(match):
     one, several = unit_names(unit or ("in." if base == "in" else base))
     if power:
         one, several = (f"{'square' if power == '2' else 'cubic'} {name}" for name in (one, several))
-    single = number == "1" and not scale or mark == "-"
+    single = number == "1" and not scale or mark == "-" or not per and before_noun(match)
     words = f"{said(number)}{scale or ''}{mark if mark == '-' else ' '}{one if single else several}"
     if per:
         words += f" per {PER[per]}" if not per_power or per != "s" else f" per second {POWERS[per_power]}"
         words = words if not per_power or per == "s" else words.replace(" per ", " per " + (
             "square " if per_power == "2" else "cubic "))
+    following = match.string[match.end():match.end() + 3]
+    if unit == "in." and (not following.strip("\"')") or re.match(" [A-Z]", following)):
+        words += "."  # of the sentence, too
     return sign_words(sign) + words
 
 
@@ -191,7 +219,7 @@ def say_inches(text):
         if match[1]:
             return match[0]
         if match[2] and not is_open:
-            return f"{match[2]} inches"
+            return f"{match[2]} inch" + "es" * (not re.search(r"\b[Aa]n? [\d.]{1,6}$", text[:match.end(2)][-10:]))
         is_open = not is_open
         return match[0]
 
