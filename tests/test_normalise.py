@@ -1,5 +1,6 @@
-"""normalise.py, and of what it is made: numerals.py, dates.py, quantities.py, foreign.py and markup.py. normalised.tsv
-beside its readings, numbers beside num2words, letters beside anyascii; what must hold for any text."""
+"""normalise.py, and of what it is made: numerals.py, dates.py, quantities.py, usage.py, foreign.py and markup.py.
+normalised.tsv beside its readings, numbers beside num2words, letters beside anyascii; what must hold for any
+text."""
 
 import random
 import re
@@ -106,7 +107,7 @@ def test_tables():
     for short, name in numerals.MAGNITUDES.items():
         check(f"$2{short}", f"two {name} dollars")
     for label, name in numerals.LABELS.items():
-        check(f"a {label}. 2", f"a {name.capitalize() if label[0].isupper() else name} two")
+        check(f"in {label}. 2", f"in {name.capitalize() if label[0].isupper() else name} two")
     for month in dates.MONTHS:
         for short in (month, month[:3], month[:3] + "."):
             check(f"{short} 2, 2026", f"{month} second, twenty twenty-six")

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from trivox import dates, numerals, quantities
+from trivox import dates, numerals, quantities, usage
 from trivox.dates import MONTHS
 from trivox.foreign import code_of, say_foreign
 from trivox.markup import TAG, one_line, untagged
@@ -29,7 +29,7 @@ FOLDS = str.maketrans({
     **dict.fromkeys("‐‑‒–—―⁃", "-"), **dict.fromkeys("•‣●▪■◦∙", " - "), "№": "No. ", "⁄": "/", "∶": ":", "∕": "/",
     "∗": "*", "？": "? ", "！": "! ", "˚": "°", "‼": "!!", "⁉": "!?"})
 BRACKETS = str.maketrans("[]{}", "()()")  # where letters are those of English, these are the only brackets known
-DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)")
+DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)|(?<=\d\d)()º(?!\w)")
 MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)|(?<=\w) − (?=\w)")
 NEGATIVE = re.compile(r"− (?=[$£€¥]?\.?\d)")
 DASH = re.compile(r"(?:(?<!\s)\s++)?[—―]+\s*+|(?<!\s)\s++–\s*+|–\s++")  # which is a pause
@@ -96,12 +96,13 @@ WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednes
             "Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"}
 CALENDAR = WEEKDAYS | {month[:3]: month for month in MONTHS if month != "May"} | {"Sept": "September"}
 ABBREVIATION = re.compile(r"(?<![\w.@])([A-Za-z]\.[a-z]\.[a-z]|[A-Za-z]\.[a-z]|Ph\.D|[A-Za-z][a-z]{1,6})\.")
-TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z])")
+TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z]| and (?:Mrs?|Ms|Dr|Miss)\b)")
 ROADWAY = re.compile(r"(?<=[a-z] )(St|Ave|Rd|Blvd|Ln|Hwy|Pkwy)(?![\w.'/-]| [A-Z])")
-GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc)\.(?=[A-Za-z])")  # Mr.Poe
+GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc|e\.g|i\.e)\.(?=[A-Za-z])")  # Mr.Poe
 SHORT = re.compile(rf"(?<![\w/])({'|'.join(SMALL)})(?![\w/.])")
 RANGE_ENDS = re.compile(rf"(?:\d|\d ?[ap]\.?m\.?|\d[%°'\"€])$|\b(?:{'|'.join(WEEKDAYS)})\.?$")
 RANGE_STARTS = re.compile(rf"[$£€]?\d|(?:{'|'.join(WEEKDAYS)})\b")
+WHEN = re.compile(r"\b(?:[Ii]n|[Oo]n|since|until|till|late|early|mid|last|next|by|of|this|every|through)[ -]$")
 SPAN = re.compile(rf"(?<!\w)({'|'.join(CALENDAR)})\.? ?- ?({'|'.join(CALENDAR)})(?!\w)(\.?)")  # Mon-Fri
 
 # ------------------------------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def fold(text, accents, english, language):
     text = name_emoji(text, language)
     if english:
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
-        text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1°", text))))
+        text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1\2°", text))))
     text = INVISIBLE.sub("", text).replace("−", "-").translate(FOLDS)
     text = "".join(number_apart(c, following) for c, following in zip(text, text[1:] + " "))
     text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
@@ -301,11 +302,12 @@ def english_letters(c):
 # The rules of what digits say, in the order in which they are tried: what is longest and surest first. What a rule has
 # read has no digit any more, so that no other reads it.
 RULES = [(getattr(room, name), getattr(room, f"say_{name.lower()}")) for room, names in (
+    (usage, "VERSE DIRECTION TYPE MILLIONS DECADES HUNDREDS OUT_OF EVENLY METRE AIRCRAFT CVE SEASON"),
     (quantities, "PLACE FEET"), (numerals, "PHONE TOLL_FREE CALLED FLIGHT"), (quantities, "THOUSANDS"),
     (dates, "ISO_DATE SLASH_DATE SHORT_DATE MONTH_DAY DAY_MONTH MONTH_YEAR YEAR"), (numerals, "CHAIN"),
     (dates, "HOUR_RANGE CLOCK HOUR LASTED RATIO"),
     (quantities, "SPREAD CODE_BEFORE PRICE PRICE_BEHIND CENTS FRACTION"),
-    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "UNIT RATE"),
+    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "SQUARE UNIT RATE"),
     (numerals, "POWER COUNT"),
 ) for name in names.split()]
 
@@ -456,10 +458,13 @@ def say_abbreviation(match):
             not following or following[1] != "Will")
         return TITLES[title] + "." * bool(alone)
     if word in CALENDAR:
-        return CALENDAR[word] if goes_on else match[0]
+        if word in WEEKDAYS and before.endswith("the "):
+            return match[0]
+        return CALENDAR[word] + "." * (not goes_on) if goes_on or stop and WHEN.search(before) else match[0]
     said = WORDS.get(word) or WORDS.get(word.lower(), "").capitalize()
     if not said or word in CLOSELY and not goes_on or word == "al" and not before.endswith("et "):
         return match[0]
     if word in FIRMS and re.match(" [A-Z][a-z]+ [a-z]", rest):
         stop = "."  # a sentence, sooner than a name
-    return said + ("." if word == "etc" and re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest) else stop)
+    before_capital = re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest)
+    return said + ("." if word == "etc" and (rest.startswith("..") or before_capital) else stop)

@@ -28,7 +28,8 @@ UNITS = {
     "ha": "hectare", "mg": "milligram", "g": "gram", "kg": "kilogram", "μg": "microgram", "lb": "pound", "lbs": "pound",
     "oz": "ounce", "fl oz": "fluid_ounce", "ml": "milliliter", "mL": "milliliter", "cl": "centiliter",
     "dl": "deciliter", "l": "liter", "L": "liter", "gal": "gallon", "qt": "quart", "pt": "pint", "cc": "cc cc",
-    "tsp": "teaspoon", "tbsp": "tablespoon", "ns": "nanosecond", "μs": "microsecond", "ms": "millisecond",
+    "tsp": "teaspoon", "tbsp": "tablespoon", "Tbsp": "tablespoon", "Tsp": "teaspoon",
+    "ns": "nanosecond", "μs": "microsecond", "ms": "millisecond",
     "sec": "second", "secs": "second", "min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
     "yr": "year", "yrs": "year", "wk": "week", "wks": "week", "mo": "month", "mos": "month",
     "Hz": "hertz hertz", "kHz": "kilohertz kilohertz", "MHz": "megahertz megahertz", "GHz": "gigahertz gigahertz",
@@ -43,7 +44,8 @@ UNITS = {
     "kmh": "kilometer_per_hour",
     "rpm": "revolution_per_minute", "fps": "frame_per_second", "bpm": "beat_per_minute", "ppm": "part_per_million",
     "ppb": "part_per_billion", "mol": "mole", "lm": "lumen", "lx": "lux lux", "sq ft": "square_foot square_feet",
-    "sq m": "square_meter", "sq km": "square_kilometer", "sq mi": "square_mile", "cu ft": "cubic_foot cubic_feet",
+    "sq in": "square_inch square_inches", "sq yd": "square_yard", "sq m": "square_meter",
+    "sq km": "square_kilometer", "sq mi": "square_mile", "cu ft": "cubic_foot cubic_feet",
     "°C": "degree_Celsius degrees_Celsius", "°F": "degree_Fahrenheit degrees_Fahrenheit", "°": "degree",
     "s": "second"}
 APART = {"s"}  # only behind a blank: 60s are the sixties
@@ -158,10 +160,12 @@ def say_thousands(match):
 # ------------------------------------------------------------------------------------------------------------
 # Units and fractions
 
+SQUARE = re.compile(r"(?<=\d )([Ss]q|[Cc]u|fl)\. ?(?=(?:ft|in|yd|m|km|mi|oz)\b)")
+STOP = r"(\.(?= [a-z]|[,;:]| \d{1,3} ?(?:min|sec|oz|in|ft)s?\b))"  # which ends no sentence
 NAMES = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 UNIT = re.compile(rf"({SIGN}){FROM}(?<!\^)(?<!\^-)({POINTED})( (?:thousand|million|billion))?([ -]?)"
                   rf"(?:({'|'.join(SQUARED)})\^?([23])|({NAMES}))(?:/({'|'.join(PER)})(?:\^?([23]))?)?"
-                  rf"{END}(?!['^/]\w)(\.(?= [a-z]|[,;:]))?")
+                  rf"{END}(?!['^/]\w){STOP}?")
 RATE = re.compile(rf"(?<=\d)/({'|'.join(name for name in PER if len(name) > 2)}){END}")
 FEET = re.compile(r"(?<![\w.])(\d{1,2})(?:' ?| ?ft\.? )(\d{1,2}(?:\.\d++)?+)"
                   r"(?:\"|''| ?in(?:\.(?! [A-Z])|\b)|(?![\w']))")
@@ -169,7 +173,7 @@ INCHES = re.compile(r"""(' ?\d{1,2}(?:\.\d{1,4})?)"|(\d?)\"""")
 PLACE = re.compile(r"(?<![\w.])(-?\d{1,3}(?:\.\d++)?+) ?° ?"
                    r"(?:(\d{1,2}(?:\.\d++)?+)' ?(?:(\d{1,2}(?:\.\d++)?+)\" ?)?)?(?:([NSEW])\b)?")
 FRACTION = re.compile(rf"(?<![\w.,/$£€])(?:(\d{{1,3}})[ -])?(\d{{1,4}})/(\d{{1,4}})"
-                      rf"(?:(?:ths?|rds?|nds?|s){END}|[ -]?({NAMES}){END})?(?![\w/]|[.,]\d)")
+                      rf"(?:(?:ths?|rds?|nds?|s){END}|[ -]?({NAMES}){END}{STOP}?)?(?![\w/]|[.,]\d)")
 
 
 def unit_names(sign):
@@ -183,7 +187,8 @@ def unit_names(sign):
 def say_unit(match):
     """5 km, 60 mph, 100 m^2, 9.81 m/s^2, a 5-km run."""
     sign, number, scale, mark, base, power, unit, per, per_power, _ = match.groups()
-    if unit in APART and mark != " " and "." not in number:
+    if (unit in APART and mark != " " and "." not in number
+            or unit in ("V", "W") and mark == " " and re.match(" [A-Z]", match.string[match.end():match.end() + 2])):
         return match[0]
     one, several = unit_names(unit or ("in." if base == "in" else base))
     if power:
@@ -198,6 +203,10 @@ def say_unit(match):
     if unit == "in." and (not following.strip("\"')") or re.match(" [A-Z]", following)):
         words += "."  # of the sentence, too
     return sign_words(sign) + words
+
+
+def say_square(match):
+    return f"{match[1].lower()} "
 
 
 def say_rate(match):
@@ -244,7 +253,7 @@ def fraction_words(over, under):
 
 
 def say_fraction(match):
-    whole, over, under, unit = match.groups()
+    whole, over, under, unit, _ = match.groups()
     first = f"{number_words(whole)} " if whole else ""
     n, m = int(over), int(under)
     last = f" {unit_names(unit)[n > m or bool(whole)]}" if unit else ""
