@@ -10,7 +10,7 @@ INLINE = {"a", "b", "i", "u", "s", "em", "strong", "span", "small", "code", "sub
           "abbr", "kbd", "del", "ins", "big", "tt"}
 BLOCK = {"p", "br", "hr", "div", "li", "ul", "ol", "dl", "dt", "dd", "td", "th", "tr", "table", "thead", "tbody",
          "blockquote", "pre", "section", "article", "header", "footer", "main", "nav", "img", "html", "body", "head",
-         "title", *(f"h{n}" for n in range(1, 7))}
+         "title", "script", "style", *(f"h{n}" for n in range(1, 7))}
 VALUE = r"\s+[A-Za-z-]{1,40}(?:=(?:\"[^\"<>]{0,500}\"|'[^'<>]{0,500}'|[^\s\"'<>]{1,500}))"
 HTML = re.compile(rf"<(?:/({'|'.join(sorted(INLINE | BLOCK))})|({'|'.join(sorted(INLINE | BLOCK))})"
                   rf"(?:{VALUE}){{0,20}}\s*/?)>", re.IGNORECASE)

@@ -68,7 +68,8 @@ TITLES = {  # before a name
     "Hon": "Honorable", "Gov": "Governor", "Sen": "Senator", "Rep": "Representative", "Pres": "President",
     "Fr": "Father", "Supt": "Superintendent", "Det": "Detective", "Insp": "Inspector", "Amb": "Ambassador",
     "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister", "Asst": "Assistant"}
-SAINTS = set("""Agatha Agnes Alban Albans Ambrose Andrew Andrews Anne Ann Anthony Augustine Barnabas Bartholomew Basil
+SAINTS = set("""Barbara Boniface Brendan Cyril Gall Gallen Hilaire Hilda Hubert Ignatius Malo Moritz Quentin Remo Rita
+Agatha Agnes Alban Ambrose Andrew Anne Ann Anthony Augustine Barnabas Bartholomew Basil
 Benedict Bernard Bernardino Botolph Bride Bridget Catherine Catharine Cecilia Christopher Clair Clare Clement Columba
 Croix Cuthbert David Denis Dunstan Edmund Edward Elizabeth Elmo Etienne Francis Gabriel George Germain Giles Gregory
 Helen Helena Helens Helier Ives James Jerome Joan John Johns Joseph Jude Kilda Kitts Laurence Lawrence Leonard Louis
@@ -108,7 +109,8 @@ SPAN = re.compile(rf"(?<!\w)({'|'.join(CALENDAR)})\.? ?- ?({'|'.join(CALENDAR)})
 # ------------------------------------------------------------------------------------------------------------
 # Roman numerals, where they are safe
 
-ROMAN = r"(?=[IVXL])(?:XL(?=[IVX])|L(?=[IVX]))?X{0,3}(?:IX|IV|V?I{0,3})(?![^\W_]|[.-][A-Z])"  # up to LXXXIX
+ROMAN = (r"(?=[IVXLC])(?:C{1,3}(?=[IVXL]))?(?:X[LC](?=[IVX])|L(?=[IVX]))?X{0,3}(?:IX|IV|V?I{0,3})"
+         r"(?![^\W_]|[.-][A-Z])")  # of few hundreds
 RULERS = """Henry Louis Charles George Edward Elizabeth James William Mary Richard Philip Pius Paul Benedict Napoleon
 Leo Gregory Innocent Clement Alexander Nicholas Peter Catherine Ferdinand Francis Frederick Wilhelm Leopold Albert
 Alfonso Carlos Felipe Gustav Christian Haakon Olav Harald Otto Ivan Ptolemy Ramses Ramesses Thutmose Amenhotep Darius
@@ -125,10 +127,10 @@ VERBS = {"of", "was", "is", "and", "had", "has", "died", "in", "who", "were", "b
 PRONOUN = {"was", "had", "has", "is", "were"}  # before which I is a number only behind what is sure:
 RANK = re.compile(r"\b(?:King|Queen|Pope|Emperor|Empress|Tsar|Czar|Kaiser|Sultan|Shah|Pharaoh|Duke|Prince|[Oo]f) $")
 SURELY = {"War", "WW", "Chapter", "Act", "Part", "Scene", "Volume", "Book", "Psalm", "Canto", "Sonnet", "Phase"}
-DIVIDED = {"scene", "verse", "part", "section", "page", "chapter", "line"}  # Act I scene 2
+DIVIDED = {*COUNTED, "scene", "verse", "part", "section", "page", "chapter", "line"}  # Act I scene 2
 SHORTER = {"WW": "World War", "vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter",
            "pt.": "part", "Pt.": "Part"}
-VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
+VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 
 # ------------------------------------------------------------------------------------------------------------
 # Addresses
@@ -208,14 +210,14 @@ def once(text, accents, language):
     text = " ".join((text if accents else text.translate(BRACKETS)).split())
     if not english:
         return say_foreign(text, language)
-    text = calm(text)
+    text = re.sub(r"\bWW(?=(?:II?|[12])\b)", "World War ", calm(text))
     if "/" in text or "vs" in text:
         text = SHORT.sub(lambda short: SMALL[short[1]], text)
     if BUSY.search(text):
         text = GLUED.sub(r"\1. ", say_symbols(say_numbers(say_marks(say_addresses(text)))))
     if "-" in text:
         text = SPAN.sub(say_span, text)
-    if re.search("[A-Za-z.] [IVXL]", text):
+    if re.search("[A-Za-z.] [IVXLC]", text):
         text = NUMBERED.sub(say_roman, text)
     text = ABBREVIATION.sub(say_abbreviation, ROADWAY.sub(say_road, TITLE.sub(say_title, text)))
     return " ".join(text.split())
@@ -243,7 +245,7 @@ def say_dash(match):
     bounds = RANGE_ENDS.search(before) and RANGE_STARTS.match(after)
     if bounds and ("—" not in match[0] or match[0] == "—"):
         return " - " if match[0][0].isspace() else "-"
-    return " " * bool(before) + "--" + " " * (bool(after) and not re.match("[\"'”’»)]", after)
+    return " " * bool(before.strip("([\"'“‘")) + "--" + " " * (bool(after) and not re.match("[\"'”’»)]", after)
                                               or match[0][-1].isspace())
 
 
@@ -391,7 +393,7 @@ def say_roman(match):
         word, before = re.match(" ([A-Za-z]+)", rest), match.string[max(0, match.start() - 12):match.start()]
         if numeral == "I" and kind not in ("War", "WW") and word and (
                 word[1] not in (VERBS if kind in RULERS else VERBS | DIVIDED)
-                or word[1] in PRONOUN and kind not in SURELY and not RANK.search(before)):
+                or word[1] in PRONOUN and (kind not in SURELY or word[1] == "had") and not RANK.search(before)):
             return match[0]
         if rest[:1] == "." and kind in RULERS and not ends(match, 1) or numeral != "I" and kind in ALSO_LETTERS:
             return match[0]

@@ -66,11 +66,11 @@ AMOUNT = rf"\.?{NUMBER}"
 SCALE = r"(?i:thousand|million|billion|trillion)"
 MAGNITUDE = rf"(?:[ -]?({SCALE})\b| ?({'|'.join(MAGNITUDES)}){END})"
 # What an amount is one of: a $5 million deal
-ARTICLE = re.compile(r"\b[Aa]n? [+-]?$")
+ARTICLE = re.compile(r"\b[Aa]n? (?:[\d.,]{1,9} to |[+-]?)$")
 FIXED = re.compile(r"\b(?:[Tt]h(?:e|is|at|ese|ose)|[Hh]is|her|their|my|our|your|its|one|each) $")
 NO_NOUN = set("""of or and in per to for is was are were be at on by with from as but that which who he she it they we
 I you before after when than more less each a an the if while then so because have has had will would could""".split())
-PRICED = set("bill bills note notes deal fine prize fee coin coins project loan bond bonds ticket tickets".split())
+PRICED = set("bill bills note notes deal fine prize fee coin coins project loan bond bonds ticket tickets race run".split())
 WIDE = set("film lens camera gun cannon shell round projector print".split())  # of 35mm
 EACH = rf"(?:(/)(?:({'|'.join(PER)}){END}(?:\.(?= [a-z]))?|(?=[A-Za-z])))"  # a price of a unit, or of an hour
 PRICE = re.compile(rf"({SIGN})(?:\b({'|'.join(PLACES)}) ?)?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
@@ -88,11 +88,11 @@ THOUSANDS = re.compile(r"(?<![\w.,'])([1-9]\d{0,2})((?:[ _']\d{3})++)(?:,(\d{1,2
 def before_noun(match):
     """Whether an amount stands before a noun that it is one of, where its unit has no plural: a $5 bill, a 6 ft man."""
     start, end = match.span()
-    before, after = match.string[max(0, start - 8):start], re.match(r"[ -]([a-z]+)", match.string[end:end + 30])
+    before, after = match.string[max(0, start - 18):start], re.match(r"[ -]([a-z]+)", match.string[end:end + 30])
     if not after or after[1] in NO_NOUN:
         return False
     return bool(ARTICLE.search(before)) or after[1] in PRICED and bool(FIXED.search(before)) or (
-        after[1] in WIDE and match[0].endswith("mm"))
+        after[1] in WIDE and re.search(r"\dmm$", match[0]))
 
 
 def money_words(currency, number, suffix, place="", single=False):
@@ -120,8 +120,8 @@ def say_price(match):
     single = not per and ("-" in match[0] and bool(word) and not last and word in match[0].split("-")[-1]
                           or before_noun(match))
     if last:
-        first, number = money_words(currency, number, suffix, place) if other else said(number), last
-        first += " to "
+        first = money_words(currency, number, suffix, place, single) if other else said(number)
+        first, number = first + " to ", last
     words = sign_words(sign or minus) + first + money_words(other or currency, number, suffix, place, single)
     return words + (f" per {PER.get(unit, '')}" if per else "")
 
@@ -162,6 +162,7 @@ def say_thousands(match):
 
 SQUARE = re.compile(r"(?<=\d )([Ss]q|[Cc]u|fl)\. ?(?=(?:ft|in|yd|m|km|mi|oz)\b)")
 STOP = r"(\.(?= [a-z]|[,;:]| \d{1,3} ?(?:min|sec|oz|in|ft)s?\b))"  # which ends no sentence
+COUNTED = re.compile(r" [A-Z][a-z]{1,20} \d")  # Group 3 V Group 4
 NAMES = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 UNIT = re.compile(rf"({SIGN}){FROM}(?<!\^)(?<!\^-)({POINTED})( (?:thousand|million|billion))?([ -]?)"
                   rf"(?:({'|'.join(SQUARED)})\^?([23])|({NAMES}))(?:/({'|'.join(PER)})(?:\^?([23]))?)?"
@@ -188,7 +189,7 @@ def say_unit(match):
     """5 km, 60 mph, 100 m^2, 9.81 m/s^2, a 5-km run."""
     sign, number, scale, mark, base, power, unit, per, per_power, _ = match.groups()
     if (unit in APART and mark != " " and "." not in number
-            or unit in ("V", "W") and mark == " " and re.match(" [A-Z]", match.string[match.end():match.end() + 2])):
+            or unit in ("V", "W") and mark == " " and COUNTED.match(match.string, match.end())):
         return match[0]
     one, several = unit_names(unit or ("in." if base == "in" else base))
     if power:
@@ -215,8 +216,9 @@ def say_rate(match):
 
 def say_feet(match):
     feet, inches = match.groups()
-    return (f"{in_words(feet)} {'foot' if feet == '1' else 'feet'} "
-            f"{said(inches)} inch{'es' * (inches != '1')}")
+    single = before_noun(match)  # a 6 ft. 2 in. man
+    return (f"{in_words(feet)} {'foot' if single or feet == '1' else 'feet'} "
+            f"{said(inches)} inch{'es' * (not single and inches != '1')}")
 
 
 def say_inches(text):
