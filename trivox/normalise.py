@@ -101,8 +101,8 @@ TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z]| and (?:Mrs?|Ms|
 ROADWAY = re.compile(r"(?<=[a-z] )(St|Ave|Rd|Blvd|Ln|Hwy|Pkwy)(?![\w.'/-]| [A-Z])")
 GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc|e\.g|i\.e)\.(?=[A-Za-z])")  # Mr.Poe
 SHORT = re.compile(rf"(?<![\w/])({'|'.join(SMALL)})(?![\w/.])")
-RANGE_ENDS = re.compile(rf"(?:\d|\d ?[ap]\.?m\.?|\d[%°'\"€])$|\b(?:{'|'.join(WEEKDAYS)})\.?$")
-RANGE_STARTS = re.compile(rf"[$£€]?\d|(?:{'|'.join(WEEKDAYS)})\b")
+RANGE_ENDS = re.compile(rf"(?:\d|\d ?[ap]\.?m\.?|\d[%°'\"€])$|\b(?:{'|'.join(CALENDAR)})\.?$")
+RANGE_STARTS = re.compile(rf"[$£€]?\d|(?:{'|'.join(CALENDAR)})\b")
 WHEN = re.compile(r"\b(?:[Ii]n|[Oo]n|since|until|till|late|early|mid|last|next|by|of|this|every|through)[ -]$")
 SPAN = re.compile(rf"(?<!\w)({'|'.join(CALENDAR)})\.? ?- ?({'|'.join(CALENDAR)})(?!\w)(\.?)")  # Mon-Fri
 
@@ -245,7 +245,7 @@ def say_dash(match):
     bounds = RANGE_ENDS.search(before) and RANGE_STARTS.match(after)
     if bounds and ("—" not in match[0] or match[0] == "—"):
         return " - " if match[0][0].isspace() else "-"
-    return " " * bool(before.strip("([\"'“‘")) + "--" + " " * (bool(after) and not re.match("[\"'”’»)]", after)
+    return " " * bool(before.strip("([\"'“‘")) + "--" + " " * (bool(after) and not re.match("[\"'”’»)?!.,;:]", after)
                                               or match[0][-1].isspace())
 
 

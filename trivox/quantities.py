@@ -19,6 +19,8 @@ MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", 
          "₿": ("bitcoin", "bitcoins", "", "")}
 PLACES = {"US": "U.S.", "A": "Australian", "AU": "Australian", "C": "Canadian", "CA": "Canadian", "NZ": "New Zealand",
           "HK": "Hong Kong", "S": "Singapore"}  # of a dollar
+NO_DOLLAR = {"R": ("real", "reais", "centavo", "centavos"),  # R$5
+             "MX": ("Mexican peso", "Mexican pesos", "centavo", "centavos")}
 CODES = {"USD": "US$", "AUD": "A$", "CAD": "C$", "NZD": "NZ$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹",
          "CHF": "₣"}
 # Signs of units, only behind a number: the names of one and of many; case counts
@@ -70,10 +72,11 @@ ARTICLE = re.compile(r"\b[Aa]n? (?:[\d.,]{1,9} to |[+-]?)$")
 FIXED = re.compile(r"\b(?:[Tt]h(?:e|is|at|ese|ose)|[Hh]is|her|their|my|our|your|its|one|each) $")
 NO_NOUN = set("""of or and in per to for is was are were be at on by with from as but that which who he she it they we
 I you before after when than more less each a an the if while then so because have has had will would could""".split())
-PRICED = set("bill bills note notes deal fine prize fee coin coins project loan bond bonds ticket tickets race run".split())
+PRICED = set("bill bills note notes deal fine prize fee coin coins project loan bond bonds ticket race run".split())
 WIDE = set("film lens camera gun cannon shell round projector print".split())  # of 35mm
 EACH = rf"(?:(/)(?:({'|'.join(PER)}){END}(?:\.(?= [a-z]))?|(?=[A-Za-z])))"  # a price of a unit, or of an hour
-PRICE = re.compile(rf"({SIGN})(?:\b({'|'.join(PLACES)}) ?)?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
+DOLLARS = rf"(?:\b({'|'.join([*PLACES, *NO_DOLLAR])})(?:(?<=\w\w) )?(?=\$))"  # US $5, but A$5: A is an article
+PRICE = re.compile(rf"({SIGN}){DOLLARS}?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
                    rf"(?: ?- ?({SYMBOL})? ?({AMOUNT}))?{MAGNITUDE}?"
                    rf"(?: (?:USD|AUD|CAD|EUR|GBP))?{EACH}?")
 PRICE_BEHIND = re.compile(rf"({SIGN})(?<![\w.,])({NUMBER})(?: ?- ?({NUMBER}))?{MAGNITUDE}?"
@@ -98,11 +101,13 @@ def before_noun(match):
 def money_words(currency, number, suffix, place="", single=False):
     """An amount: $29.95, £3 million, €3,50; in the singular before a noun."""
     one, several, cent, cents = MONEY[currency]
+    if place in NO_DOLLAR:
+        one, several, cent, cents = NO_DOLLAR[place]
+    elif place:
+        one, several = f"{PLACES[place]} {one}", f"{PLACES[place]} {several}"
     suffix = suffix.lower()
     if single:
         several, cents = one, cent
-    if place:
-        one, several = f"{PLACES[place]} {one}", f"{PLACES[place]} {several}"
     if re.fullmatch(r"(\d{1,3}(\.\d{3})+|\d+),\d\d", number):
         number = number.replace(".", "").replace(",", ".")
     number, _ = plain(number)
