@@ -68,7 +68,8 @@ TITLES = {  # before a name
     "Hon": "Honorable", "Gov": "Governor", "Sen": "Senator", "Rep": "Representative", "Pres": "President",
     "Fr": "Father", "Supt": "Superintendent", "Det": "Detective", "Insp": "Inspector", "Amb": "Ambassador",
     "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister", "Asst": "Assistant"}
-SAINTS = set("""Barbara Boniface Brendan Cyril Gall Gallen Hilaire Hilda Hubert Ignatius Malo Moritz Quentin Remo Rita
+SAINTS = set("""Arnaud Aubyn Cloud Honore Joe Leger Nazaire Vrain Xavier Barbara Boniface Brendan Cyril Gall Gallen Hilaire Hilda Hubert Ignatius
+Malo Moritz Quentin Remo Rita
 Agatha Agnes Alban Ambrose Andrew Anne Ann Anthony Augustine Barnabas Bartholomew Basil
 Benedict Bernard Bernardino Botolph Bride Bridget Catherine Catharine Cecilia Christopher Clair Clare Clement Columba
 Croix Cuthbert David Denis Dunstan Edmund Edward Elizabeth Elmo Etienne Francis Gabriel George Germain Giles Gregory
@@ -409,6 +410,7 @@ HOUSE = re.compile(r"(?:teen|ty|one|two|three|four|five|six|seven|eight|nine|ten
                    r"(?: [A-Z][a-z.]*){1,3} $")  # a number in front of a road's name
 
 
+NO_ROAD = {"Dear", "Hello", "Hi", "Thanks", "Mount", "Mont", "Fort", "Port", "Cape", "Lake", "Rue", "General", "Miss"}
 ON_ROAD = re.compile(r"\b(?:[Oo]n|[Ii]n|[Aa]t|down|up|along|from|to|near) (?:[A-Z]\w+ )+$")
 
 
@@ -418,7 +420,7 @@ def is_road(match, named):
     road = ROAD.search(before)
     following = re.match(r"\.? ([A-Z][a-z]+)", match.string[match.end():match.end() + 30])
     no_saint = match[1] == "St" and following and not {following[1], following[1].removesuffix("s")} & SAINTS
-    return road and road[1] not in STARTERS | {"Dear", "Hello", "Hi", "Thanks", "Mount"} and (
+    return road and road[1] not in STARTERS | NO_ROAD and (
         not named or ends(match) or no_saint or HOUSE.search(before))
 
 

@@ -16,7 +16,8 @@ children workers barrels deaths cases women men voters members customers viewers
 inhabitants passengers refugees years records lines parameters""".split()
 
 ORDER = {"1": "First ", "2": "Second ", "3": "Third "}
-VERSE = re.compile(rf"(?:(?<![\w.,:-])([123]) )?\b({'|'.join(BOOKS)}) (\d{{1,3}}):([1-9]\d{{0,2}})(?:-(\d{{1,3}}))?"
+VERSE = re.compile(r"(?:(?<![\w.,:-])([123]) (?=Sam|Kin|Chr|Cor|Thes|Tim|Pet|Joh|Mac))?\b"
+                   rf"({'|'.join(BOOKS)}) (\d{{1,3}}):([1-9]\d{{0,2}})(?:-(\d{{1,3}}))?"
                    r"(?![\w:]|[.,/-]\d| ?[AaPp]\.?[Mm]\b)")
 DIRECTION = re.compile(rf"(?<=\d )([NSEW])\.? (?=(?:[A-Z][a-z]+|\d{{1,3}}(?:st|nd|rd|th))(?: [A-Z][a-z]+){{0,2}}"
                        rf" (?:{STREETS})\b)")
