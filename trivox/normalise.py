@@ -68,7 +68,8 @@ TITLES = {  # before a name
     "Hon": "Honorable", "Gov": "Governor", "Sen": "Senator", "Rep": "Representative", "Pres": "President",
     "Fr": "Father", "Supt": "Superintendent", "Det": "Detective", "Insp": "Inspector", "Amb": "Ambassador",
     "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister", "Asst": "Assistant"}
-SAINTS = set("""Arnaud Aubyn Cloud Honore Joe Leger Nazaire Vrain Xavier Barbara Boniface Brendan Cyril Gall Gallen Hilaire Hilda Hubert Ignatius
+SAINTS = set("""Arnaud Aubyn Cloud Honore Joe Leger Nazaire Vrain Xavier Barbara Boniface
+Brendan Cyril Gall Gallen Hilaire Hilda Hubert Ignatius
 Malo Moritz Quentin Remo Rita
 Agatha Agnes Alban Ambrose Andrew Anne Ann Anthony Augustine Barnabas Bartholomew Basil
 Benedict Bernard Bernardino Botolph Bride Bridget Catherine Catharine Cecilia Christopher Clair Clare Clement Columba
