@@ -4,6 +4,7 @@ encoder's class; weights.py by the encoder's files."""
 import os
 import re
 import shutil
+import time
 import unicodedata
 from copy import deepcopy
 
@@ -14,7 +15,7 @@ from conftest import ROOT, refusal
 from helpers import random_texts
 
 from trivox.normalise import normalise_text
-from trivox.text import (TextFeatures, character_ids, characters_text, read_lines, split_text, text_ids,
+from trivox.text import (TextFeatures, character_ids, characters_text, read_lines, sentences, split_text, text_ids,
                          unknown_characters)
 
 # ------------------------------------------------------------------------------------------------------------
@@ -74,6 +75,18 @@ def test_sentences():
     rows = [line.split("\t") for line in (ROOT / "tests" / "sentences.tsv").read_text().splitlines()]
     found = {text: split_text(normalise_text(text, accents=True), 255) for text, *_ in rows}
     assert found == {text: sentences for text, *sentences in rows} and len(rows) > 30
+
+
+@pytest.mark.parametrize("piece, language", [("at 5 p.m. Monday ", "en"), ("... ", "en"), ("你好吗我很好。", "zh"),
+                                             ("He left. ", "en")])
+def test_splitting_takes_linear_time(piece, language):
+    times = []
+    for size in (10_000, 40_000):
+        text, start = piece * (size // len(piece)), time.process_time()
+        found = sentences(text, language)
+        times.append(time.process_time() - start)
+        assert "".join("".join(found).split()) == "".join(text.split())
+    assert times[1] < 1 and times[1] < 9 * times[0] + 0.1
 
 
 def test_sentences_of_other_languages():

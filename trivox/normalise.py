@@ -1,9 +1,10 @@
 """A text as it is spoken: what every model and judge reads instead of what was written.
 
-Marks of every kind become the few of ASCII; addresses, numbers, abbreviations and symbols become words (numbers by
-`trivox/numerals.py`, `dates.py` and `quantities.py`). What is in words stays as it is, so that a text may be normalised
-twice. Plain capitals stay: whether FBI is spelt and NASA read is known to who pronounces them, espeak-ng for one, and
-transcripts have them so. Initials, a.m., p.m. and U.S. keep their stops, as in LJSpeech's transcripts.
+Marks of every kind become the few of ASCII, without those of HTML and Markdown (`trivox/markup.py`); addresses,
+numbers, abbreviations and symbols become words (numbers by `numerals.py`, `dates.py` and `quantities.py`, of other
+languages by `foreign.py`). What is in words stays as it is, so that a text may be normalised twice. Plain capitals
+stay: whether FBI is spelt and NASA read is known to who pronounces them, espeak-ng for one, and transcripts have them
+so. Initials, a.m., p.m. and U.S. keep their stops, as in LJSpeech's transcripts, and a dash is written as there.
 
 Letters of other scripts, and symbols that have no word here, stay too; `trivox.text.unknown_characters` tells which of
 them a model does not know.
@@ -14,9 +15,10 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from trivox import dates, numerals, quantities
-from trivox.common import UserError
+from trivox import dates, numerals, quantities, usage
 from trivox.dates import MONTHS
+from trivox.foreign import code_of, say_foreign
+from trivox.markup import TAG, one_line, untagged
 from trivox.numerals import STARTERS, ends, in_words
 
 # ------------------------------------------------------------------------------------------------------------
@@ -27,8 +29,10 @@ FOLDS = str.maketrans({
     **dict.fromkeys("‐‑‒–—―⁃", "-"), **dict.fromkeys("•‣●▪■◦∙", " - "), "№": "No. ", "⁄": "/", "∶": ":", "∕": "/",
     "∗": "*", "？": "? ", "！": "! ", "˚": "°", "‼": "!!", "⁉": "!?"})
 BRACKETS = str.maketrans("[]{}", "()()")  # where letters are those of English, these are the only brackets known
-DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)")
-MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)")
+DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)|(?<=\d\d)()º(?!\w)")
+MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)|(?<=\w) − (?=\w)")
+NEGATIVE = re.compile(r"− (?=[$£€¥]?\.?\d)")
+DASH = re.compile(r"(?:(?<!\s)\s++)?[—―]+\s*+|(?<!\s)\s++–\s*+|–\s++")  # which is a pause
 INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e"
                        r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]")
 CLOSE_BLANK = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")  # which groups digits
@@ -45,11 +49,14 @@ SYMBOLS = {  # what is said of a symbol that no rule has read
     "↓": "down", "‰": "per mille", "†": "dagger", "‡": "double dagger", "·": "-", "∑": "sum of", "∈": "in",
     "∂": "partial", "∆": "delta", "∫": "integral of", "✓": "check mark"}
 SYMBOL = re.compile(" ?(" + "|".join(f"{re.escape(symbol)}+" for symbol in SYMBOLS) + ") ?")
+SPACED_MINUS = re.compile(r"(?<=[=+×÷*] )- (?=[$£€¥]?\.?\d)"
+                          r"|(?:(?<=^)|(?<=[\s(]))[B-HJ-Zb-z] - (?=\d[\d.]{0,9} ?[=+×÷*<>])")
 PAIRS = {"<=": "less than or equal to", ">=": "greater than or equal to", "!=": "not equal to", "==": "equals",
          "=>": "to", "->": "to", "<-": "from", "+/-": "±", "&&": "and", "||": "or"}
 PAIR = re.compile("|".join(rf" ?(?<![=<>!+-]){re.escape(pair)}(?![=<>-]) ?" for pair in PAIRS))
 SHARP = re.compile(r"(?<![^\W_])([A-GJ])#(?!\w)")
-BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[A-Za-z]\.[A-Za-z]{2}")  # what most sentences have none of
+MARKS = tuple("#*>")  # of Markdown, before a line
+BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[a-z]--[a-z]|[A-Za-z]\.[A-Za-z]{2}")  # what most sentences have none of
 
 # ------------------------------------------------------------------------------------------------------------
 # Abbreviations: without their stop, which stays only where it also ends the sentence
@@ -61,6 +68,16 @@ TITLES = {  # before a name
     "Hon": "Honorable", "Gov": "Governor", "Sen": "Senator", "Rep": "Representative", "Pres": "President",
     "Fr": "Father", "Supt": "Superintendent", "Det": "Detective", "Insp": "Inspector", "Amb": "Ambassador",
     "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister", "Asst": "Assistant"}
+SAINTS = set("""Arnaud Aubyn Cloud Honore Joe Leger Nazaire Vrain Xavier Barbara Boniface
+Brendan Cyril Gall Gallen Hilaire Hilda Hubert Ignatius
+Malo Moritz Quentin Remo Rita
+Agatha Agnes Alban Ambrose Andrew Anne Ann Anthony Augustine Barnabas Bartholomew Basil
+Benedict Bernard Bernardino Botolph Bride Bridget Catherine Catharine Cecilia Christopher Clair Clare Clement Columba
+Croix Cuthbert David Denis Dunstan Edmund Edward Elizabeth Elmo Etienne Francis Gabriel George Germain Giles Gregory
+Helen Helena Helens Helier Ives James Jerome Joan John Johns Joseph Jude Kilda Kitts Laurence Lawrence Leonard Louis
+Lucia Lucy Luke Margaret Mark Martin Martins Mary Matthew Maurice Michael Monica Moritz Nicholas Olave Pancras Patrick
+Paul Pauls Peter Peters Petersburg Philip Pierre Sebastian Sepulchre Simon Stephen Stephens Swithin Teresa Thomas Tropez
+Ursula Valentine Vincent Vitus Wilfrid""".split())
 ROADS = {"St": "Street", "Ave": "Avenue", "Av": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Dr": "Drive",
          "Ln": "Lane", "Ct": "Court", "Pl": "Place", "Sq": "Square", "Hwy": "Highway", "Pkwy": "Parkway"}
 WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "versus", "approx": "approximately",
@@ -70,8 +87,10 @@ WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "vers
          "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Bldg": "Building", "misc": "miscellaneous",
          "incl": "including", "excl": "excluding", "Ph.D": "PhD", "Tel": "Telephone", "tel": "telephone",
          "max": "maximum", "min": "minimum", "avg": "average", "est": "estimated"}
+NAMES = {"Max", "Min", "Avg", "Est"}  # but for what begins a sentence that goes on
 CLOSELY = {"max", "min", "avg", "est", "Tel", "tel"}  # only where the sentence visibly goes on
 SURE = {"Mr", "Mrs", "Ms", "Mx", "Dr", "Messrs", "Prof", "Capt", "Lt", "Sgt", "Cpl", "Cmdr"}  # whatever follows
+FIRMS = {"Inc", "Ltd", "Co", "Corp"}
 # Also without a stop, as in Britain, before a name
 PLAIN = {"Mr", "Mrs", "Ms", "Dr", "Prof", "Messrs", "Capt", "Lt", "Sgt", "Cpl", "Maj", "Rev", "Mt"}
 SMALL = {"w/o": "without", "w/": "with", "c/o": "care of", "n/a": "N A", "N/A": "N A", "and/or": "and or",
@@ -80,28 +99,40 @@ WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednes
             "Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"}
 CALENDAR = WEEKDAYS | {month[:3]: month for month in MONTHS if month != "May"} | {"Sept": "September"}
 ABBREVIATION = re.compile(r"(?<![\w.@])([A-Za-z]\.[a-z]\.[a-z]|[A-Za-z]\.[a-z]|Ph\.D|[A-Za-z][a-z]{1,6})\.")
-TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z])")
-GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc)\.(?=[A-Za-z])")  # Mr.Poe
+TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z]| and (?:Mrs?|Ms|Dr|Miss)\b)")
+ROADWAY = re.compile(r"(?<=[a-z] )(St|Ave|Rd|Blvd|Ln|Hwy|Pkwy)(?![\w.'/-]| [A-Z])")
+GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc|e\.g|i\.e)\.(?=[A-Za-z])")  # Mr.Poe
 SHORT = re.compile(rf"(?<![\w/])({'|'.join(SMALL)})(?![\w/.])")
+RANGE_ENDS = re.compile(rf"(?:\d|\d ?[ap]\.?m\.?|\d[%°'\"€])$|\b(?:{'|'.join(CALENDAR)})\.?$")
+RANGE_STARTS = re.compile(rf"[$£€]?\d|(?:{'|'.join(CALENDAR)})\b")
+WHEN = re.compile(r"\b(?:[Ii]n|[Oo]n|since|until|till|late|early|mid|last|next|by|of|this|every|through)[ -]$")
 SPAN = re.compile(rf"(?<!\w)({'|'.join(CALENDAR)})\.? ?- ?({'|'.join(CALENDAR)})(?!\w)(\.?)")  # Mon-Fri
 
 # ------------------------------------------------------------------------------------------------------------
 # Roman numerals, where they are safe
 
-ROMAN = r"(?=[IVXL])(?:XL(?=[IVX])|L(?=[IVX]))?X{0,3}(?:IX|IV|V?I{0,3})(?![^\W_]|[.-][A-Z])"  # up to LXXXIX
+ROMAN = (r"(?=[IVXLC])(?:C{1,3}(?=[IVXL]))?(?:X[LC](?=[IVX])|L(?=[IVX]))?X{0,3}(?:IX|IV|V?I{0,3})"
+         r"(?![^\W_]|[.-][A-Z])")  # of few hundreds
 RULERS = """Henry Louis Charles George Edward Elizabeth James William Mary Richard Philip Pius Paul Benedict Napoleon
 Leo Gregory Innocent Clement Alexander Nicholas Peter Catherine Ferdinand Francis Frederick Wilhelm Leopold Albert
 Alfonso Carlos Felipe Gustav Christian Haakon Olav Harald Otto Ivan Ptolemy Ramses Ramesses Thutmose Amenhotep Darius
 Xerxes Cyrus Urban Boniface Sixtus Julius Adrian Hadrian Robert David Margaret Mehmed Murad Selim Constantine Justinian
-Theodosius Emmanuel Umberto Rama Edmund Cleopatra Sigismund Maximilian Rudolf Eric Canute Joseph""".split()
+Theodosius Emmanuel Umberto Rama Edmund Cleopatra Sigismund Maximilian Rudolf Eric Canute Joseph John Stephen
+Baldwin""".split()
 COUNTED = """War Chapter Part Act Scene Section Volume Book Article Phase Type Class Level Title Appendix Figure Table
 Episode Season Bowl Stage Grade Unit Division Corps Mark Apollo Gemini Olympiad Vatican Fantasy Rocky Saturn Lesson
-Module Group Category Annex Schedule Round Tier Pentium Canto""".split()
-NUMBERED = re.compile(rf"\b({'|'.join(RULERS + COUNTED)}|(?:[Vv]ol|[Cc]h|[Pp]t)\.) ({ROMAN})")
+Module Group Category Annex Schedule Round Tier Pentium Canto Psalm Sonnet Letter Lecture Plate""".split()
+NUMBERED = re.compile(rf"\b({'|'.join(RULERS + COUNTED + [*map(str.upper, COUNTED)])}|WW|(?:[Vv]ol|[Cc]h|[Pp]t)\.)"
+                      rf" ({ROMAN})")
 ALSO_LETTERS = {"Type", "Class", "Figure", "Table", "Group", "Category", "Annex", "Appendix", "Section", "Grade"}
 VERBS = {"of", "was", "is", "and", "had", "has", "died", "in", "who", "were", "began", "ended", "or"}  # of Charles I
-SHORTER = {"vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter", "pt.": "part", "Pt.": "Part"}
-VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
+PRONOUN = {"was", "had", "has", "is", "were"}  # before which I is a number only behind what is sure:
+RANK = re.compile(r"\b(?:King|Queen|Pope|Emperor|Empress|Tsar|Czar|Kaiser|Sultan|Shah|Pharaoh|Duke|Prince|[Oo]f) $")
+SURELY = {"War", "WW", "Chapter", "Act", "Part", "Scene", "Volume", "Book", "Psalm", "Canto", "Sonnet", "Phase"}
+DIVIDED = {*COUNTED, "scene", "verse", "part", "section", "page", "chapter", "line"}  # Act I scene 2
+SHORTER = {"WW": "World War", "vol.": "volume", "Vol.": "Volume", "ch.": "chapter", "Ch.": "Chapter",
+           "pt.": "part", "Pt.": "Part"}
+VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 
 # ------------------------------------------------------------------------------------------------------------
 # Addresses
@@ -121,10 +152,6 @@ SPELT = {".": "dot", "-": "dash", "_": "underscore", "/": "slash", "@": "at", "+
          ";": "semicolon", "!": "exclamation mark", "*": "asterisk", "(": "(", ")": ")"}
 EMPHASIS = re.compile(r"(?<![\w*_~`])(\*{1,3}|_{1,3}|~~|`{1,3})(?=[^\s*_~`])([^*_~`]{1,500}?)(?<=\S)\1(?![\w*_~`])")
 RULE = re.compile(r"(?<![-=*_~#])([-=*_~#])\1{2,}+(?=\s|$)")  # a line of marks
-MARKDOWN = re.compile(r"^(?:#{1,6}|[*>]) (?=[^\W\d])")
-INLINE = {"a", "b", "i", "u", "em", "strong", "span", "small", "code", "sub", "sup", "font"}
-HTML = re.compile(rf"</?({'|'.join(sorted(INLINE))}|p|br|div|h[1-6]|li|ul|ol|td|tr)(?:[ /][^<>]{{0,500}})?>")
-TAG = re.compile(r"<(/?[^\s<>=/][^<>=]{0,99})>")
 
 
 def address(match):
@@ -160,7 +187,7 @@ def normalise_text(text, accents=False, language="en"):
     accents: whether letters stay as they are; otherwise Latin ones become those of English, such as strasse. language:
     of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words.
 
-    Raises UserError where another language's numbers are unknown to num2words.
+    Raises UserError for numbers in what is no language; where num2words does not know it, digits stay.
     """
     for _ in range(PASSES):  # what is normalised has to stay so, and words that were apart may have met
         before, text = text, once(text, accents, language)
@@ -171,37 +198,40 @@ def normalise_text(text, accents=False, language="en"):
 
 def once(text, accents, language):
     """What normalise_text does, once."""
-    english = re.split("[-_]", language)[0] == "en"
+    english = code_of(language) == "en"
     if "&" in text:
         text = re.sub(r"&(?:[A-Za-z]{2,8}|#\d{1,7});", lambda entity: html.unescape(entity[0]), text)
+    if english and "<" in text:
+        text = untagged(text)
+    if "\n" in text or text.startswith(MARKS):
+        text = one_line(text)
     if not text.isascii():
         text = fold(text, accents, english, language)
     elif not text.isprintable():
         text = INVISIBLE.sub("", text)
     text = " ".join((text if accents else text.translate(BRACKETS)).split())
     if not english:
-        text = BLANKS.sub(lambda number: number[0].replace(" ", ""), text)
-        return " ".join(FOREIGN.sub(lambda number: foreign(number, language), text).split())
-    text = calm(text)
+        return say_foreign(text, language)
+    text = re.sub(r"\bWW(?=(?:II?|[12])\b)", "World War ", calm(text))
     if "/" in text or "vs" in text:
         text = SHORT.sub(lambda short: SMALL[short[1]], text)
     if BUSY.search(text):
         text = GLUED.sub(r"\1. ", say_symbols(say_numbers(say_marks(say_addresses(text)))))
     if "-" in text:
         text = SPAN.sub(say_span, text)
-    if re.search("[a-z.] [IVXL]", text):
+    if re.search("[A-Za-z.] [IVXLC]", text):
         text = NUMBERED.sub(say_roman, text)
-    text = ABBREVIATION.sub(say_abbreviation, TITLE.sub(say_title, text))
+    text = ABBREVIATION.sub(say_abbreviation, ROADWAY.sub(say_road, TITLE.sub(say_title, text)))
     return " ".join(text.split())
 
 
 def fold(text, accents, english, language):
     """A text that is not in ASCII, with marks, digits, and, unless `accents`, Latin letters as in ASCII."""
-    text = CLOSE_BLANK.sub("," if english else "", text)
+    text = DASH.sub(say_dash, CLOSE_BLANK.sub("," if english else "", text))
     text = name_emoji(text, language)
     if english:
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
-        text = SUPERSCRIPT.sub(say_superscript, MINUS.sub(" minus ", DEGREE.sub(r"\1°", text)))
+        text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1\2°", text))))
     text = INVISIBLE.sub("", text).replace("−", "-").translate(FOLDS)
     text = "".join(number_apart(c, following) for c, following in zip(text, text[1:] + " "))
     text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
@@ -209,6 +239,16 @@ def fold(text, accents, english, language):
         text = re.sub(r"[^\W\d_]", in_english_letters, text)
         text = re.sub(r"(?<=[A-Za-z])[\u0300-\u036f]+", "", text)
     return re.sub(r"\d", lambda digit: str(int(digit[0])), text)  # of whatever script
+
+
+def say_dash(match):
+    """A pause as LJSpeech writes it; between bounds, such as hours, it is that of a range."""
+    before, after = match.string[max(0, match.start() - 6):match.start()], match.string[match.end():match.end() + 6]
+    bounds = RANGE_ENDS.search(before) and RANGE_STARTS.match(after)
+    if bounds and ("—" not in match[0] or match[0] == "—"):
+        return " - " if match[0][0].isspace() else "-"
+    return " " * bool(before.strip("([\"'“‘")) + "--" + " " * (bool(after) and not re.match("[\"'”’»)?!.,;:]", after)
+                                              or match[0][-1].isspace())
 
 
 def number_apart(c, following):
@@ -231,7 +271,7 @@ def name_emoji(text, language):
         return text
     import emoji
 
-    code = re.split("[-_]", language)[0]
+    code = code_of(language)
     code = code if code in emoji.LANGUAGES else "en"
     emoji.config.load_language(code)
 
@@ -266,11 +306,12 @@ def english_letters(c):
 # The rules of what digits say, in the order in which they are tried: what is longest and surest first. What a rule has
 # read has no digit any more, so that no other reads it.
 RULES = [(getattr(room, name), getattr(room, f"say_{name.lower()}")) for room, names in (
+    (usage, "VERSE DIRECTION TYPE MILLIONS DECADES HUNDREDS OUT_OF EVENLY METRE AIRCRAFT CVE SEASON"),
     (quantities, "PLACE FEET"), (numerals, "PHONE TOLL_FREE CALLED FLIGHT"), (quantities, "THOUSANDS"),
     (dates, "ISO_DATE SLASH_DATE SHORT_DATE MONTH_DAY DAY_MONTH MONTH_YEAR YEAR"), (numerals, "CHAIN"),
     (dates, "HOUR_RANGE CLOCK HOUR LASTED RATIO"),
     (quantities, "SPREAD CODE_BEFORE PRICE PRICE_BEHIND CENTS FRACTION"),
-    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "UNIT RATE"),
+    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "SQUARE UNIT RATE"),
     (numerals, "POWER COUNT"),
 ) for name in names.split()]
 
@@ -297,14 +338,15 @@ def say_numbers(text):
 
 def say_marks(text):
     """Without markup, and with signs of several characters in words."""
-    text = RULE.sub(" - ", EMPHASIS.sub(r"\2", MARKDOWN.sub("", text)))
-    text = TAG.sub(r"(\1)", HTML.sub(lambda tag: "" if tag[1] in INLINE else " ", text))
+    text = TAG.sub(r"(\1)", RULE.sub(" - ", EMPHASIS.sub(r"\2", text)))
     if "`" in text:  # as in TeX
         text = text.replace("``", '"').replace("''", '"').replace("`", "'")
     text = PAIR.sub(lambda pair: f" {PAIRS[pair[0].strip()]} ".replace(" ± ", " ±"), text)
     text = re.sub(r"\bC\+\+", "C plus plus", SHARP.sub(r"\1 sharp", text))
     text = re.sub(r"((?<![^\W_])\w) ?\* ?(?=\w(?![^\W_]))|([\d)])\*(?=[\w(])", r"\1\2 times ", text)
     text = re.sub(r"(?<=\))/(?=[\w(])", " over ", text)
+    text = SPACED_MINUS.sub(lambda minus: "-" if minus[0] == "- " else f"{minus[0][0]} minus ", text)
+    text = re.sub(r"(?<=[^\W_])--(?=[^\W_\d])", " -- ", text)
     text = re.sub(r"(?<=[^\W_])\^(?=[A-Za-z])", " to the power of ", text)
     text = re.sub(r"(?<=\d) ?~ ?(?=\d)", "-", text)
     text = re.sub(r"(?<![^\s(])~ ?(?=[$£€]?\d)", "about ", text)
@@ -324,21 +366,38 @@ def calm(text):
     """A SENTENCE OF CAPITALS in small letters, as IT and US in it are no names."""
     if not text.isupper() or len(words := re.findall("[A-Z]{2,}", text)) < 4 or not {*words} & LOUD:
         return text
-    text = re.sub(r"\bi\b", "I", text.lower())
+    def lower(match):
+        word = match[0]
+        kept = word == "I" or word in CAPITALS or word == "US" and match.string[:match.start()].endswith("THE ") or (
+            len(word) < 5 and not {*word} & {*"AEIOUY"} and word.capitalize() not in SHORTENED)
+        return word if kept else word.lower()
+
+    text = re.sub(rf"\b({'|'.join(map(str.upper, RULERS + COUNTED))}) {ROMAN}|\b[A-Z]{{2,}}\b|[A-Z]", lambda match: (
+        match[0].replace(match[1], match[1].capitalize()) if match[1] else lower(match)), text)
     return re.sub(r"(?:^|[.!?] )\W*[a-z]", lambda start: start[0].upper(), text)
 
 
 LOUD = {word.upper() for word in STARTERS}
+CAPITALS = set("""UK USA FBI CIA BBC NASA NATO UN EU TV UFO AIDS USSR UNESCO UNICEF ABC IBM AI""".split())
+SHORTENED = {*TITLES, *ROADS, *WORDS, *CALENDAR, "Vs", "Shh", "Hmm", "Pst", "Psst", "Tsk", "Brr", "Grr", "Mmm", "Nth",
+             "Th", "Rd", "Nd"}  # without a vowel, and yet in small letters
+
+
+LOUDLY = {name.upper() for name in COUNTED}
 
 
 def say_roman(match):
     """Henry the eighth, World War two; not the I of "Charles, I think", nor an initial."""
     name, numeral = match.groups()
     rest = match.string[match.end():match.end() + 30]
+    kind = name.capitalize() if name in LOUDLY else name
     if len(numeral) == 1:
-        word = re.match(" ([A-Za-z]+)", rest)
-        if (numeral == "I" and name != "War" and word and word[1] not in VERBS
-                or rest[:1] == "." and not ends(match, 1) or numeral != "I" and name in ALSO_LETTERS):
+        word, before = re.match(" ([A-Za-z]+)", rest), match.string[max(0, match.start() - 12):match.start()]
+        if numeral == "I" and kind not in ("War", "WW") and word and (
+                word[1] not in (VERBS if kind in RULERS else VERBS | DIVIDED)
+                or word[1] in PRONOUN and (kind not in SURELY or word[1] == "had") and not RANK.search(before)):
+            return match[0]
+        if rest[:1] == "." and kind in RULERS and not ends(match, 1) or numeral != "I" and kind in ALSO_LETTERS:
             return match[0]
     values = [VALUES[c] for c in numeral]
     number = sum(-v if v < w else v for v, w in zip(values, [*values[1:], 0]))
@@ -352,12 +411,18 @@ HOUSE = re.compile(r"(?:teen|ty|one|two|three|four|five|six|seven|eight|nine|ten
                    r"(?: [A-Z][a-z.]*){1,3} $")  # a number in front of a road's name
 
 
+NO_ROAD = {"Dear", "Hello", "Hi", "Thanks", "Mount", "Mont", "Fort", "Port", "Cape", "Lake", "Rue", "General", "Miss"}
+ON_ROAD = re.compile(r"\b(?:[Oo]n|[Ii]n|[Aa]t|down|up|along|from|to|near) (?:[A-Z]\w+ )+$")
+
+
 def is_road(match, named):
     """Whether St. or Dr. is a street or drive: behind its name, and not before that of a saint or doctor."""
     before = match.string[max(0, match.start() - 40):match.start()]
     road = ROAD.search(before)
-    return road and road[1] not in STARTERS | {"Dear", "Hello", "Hi", "Thanks", "Mount"} and (
-        not named or ends(match) or HOUSE.search(before))
+    following = re.match(r"\.? ([A-Z][a-z]+)", match.string[match.end():match.end() + 30])
+    no_saint = match[1] == "St" and following and not {following[1], following[1].removesuffix("s")} & SAINTS
+    return road and road[1] not in STARTERS | NO_ROAD and (
+        not named or ends(match) or no_saint or HOUSE.search(before))
 
 
 def say_span(match):
@@ -366,7 +431,12 @@ def say_span(match):
 
 def say_title(match):
     """One without a stop, before a name."""
-    return match[0] if match[1] == "St" and is_road(match, False) else TITLES[match[1]]
+    return ROADS["St"] if match[1] == "St" and is_road(match, True) else TITLES[match[1]]
+
+
+def say_road(match):
+    """One without a stop, behind its name: 10 Downing St, London."""
+    return ROADS[match[1]] if is_road(match, False) else match[0]
 
 
 def say_abbreviation(match):
@@ -377,55 +447,29 @@ def say_abbreviation(match):
     named, goes_on = re.match(" [A-Z]", rest), re.match(r"[,;:)-]| [a-z(]", rest)
     stop = "." if ends(match) else ""
     if word in ROADS and (word not in TITLES or is_road(match, named)):
+        if ON_ROAD.search(before) and re.match(" [A-Z][a-z]+ [a-z]", rest) and not HOUSE.search(before):
+            stop = "."
         return ROADS[word] + stop if ROAD.search(before) else match[0]
+    if word in NAMES and not (re.match(" [a-z]", rest) and re.search(r"(?:^|[.!?:] [\"'(]*)$", before)):
+        return match[0]
     title = word.capitalize() if word in ("mr", "mrs", "ms", "dr", "prof") else word  # as `calm` leaves them
     if title in TITLES and (named and word != "Sr" or title in SURE):
-        alone = not rest.strip("\"')] ") or stop and re.search(r"\b(?:the|an?) $", before)
+        following = re.match(r" ([A-Za-z]+)", rest)
+        if following and following[1] in ("Mr", "Mrs", "Ms", "Dr", "Mister", "Missus", "Miz"):
+            return TITLES[title]
+        if title == "Hon" and stop and following and following[1] != "Will" and not before.endswith("he "):
+            return match[0]
+        alone = not rest.strip("\"')] ") or stop and re.search(r"\b(?:the|an?) $", before) and (
+            not following or following[1] != "Will")
         return TITLES[title] + "." * bool(alone)
     if word in CALENDAR:
-        return CALENDAR[word] if goes_on else match[0]
+        if word in WEEKDAYS and before.endswith("the "):
+            return match[0]
+        return CALENDAR[word] + "." * (not goes_on) if goes_on or stop and WHEN.search(before) else match[0]
     said = WORDS.get(word) or WORDS.get(word.lower(), "").capitalize()
     if not said or word in CLOSELY and not goes_on or word == "al" and not before.endswith("et "):
         return match[0]
-    return said + ("." if word == "etc" and re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest) else stop)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Other languages
-
-BLANKS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3}){2,}(?![\d.,])")  # between groups of digits
-LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
-FOREIGN = re.compile(r"((?<!\S)-)?(\d++(?:[.,]\d++)*+)")
-
-
-def foreign(match, language):
-    """A number in the words of another language; of what is no number, its digits. Points or commas before groups of
-    three digits group them."""
-    from num2words import CONVERTER_CLASSES
-
-    minus, number = match.groups()
-    names = [language.replace("-", "_"), re.split("[-_]", language)[0], {"nb": "no", "nn": "no"}.get(language[:2])]
-    known = next((name for name in names if name in CONVERTER_CLASSES), None)
-    if not known:
-        raise UserError(f"{number[:20]!r} cannot be put in words: num2words has no language {language!r}, but "
-                        f"{', '.join(sorted(CONVERTER_CLASSES))}; write numbers in words")
-    if re.fullmatch(r"\d{1,3}([.,])\d{3}(\1\d{3})*", number):
-        number = re.sub("[.,]", "", number)
-    parts = re.fullmatch(r"(0|[1-9]\d{0,14})(?:[.,](\d{1,15}))?", number)
-    if parts and len(parts[1]) > LONGEST.get(known, 15):
-        parts = None
-    words = parts and foreign_words(f"{'-' * bool(minus)}{parts[1]}{'.' * bool(parts[2])}{parts[2] or ''}", known)
-    words = words or (minus or "") + " ".join(foreign_words(c, known) or c if c.isdecimal() else c for c in number)
-    found, (start, end) = match.string, match.span()
-    return " " * found[start - 1:start].isalnum() + words + " " * found[end:end + 1].isalnum()
-
-
-@lru_cache(10_000)
-def foreign_words(number, language):
-    """In the words of num2words; none where it fails."""
-    from num2words import num2words
-
-    try:
-        return str(num2words(number if "." in number else int(number), lang=language))
-    except Exception:  # each of its languages has its own limits and errors
-        return None
+    if word in FIRMS and re.match(" [A-Z][a-z]+ [a-z]", rest):
+        stop = "."  # a sentence, sooner than a name
+    before_capital = re.match(r"[\"')\]]* [\"'(]*[A-Z]", rest)
+    return said + ("." if word == "etc" and (rest.startswith("..") or before_capital) else stop)

@@ -16,8 +16,10 @@ LABELS = {"No": "number", "no": "number", "Nos": "numbers", "nos": "numbers", "N
           "Chap": "chapter", "Sec": "section", "sec": "section", "Art": "article", "art": "article",
           "Eq": "equation", "eq": "equation", "par": "paragraph", "Ex": "example", "Apt": "apartment",
           "apt": "apartment", "Rm": "room", "ext": "extension", "Ext": "extension", "Tab": "table", "ca": "circa",
+          "max": "maximum", "Max": "maximum", "min": "minimum", "Min": "minimum", "avg": "average", "Avg": "average",
           "c": "circa", "est": "established", "Est": "established", "v": "version", "ver": "version", "Rte": "route",
           "Hwy": "highway", "Ste": "suite"}
+WORDLIKE = {"art", "sec", "par", "min", "ex"}  # which also end sentences: wait a sec.
 MAGNITUDES = {"k": "thousand", "K": "thousand", "m": "million", "M": "million", "mn": "million", "mm": "million",
               "MM": "million", "mio": "million", "b": "billion", "B": "billion", "bn": "billion", "Bn": "billion",
               "T": "trillion", "tn": "trillion", "trn": "trillion"}
@@ -30,7 +32,7 @@ SYMBOL = "[$£€¥₹₩₽₺₴₪₫₣₿]"  # of a currency
 NUMBER = r"(?:\d++(?:[.,]\d++)*+)"  # with points and commas among its digits
 FROM = r"(?<!\d)(?<!\d[.,])"  # not within a number: a rule that finds nothing tries each number once, not each digit
 POINTED = rf"(?:(?<![\w.])\.(?=\d))?+{NUMBER}"  # or with a point before them: .5
-SIGN = r"(?:(?<![^\s(\[\"'=])(?<!\d[\"'])[-+±] ?(?=[$£€¥]?+\.?\d))?+"  # in front of which stands no word or number
+SIGN = r"(?:(?<![^\s(\[\"'=])(?<!\d[\"'])(?:[-+±]|[+±] )(?=[$£€¥]?+\.?\d))?+"  # behind no word or number
 END = r"(?![^\W_])"  # no letter or digit follows
 FREE, ALONE = r"(?<![\w.,:/$£€-])", r"(?![^\W_]|[.,:/-]\d| ?[%°])"  # no part of a longer number
 
@@ -95,6 +97,7 @@ PHONE = re.compile(
     r"|(?:1[ .-])?\d{3}([ .-])\d{3}\1\d{4}"  # 555-010-9999
     r"|\d{3}-\d{4}"  # 555-0123
     r"|0\d{2,4} \d{3,4} \d{3,4}"  # 020 7946 0958
+    r"|0\d{4} \d{6}"  # 07700 900123
     r"|\d{4}(?:[ -]\d{4}){3}"  # a card's
     r"|(?<=[A-Za-z,] [A-Z]{2} )\d{5}(?:-\d{4})?"  # CA 90210
     r")(?![\w-]|[.,/]\d)")
@@ -130,7 +133,9 @@ def say_chain(match):
 # ------------------------------------------------------------------------------------------------------------
 # Labels, ranges, arithmetic, and all other numbers
 
-LABEL = re.compile(rf"(?<![^\W_])(?:({'|'.join(LABELS)})\. ?|(No|Nos|pp|Vol|Fig|Apt|Hwy) )(?=\d)")
+ALIKE = r"(?!\d{1,9} (?:[a-z]{1,20}s|people|men|women|children) (?:are|were|have|can|will|should|could|ever)\b)"
+LABELLED = re.compile(r"(?:^|[(,;:.]|\b(?:[Ss]ee|[Ii]n|of|[Uu]nder|by|and|to|per|with|from|or|the|cf|[Aa]s)) ?$")
+LABEL = re.compile(rf"(?<![^\W_])(?:({'|'.join(LABELS)})\. ?|(No|Nos|pp|Vol|Fig|Apt|Hwy) {ALIKE})(?=[$£€]?\d)")
 HASH = re.compile(r"(?<!\w)# ?(?=\d)")
 DECADE = re.compile(rf"(?<![\w.,'])'?([2-9]0)'?s{END}")
 SHORT_YEAR = re.compile(r"(?<![^\s(-])'(\d)(\d)(?![\w'\"]|[.,:]\d)")
@@ -145,6 +150,8 @@ COUNT = re.compile(rf"({SIGN})({POINTED})(\s?%|‰|(?:st|nd|rd|th|(?-i:s)){END}|
 
 def say_label(match):
     label = match[1] or match[2]
+    if label in WORDLIKE and not LABELLED.search(match.string[max(0, match.start() - 7):match.start()]):
+        return match[0]
     return (LABELS[label].capitalize() if label[0].isupper() else LABELS[label]) + " "
 
 

@@ -19,6 +19,8 @@ MONEY = {"$": ("dollar", "dollars", "cent", "cents"), "£": ("pound", "pounds", 
          "₿": ("bitcoin", "bitcoins", "", "")}
 PLACES = {"US": "U.S.", "A": "Australian", "AU": "Australian", "C": "Canadian", "CA": "Canadian", "NZ": "New Zealand",
           "HK": "Hong Kong", "S": "Singapore"}  # of a dollar
+NO_DOLLAR = {"R": ("real", "reais", "centavo", "centavos"),  # R$5
+             "MX": ("Mexican peso", "Mexican pesos", "centavo", "centavos")}
 CODES = {"USD": "US$", "AUD": "A$", "CAD": "C$", "NZD": "NZ$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹",
          "CHF": "₣"}
 # Signs of units, only behind a number: the names of one and of many; case counts
@@ -28,7 +30,8 @@ UNITS = {
     "ha": "hectare", "mg": "milligram", "g": "gram", "kg": "kilogram", "μg": "microgram", "lb": "pound", "lbs": "pound",
     "oz": "ounce", "fl oz": "fluid_ounce", "ml": "milliliter", "mL": "milliliter", "cl": "centiliter",
     "dl": "deciliter", "l": "liter", "L": "liter", "gal": "gallon", "qt": "quart", "pt": "pint", "cc": "cc cc",
-    "tsp": "teaspoon", "tbsp": "tablespoon", "ns": "nanosecond", "μs": "microsecond", "ms": "millisecond",
+    "tsp": "teaspoon", "tbsp": "tablespoon", "Tbsp": "tablespoon", "Tsp": "teaspoon",
+    "ns": "nanosecond", "μs": "microsecond", "ms": "millisecond",
     "sec": "second", "secs": "second", "min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
     "yr": "year", "yrs": "year", "wk": "week", "wks": "week", "mo": "month", "mos": "month",
     "Hz": "hertz hertz", "kHz": "kilohertz kilohertz", "MHz": "megahertz megahertz", "GHz": "gigahertz gigahertz",
@@ -43,7 +46,8 @@ UNITS = {
     "kmh": "kilometer_per_hour",
     "rpm": "revolution_per_minute", "fps": "frame_per_second", "bpm": "beat_per_minute", "ppm": "part_per_million",
     "ppb": "part_per_billion", "mol": "mole", "lm": "lumen", "lx": "lux lux", "sq ft": "square_foot square_feet",
-    "sq m": "square_meter", "sq km": "square_kilometer", "sq mi": "square_mile", "cu ft": "cubic_foot cubic_feet",
+    "sq in": "square_inch square_inches", "sq yd": "square_yard", "sq m": "square_meter",
+    "sq km": "square_kilometer", "sq mi": "square_mile", "cu ft": "cubic_foot cubic_feet",
     "°C": "degree_Celsius degrees_Celsius", "°F": "degree_Fahrenheit degrees_Fahrenheit", "°": "degree",
     "s": "second"}
 APART = {"s"}  # only behind a blank: 60s are the sixties
@@ -61,24 +65,49 @@ COMPASS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 # Money
 
 AMOUNT = rf"\.?{NUMBER}"
-MAGNITUDE = rf"(?: (thousand|million|billion|trillion)\b| ?({'|'.join(MAGNITUDES)}){END})"
+SCALE = r"(?i:thousand|million|billion|trillion)"
+MAGNITUDE = rf"(?:[ -]?({SCALE})\b| ?({'|'.join(MAGNITUDES)}){END})"
+# What an amount is one of: a $5 million deal
+ARTICLE = re.compile(r"\b[Aa]n? (?:[\d.,]{1,9} to |[+-]?)$")
+FIXED = re.compile(r"\b(?:[Tt]h(?:e|is|at|ese|ose)|[Hh]is|her|their|my|our|your|its|one|each) $")
+NO_NOUN = set("""of or and in per to for is was are were be at on by with from as but that which who he she it they we
+I you before after when than more less each a an the if while then so because have has had will would could""".split())
+PRICED = set("bill bills note notes deal fine prize fee coin coins project loan bond bonds ticket race run".split())
+WIDE = set("film lens camera gun cannon shell round projector print".split())  # of 35mm
 EACH = rf"(?:(/)(?:({'|'.join(PER)}){END}(?:\.(?= [a-z]))?|(?=[A-Za-z])))"  # a price of a unit, or of an hour
-PRICE = re.compile(rf"({SIGN})(?:\b({'|'.join(PLACES)}) ?)?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
+DOLLARS = rf"(?:\b({'|'.join([*PLACES, *NO_DOLLAR])})(?:(?<=\w\w) )?(?=\$))"  # US $5, but A$5: A is an article
+PRICE = re.compile(rf"({SIGN}){DOLLARS}?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
                    rf"(?: ?- ?({SYMBOL})? ?({AMOUNT}))?{MAGNITUDE}?"
                    rf"(?: (?:USD|AUD|CAD|EUR|GBP))?{EACH}?")
 PRICE_BEHIND = re.compile(rf"({SIGN})(?<![\w.,])({NUMBER})(?: ?- ?({NUMBER}))?{MAGNITUDE}?"
                           rf"(?: ?({SYMBOL}(?!\d))| ({'|'.join(CODES)}){END}){EACH}?")
-SPREAD = re.compile(rf"(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)|(?<=inches)-(?=\d)")
+SPREAD = re.compile(rf"(?<=[$£€])(\d{{1,3}}(?:\.\d{{1,3}})?)(?:m|M|k|K|bn|B)-(?=\d)"
+                    rf"|(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)|(?<=inches)-(?=\d)")
 CODE_BEFORE = re.compile(rf"(?<![^\W_])({'|'.join(CODES)}) ?(?=\d)")
 CENTS = re.compile(rf"(?<![\w.,])({NUMBER}) ?¢")
 THOUSANDS = re.compile(r"(?<![\w.,'])([1-9]\d{0,2})((?:[ _']\d{3})++)(?:,(\d{1,2}))?(?![\w.]*\d)")
 
 
-def money_words(currency, number, suffix, place=""):
-    """An amount: $29.95, £3 million, €3,50."""
+def before_noun(match):
+    """Whether an amount stands before a noun that it is one of, where its unit has no plural: a $5 bill, a 6 ft man."""
+    start, end = match.span()
+    before, after = match.string[max(0, start - 18):start], re.match(r"[ -]([a-z]+)", match.string[end:end + 30])
+    if not after or after[1] in NO_NOUN:
+        return False
+    return bool(ARTICLE.search(before)) or after[1] in PRICED and bool(FIXED.search(before)) or (
+        after[1] in WIDE and re.search(r"\dmm$", match[0]))
+
+
+def money_words(currency, number, suffix, place="", single=False):
+    """An amount: $29.95, £3 million, €3,50; in the singular before a noun."""
     one, several, cent, cents = MONEY[currency]
-    if place:
+    if place in NO_DOLLAR:
+        one, several, cent, cents = NO_DOLLAR[place]
+    elif place:
         one, several = f"{PLACES[place]} {one}", f"{PLACES[place]} {several}"
+    suffix = suffix.lower()
+    if single:
+        several, cents = one, cent
     if re.fullmatch(r"(\d{1,3}(\.\d{3})+|\d+),\d\d", number):
         number = number.replace(".", "").replace(",", ".")
     number, _ = plain(number)
@@ -93,10 +122,12 @@ def money_words(currency, number, suffix, place=""):
 def say_price(match):
     sign, place, currency, minus, number, other, last, word, short, per, unit = match.groups()
     suffix, first = word or MAGNITUDES.get(short, ""), ""
+    single = not per and ("-" in match[0] and bool(word) and not last and word in match[0].split("-")[-1]
+                          or before_noun(match))
     if last:
-        first, number = money_words(currency, number, suffix, place) if other else said(number), last
-        first += " to "
-    words = sign_words(sign or minus) + first + money_words(other or currency, number, suffix, place)
+        first = money_words(currency, number, suffix, place, single) if other else said(number)
+        first, number = first + " to ", last
+    words = sign_words(sign or minus) + first + money_words(other or currency, number, suffix, place, single)
     return words + (f" per {PER.get(unit, '')}" if per else "")
 
 
@@ -110,7 +141,8 @@ def say_price_behind(match):
 
 
 def say_spread(match):
-    return " to "
+    """$1m-2m as $1-2m."""
+    return f"{match[1]}-" if match[1] else " to "
 
 
 def say_code_before(match):
@@ -133,10 +165,13 @@ def say_thousands(match):
 # ------------------------------------------------------------------------------------------------------------
 # Units and fractions
 
+SQUARE = re.compile(r"(?<=\d )([Ss]q|[Cc]u|fl)\. ?(?=(?:ft|in|yd|m|km|mi|oz)\b)")
+STOP = r"(\.(?= [a-z]|[,;:]| \d{1,3} ?(?:min|sec|oz|in|ft)s?\b))"  # which ends no sentence
+COUNTED = re.compile(r" [A-Z][a-z]{1,20} \d")  # Group 3 V Group 4
 NAMES = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 UNIT = re.compile(rf"({SIGN}){FROM}(?<!\^)(?<!\^-)({POINTED})( (?:thousand|million|billion))?([ -]?)"
                   rf"(?:({'|'.join(SQUARED)})\^?([23])|({NAMES}))(?:/({'|'.join(PER)})(?:\^?([23]))?)?"
-                  rf"{END}(?!['^/]\w)(\.(?= [a-z]|[,;:]))?")
+                  rf"{END}(?!['^/]\w){STOP}?")
 RATE = re.compile(rf"(?<=\d)/({'|'.join(name for name in PER if len(name) > 2)}){END}")
 FEET = re.compile(r"(?<![\w.])(\d{1,2})(?:' ?| ?ft\.? )(\d{1,2}(?:\.\d++)?+)"
                   r"(?:\"|''| ?in(?:\.(?! [A-Z])|\b)|(?![\w']))")
@@ -144,7 +179,7 @@ INCHES = re.compile(r"""(' ?\d{1,2}(?:\.\d{1,4})?)"|(\d?)\"""")
 PLACE = re.compile(r"(?<![\w.])(-?\d{1,3}(?:\.\d++)?+) ?° ?"
                    r"(?:(\d{1,2}(?:\.\d++)?+)' ?(?:(\d{1,2}(?:\.\d++)?+)\" ?)?)?(?:([NSEW])\b)?")
 FRACTION = re.compile(rf"(?<![\w.,/$£€])(?:(\d{{1,3}})[ -])?(\d{{1,4}})/(\d{{1,4}})"
-                      rf"(?:(?:ths?|rds?|nds?|s){END}|[ -]?({NAMES}){END})?(?![\w/]|[.,]\d)")
+                      rf"(?:(?:ths?|rds?|nds?|s){END}|[ -]?({NAMES}){END}{STOP}?)?(?![\w/]|[.,]\d)")
 
 
 def unit_names(sign):
@@ -158,18 +193,26 @@ def unit_names(sign):
 def say_unit(match):
     """5 km, 60 mph, 100 m^2, 9.81 m/s^2, a 5-km run."""
     sign, number, scale, mark, base, power, unit, per, per_power, _ = match.groups()
-    if unit in APART and mark != " " and "." not in number:
+    if (unit in APART and mark != " " and "." not in number
+            or unit in ("V", "W") and mark == " " and COUNTED.match(match.string, match.end())):
         return match[0]
     one, several = unit_names(unit or ("in." if base == "in" else base))
     if power:
         one, several = (f"{'square' if power == '2' else 'cubic'} {name}" for name in (one, several))
-    single = number == "1" and not scale or mark == "-"
+    single = number == "1" and not scale or mark == "-" or not per and before_noun(match)
     words = f"{said(number)}{scale or ''}{mark if mark == '-' else ' '}{one if single else several}"
     if per:
         words += f" per {PER[per]}" if not per_power or per != "s" else f" per second {POWERS[per_power]}"
         words = words if not per_power or per == "s" else words.replace(" per ", " per " + (
             "square " if per_power == "2" else "cubic "))
+    following = match.string[match.end():match.end() + 3]
+    if unit == "in." and (not following.strip("\"')") or re.match(" [A-Z]", following)):
+        words += "."  # of the sentence, too
     return sign_words(sign) + words
+
+
+def say_square(match):
+    return f"{match[1].lower()} "
 
 
 def say_rate(match):
@@ -178,8 +221,9 @@ def say_rate(match):
 
 def say_feet(match):
     feet, inches = match.groups()
-    return (f"{in_words(feet)} {'foot' if feet == '1' else 'feet'} "
-            f"{said(inches)} inch{'es' * (inches != '1')}")
+    single = before_noun(match)  # a 6 ft. 2 in. man
+    return (f"{in_words(feet)} {'foot' if single or feet == '1' else 'feet'} "
+            f"{said(inches)} inch{'es' * (not single and inches != '1')}")
 
 
 def say_inches(text):
@@ -191,7 +235,7 @@ def say_inches(text):
         if match[1]:
             return match[0]
         if match[2] and not is_open:
-            return f"{match[2]} inches"
+            return f"{match[2]} inch" + "es" * (not re.search(r"\b[Aa]n? [\d.]{1,6}$", text[:match.end(2)][-10:]))
         is_open = not is_open
         return match[0]
 
@@ -216,7 +260,7 @@ def fraction_words(over, under):
 
 
 def say_fraction(match):
-    whole, over, under, unit = match.groups()
+    whole, over, under, unit, _ = match.groups()
     first = f"{number_words(whole)} " if whole else ""
     n, m = int(over), int(under)
     last = f" {unit_names(unit)[n > m or bool(whole)]}" if unit else ""

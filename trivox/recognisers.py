@@ -46,7 +46,12 @@ def compared_words(text, language="en"):
     Whisper (Radford et al., 2022, appendix C). That deletes what stands in brackets, which is read aloud, so the
     brackets go first; and the English one writes "three seven" as "37", so that digits become words of their own, of
     which one can be wrong. Of languages that put no space between words, each character counts as one, as there."""
-    words = normaliser(language)(re.sub(r"[()\[\]{}<>]", " ", normalise_text(text, accents=True, language=language)))
+    language = language.lower()
+    try:
+        text = normalise_text(text, accents=True, language=language)
+    except UserError:  # no words for numbers: digits are compared, as an evaluation must not end here
+        text = text.lower()
+    words = normaliser(language)(re.sub(r"[()\[\]{}<>]", " ", text))
     if language != "en":
         return " ".join(words.split())
     return re.sub(r"(?<=\d)(?=\d)", " ", words)

@@ -1,0 +1,134 @@
+"""Numbers in the words of other languages than English, by num2words, and what it leaves out: decimals, groups of
+digits, ordinals with a stop."""
+
+import re
+import sys
+from functools import lru_cache
+
+from trivox.common import UserError
+
+LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
+NAMED = {"nb": "no", "nn": "no", "kk": "kz"}  # what num2words calls a language
+# What is said of the mark before decimals, where num2words loses them, or zeros among them
+POINTS = {"it": "virgola", "cy": "pwynt", "bn": "দশমিক", "tr": "virgül", "ar": "فاصلة", "fa": "ممیز", "id": "koma",
+          "vi": "phẩy"}
+# The languages of ISO 639-1 and a few more: of one that num2words does not know, digits stay as they are
+LANGUAGES = set("""aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz
+ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja
+jv jw ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne
+ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv
+sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu cmn haw yue""".split())
+# Those that put a blank between groups of three digits, of which one is enough
+SPACED = set("fr ru uk be bg cs sk pl sv no nb nn fi et lv lt hu kk hr sr sl".split())
+BLANKS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d|[.,]\d{3})")
+NUMBER = re.compile(r"((?<!\S)-)?(\d++(?:[.,]\d++)*+)")
+# Those that write an ordinal as a number with a stop
+ORDINALS = set("de da no nb nn fi cs sk hu et lv sl hr sr is".split())
+ORDINAL = re.compile(r"(?<![\w.,])([1-9]\d{0,2})\. (?=([^\W\d_]+))")
+# German nouns that are counted so: a capital behind the stop begins no sentence there
+COUNTED = set("""Jahrhundert Jahrhunderts Jahrhunderte Jahrtausend Jahrtausends Jh Januar Jänner Februar März April Mai
+Juni Juli August September Oktober November Dezember Kapitel Band Akt Szene Tag Tages Woche Monat Jahr Jahres
+Lebensjahr Geburtstag Klasse Platz Rang Stock Stockwerk Etage Auflage Ausgabe Weltkrieg Weltkriegs Weltkrieges
+Bundesliga Liga Runde Satz Halbzeit Minute Stunde Mal Spieltag Semester Bezirk Armee Division Korps Infanterie
+Wahlperiode Staffel Folge Etappe Advent""".split())
+WEAK = re.compile(r"\b(?:[dD]e[mns]|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[sS]eit|[aA]b|[bB]is|[nN]ach)(?: \w+ten)? $")
+
+
+def known(language):
+    """What num2words calls a language, None where it has no numbers of it. Raises UserError for what is no language."""
+    from num2words import CONVERTER_CLASSES
+
+    names = {name.lower(): name for name in CONVERTER_CLASSES}
+    whole, code = language.replace("-", "_").lower(), code_of(language)
+    for name in (whole, code, NAMED.get(code)):
+        if name in names:
+            return names[name]
+    if code not in LANGUAGES:
+        raise UserError(f"numbers cannot be put in words: num2words has no language {language!r}, but "
+                        f"{', '.join(sorted(CONVERTER_CLASSES))}; write numbers in words")
+    return None
+
+
+def code_of(language):
+    """The first part of a language's name: de of de-AT and De."""
+    return re.split("[-_]", language)[0].lower()
+
+
+@lru_cache(200)
+def tell(language):
+    """Once in a process, that digits stay."""
+    print(f"note: num2words has no numbers of {language!r}: digits stay as they are", file=sys.stderr)
+
+
+def say_foreign(text, language):
+    """A text with its numbers in the words of another language. Where num2words has none of it, digits stay, and that
+    is said. Raises UserError for what is no language."""
+    if not re.search(r"\d", text):
+        return text
+    code, name = code_of(language), known(language)
+    text = BLANKS.sub(lambda number: number[0].replace(" ", "") if code in SPACED or number[0].count(" ") > 1
+                      else number[0], text)
+    if not name:
+        tell(language)
+        return text
+    if code in ORDINALS:
+        text = ORDINAL.sub(lambda match: say_ordinal(match, code, name), text)
+    return " ".join(NUMBER.sub(lambda match: say_number(match, name), text).split())
+
+
+def say_ordinal(match, code, name):
+    """19. Jahrhundert, before which a sentence does not end: neunzehntes, after im neunzehnten."""
+    number, following = match.groups()
+    if not following[0].islower() and not (code == "de" and following in COUNTED):
+        return match[0]
+    words = words_of(number, name, "ordinal") or words_of(number, name)
+    if not words:
+        return match[0]
+    weak = code == "de" and WEAK.search(match.string[max(0, match.start() - 30):match.start()])
+    return words + "n" * bool(weak) + " "
+
+
+def say_number(match, name):
+    """A number, with points or commas before groups of three digits or before decimals; of what is no number, its
+    digits."""
+    minus, number = match.groups()
+    if re.fullmatch(r"\d{1,3}([.,])\d{3}(\1\d{3})*", number):
+        number = re.sub("[.,]", "", number)
+    elif re.fullmatch(r"\d{1,3}(\.\d{3})+,\d+|\d{1,3}(,\d{3})+\.\d+", number):  # 1.234,56
+        mark = "," if number.rindex(",") > number.rindex(".") else "."
+        number = number.replace(".," [mark == "."], "").replace(",", ".")
+    parts = re.fullmatch(r"(0|[1-9]\d{0,14})(?:[.,](\d{1,15}))?", number)
+    if parts and len(parts[1]) > LONGEST.get(name, 15):
+        parts = None
+    words = parts and decimal_words("-" * bool(minus), parts[1], parts[2], name)
+    words = words or (minus or "") + " ".join(words_of(c, name) or c if c.isdecimal() else c for c in number)
+    found, (start, end) = match.string, match.span()
+    return " " * found[start - 1:start].isalnum() + words + " " * found[end:end + 1].isalnum()
+
+
+def decimal_words(minus, whole, decimals, name):
+    """A number with its decimals, digit by digit where num2words does not know them; None where it fails."""
+    if not decimals or tells_decimals(name):
+        return words_of(minus + whole + "." * bool(decimals) + (decimals or ""), name)
+    point = POINTS.get(name.partition("_")[0])
+    words = [words_of(minus + whole, name), point, *(words_of(c, name) for c in decimals)]
+    return " ".join(words) if all(words) else None
+
+
+@lru_cache(100)
+def tells_decimals(name):
+    """Whether num2words says four numbers so that each can be told from the others."""
+    said = [words_of(number, name) for number in ("3", "3.5", "3.05", "0.7")]
+    return all(said) and len({*said}) == 4 and not any("," in words for words in said) and said[1] != words_of(
+        "3.55", name)
+
+
+@lru_cache(10_000)
+def words_of(number, name, form="cardinal"):
+    """In the words of num2words; none where it fails."""
+    from num2words import num2words
+
+    try:
+        return str(num2words(number if "." in number else int(number), lang=name, to=form))
+    except Exception:  # each of its languages has its own limits and errors
+        return None
