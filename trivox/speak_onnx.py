@@ -21,7 +21,7 @@ import onnxruntime
 HERE = Path(__file__).parent
 DIGITS = "zero one two three four five six seven eight nine".split()
 FOLDED = str.maketrans({**dict.fromkeys("‘’‚‛′‹›", "'"), **dict.fromkeys("“”„‟″«»", '"'),
-                        **dict.fromkeys("‐‑‒–—―−", "-"), "\u00ad": ""})
+                        **dict.fromkeys("‐‑‒–―−", "-"), "—": " -- ", "\u00ad": ""})
 
 
 class Speaker:
