@@ -38,33 +38,33 @@ def main(argv):
     args.out = args.out or Path("out" if args.text_file else "out.wav")
     if not args.text_file and args.out.suffix.lower() != ".wav":
         raise UserError(f"--out {args.out}: what is written is a .wav")
-    lines = dict(numbered_lines(args.text_file)) if args.text_file else {}
-    texts = {args.out / f"{n:04d}.wav": text for n, text in lines.items()} or {args.out: args.text}
+    texts = dict(numbered_lines(args.text_file)) if args.text_file else {1: args.text}  # by their lines
+    outs = {n: args.out / f"{n:04d}.wav" if args.text_file else args.out for n in texts}
     for name in ("prompt_wav", "speaker"):
-        if (source := getattr(args, name)) and source.resolve() in [out.resolve() for out in texts]:
+        if (source := getattr(args, name)) and source.resolve() in [out.resolve() for out in outs.values()]:
             raise UserError(f"--{name} {source} would be overwritten by what is spoken: name another --out")
     speaker = load(args.ckpt, init_distributed(args.device)[2])
     options = speaker.settings(given_flags(args))
     unsaid = {}
-    for out, text in texts.items():  # what cannot be said is told before anything is spoken
+    for n, text in texts.items():  # what cannot be said is told before anything is spoken
         try:
             parts = speaker.parts(text, options)
             if args.verbose and text is not None:
-                print(f"{out}: it reads", *(repr(part["text"]) for part in parts), sep="\n    ")
+                print(f"{outs[n]}: it reads", *(repr(part["text"]) for part in parts), sep="\n    ")
         except UserError as e:
             if not args.text_file:
                 raise
-            unsaid[out] = str(e)
+            unsaid[n] = str(e)
     if len(unsaid) == len(texts) and len({*unsaid.values()}) == 1:  # it is not about one line
         raise UserError([*unsaid.values()][0])
-    for out, why in unsaid.items():
-        print(f"error: line {int(out.stem)} of {args.text_file}: {why}", file=sys.stderr, flush=True)
-    for out, text in texts.items():
-        if out not in unsaid:
-            write(out, speaker, text, options)
+    for n, why in unsaid.items():
+        print(f"error: line {n} of {args.text_file}: {why}", file=sys.stderr, flush=True)
+    for n, text in texts.items():
+        if n not in unsaid:
+            write(outs[n], speaker, text, options)
     if unsaid:
         raise UserError(f"{len(unsaid):,} of {len(texts):,} lines of {args.text_file} were not spoken: line "
-                        + ", ".join(str(int(out.stem)) for out in unsaid))
+                        + ", ".join(map(str, unsaid)))
 
 
 def write(path, speaker, text, options):

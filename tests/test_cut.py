@@ -121,6 +121,24 @@ def test_killed_while_cutting(tape, tmp_path, ears, one_process, monkeypatch):
     assert files_in(tmp_path / "cut") == files_in(tmp_path / "whole")
 
 
+def test_any_recording_is_cut(tape, tmp_path, ears, one_process, monkeypatch):
+    """Floats on the scale of 16 bits as loud as the others, a stream whose header has no length to its end; of one that
+    is cut off it is told."""
+    wav, _ = soundfile.read(tape[0] / "second.wav")
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "plain.wav", wav[:, 0], RATE)
+    soundfile.write(tmp_path / "in" / "scaled.wav", wav[:, 0] * 32768, RATE, subtype="FLOAT")
+    content = (tmp_path / "in" / "plain.wav").read_bytes()
+    (tmp_path / "in" / "stream.wav").write_bytes(content.replace(content[36:44], b"data" + b"\xff" * 4, 1))
+    (tmp_path / "in" / "half.wav").write_bytes(content[:len(content) // 2])
+    cut_corpus(tmp_path / "in", tmp_path / "out")
+    loud = {path.stem: np.abs(soundfile.read(path)[0]).max() for path in (tmp_path / "out" / "wavs").iterdir()}
+    assert {*loud} == {"plain_0001", "scaled_0001", "stream_0001"}
+    assert loud["stream_0001"] == loud["plain_0001"] == pytest.approx(loud["scaled_0001"], rel=0.2)
+    dropped = [*csv.DictReader((tmp_path / "out" / "dropped.csv").open())]
+    assert [(row["recording"], "cut off" in row["reason"]) for row in dropped] == [("half.wav", True)]
+
+
 def test_nothing_to_cut(tmp_path, ears, one_process, monkeypatch):
     write_wav(tmp_path / "in" / "a.wav", tone(3), RATE)
     assert "nothing in" in refusal(data.main, "cut", "--root", tmp_path / "in", "--out", tmp_path / "out")

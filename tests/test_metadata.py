@@ -174,6 +174,8 @@ def test_what_looks_odd(tmp_path, content, clips):
     ({"file": "c0", "text": 7, "speaker": True}, ("c0", "7", "")),
     ({"audio": {"filepath": "c0"}, "text": None, "transcript": "Hi."}, ("c0", "Hi.", "")),
     ({"file": "c0", "text": "Hi.", "offset": 0.0, "duration": 2.0}, ("c0", "Hi.", "")),
+    ({"file": "c0", "text": "Hi.", "speaker": float("nan")}, ("c0", "Hi.", "")),
+    ({"file": "c0", "text": "Hi.", "speaker": 1.5, "duration": float("inf")}, ("c0", "Hi.", "1.5")),
     ({"file": "c0", "text": "Hi.", "offset": 0.5}, "part of a recording"),
     ({"file": "c0", "text": "bad \ud800"}, ("line 1", "", "")),
 ])

@@ -10,12 +10,12 @@ import io
 import jiwer
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from model import CHARACTERS, delayed_batch, packed_batch, sentence
 from trivox.check import link, write_listening_page
 from trivox.common import UserError, autocast
+from trivox.cross_entropy import linear_cross_entropy
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.files import padded, write_whole
 from trivox.recognisers import compared_words, load_recognisers
@@ -96,6 +96,11 @@ def gains_of(clips, losses, what):
     return found
 
 
+def each_loss(x, weight, targets):
+    """The cross-entropy of each clip, (B,): x (B, T, D), targets (B, T, Q), weight as of `linear_cross_entropy`."""
+    return torch.stack([linear_cross_entropy(own, weight, of)[0] for own, of in zip(x, targets)]).cpu().numpy()
+
+
 @torch.no_grad()
 def flow_gains(speaker, data):
     """By the velocity's squared error at TIMES, with the same noise."""
@@ -136,10 +141,8 @@ def codec_gains(speaker, data):
             [data.rows[i]["text"] if own else "" for i in some], multiple=16))
         with autocast(speaker.device, speaker.dtype):
             x, _ = model(tokens[:, :-1], text, length, seconds)
-            logits = model.heads(x).unflatten(-1, (c.codebooks, -1))  # (B, T, Q, symbols)
-        targets = tokens[:, 1:].masked_fill(tokens[:, 1:] >= c.codebook_size, -100)
-        loss = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none")
-        return loss.unflatten(0, targets.shape).sum((1, 2)).cpu().numpy()
+            targets = tokens[:, 1:].masked_fill(tokens[:, 1:] >= c.codebook_size, -100)
+            return each_loss(x, model.heads.weight, targets)
 
     return gains_of(clips, losses, "predicting codes")
 
@@ -164,8 +167,6 @@ def llm_gains(speaker, data):
         voices = torch.stack([torch.from_numpy(data.embedding(i)) for i in some]).to(
             speaker.device) if c.speaker_width else None
         with autocast(speaker.device, speaker.dtype):
-            logits = F.linear(model(tokens, None, voices), model.embedding.weight)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
-        return loss.unflatten(0, targets.shape).sum(1).cpu().numpy()
+            return each_loss(model(tokens, None, voices), model.embedding.weight, targets[..., None])
 
     return gains_of(clips, losses, "predicting codes")

@@ -112,10 +112,10 @@ class Recordings:
         plain = os.path.normpath(plain)
         if plain.split("/")[0] == "..":
             raise UserError(f"it leads out of {self.root}")
-        for known in (self.exact, self.bare):
-            for whole in (f"wavs/{plain}", plain, f"wavs/{without_ending(plain)}", without_ending(plain)):
-                if whole in known:
-                    return self.there(self.exact[known[whole]] if known is self.bare else known[whole])
+        for name in (plain, without_ending(plain)):
+            for whole in (f"wavs/{name}", name):
+                if whole in self.exact or whole in self.bare:
+                    return self.there(self.exact[whole if whole in self.exact else self.bare[whole]])
         for bare in dict.fromkeys((plain, without_ending(plain))):
             fit = [path for path in self.called.get(bare.rpartition("/")[2], ())
                    if f"/{without_ending(path)}".endswith(f"/{bare}")]
@@ -228,9 +228,7 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
         leave_out(clips, drop)
         return clips, held_out(recordings, called(clips))
     clips, layout = read_list(metadata, columns, recordings.has)
-    for clip in clips:
-        clip["id"] = clip["id"] if "skipped" in clip else slashed(clip["id"])
-    outer = outer_folders([clip["id"] for clip in clips if "skipped" not in clip], recordings)
+    outer = outer_folders([slashed(clip["id"]) for clip in clips if "skipped" not in clip], recordings)
     if outer:
         print(f"note: {metadata} names recordings by {outer}/, which is left out: they are below {root}")
     seen, names, ids = {}, {}, {}
@@ -239,7 +237,7 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
         if "skipped" in clip:
             continue
         try:
-            clip["source"] = recordings.find(clip["id"].removeprefix(f"{outer}/") if outer else clip["id"])
+            clip["source"] = recordings.find(slashed(name).removeprefix(f"{outer}/") if outer else name)
         except UserError as e:
             clip["skipped"] = str(e)
             continue

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from trivox.common import UserError
 from trivox.corpora import Recordings, clip_id, file_stamp
 from trivox.files import drop_parts, read_json, read_rows, write_whole
+from trivox.headers import CUT, look
 from trivox.parallel import parallel
 from trivox.recognisers import at_16_khz
-from trivox.recordings import read_wav, write_wav
+from trivox.recordings import read_recording, write_wav
 from trivox.transcripts import can_be_listed, transcribe, transcribed
 
 BLOCK = 300  # s that are in memory at once
@@ -66,13 +67,15 @@ def cut_corpus(root, out, seconds=(2.0, 12.0), language="en", model=None):
         reasons = [f"; of {row['recording']} it is said: {row['reason']}" for row in rows]
         raise UserError(f"nothing in {root} could be cut into clips{(reasons or [', as no speech is found'])[0]}")
     transcribe(out, out, language, model)
-    heard = dict(line.split("|")[:2] for line in (out / "metadata.csv").read_text(encoding="utf-8").split("\n") if line)
+    heard = {name for name, line in transcribed(out).items() if line.split("|")[1]}
     for row in rows:
-        if "id" in row and not heard.get(f"wavs/{row['id']}"):
+        if "id" in row and f"wavs/{row['id']}" not in heard:
             row["reason"] = "no word is heard in it"
     dropped = [row for row in rows if "reason" in row]
     content = io.StringIO(newline="")
-    csv.DictWriter(content, FIELDS, extrasaction="ignore").writerows([dict(zip(FIELDS, FIELDS)), *dropped])
+    writer = csv.DictWriter(content, FIELDS, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(dropped)
     write_whole(out / "dropped.csv", content.getvalue())
     kept = [row for row in rows if "reason" not in row]
     if gone:
@@ -153,22 +156,34 @@ def stretches(path, seconds):
 
 
 def blocks(path):
-    """A recording in blocks: (wav (samples,), its sample rate, whether it is the last one). What libsndfile does not
-    read comes in one, at OTHERS Hz. Raises UserError where nothing reads it."""
+    """A recording in blocks: (wav (samples,), its sample rate, whether it is the last one). Floats, whose scale only
+    the whole tells, and what libsndfile does not read, come in one, at OTHERS Hz. Raises UserError where nothing reads
+    it, and where it is cut off."""
     import soundfile
 
     try:
-        file = soundfile.SoundFile(os.fsencode(path))
-    except (soundfile.LibsndfileError, ValueError, TypeError):
-        yield read_wav(path, OTHERS), OTHERS, True
-        return
-    with file:
-        size = BLOCK * file.samplerate
-        block = file.read(size, dtype="float32", always_2d=True).mean(1)
-        while len(block):
-            after = file.read(size, dtype="float32", always_2d=True).mean(1)
-            yield block, file.samplerate, not len(after)
-            block = after
+        raw = path.open("rb")
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    with raw:
+        source, stated = look(path, raw)
+        try:
+            file = soundfile.SoundFile(source or os.fsencode(path))
+        except (soundfile.LibsndfileError, ValueError, TypeError):
+            file = None
+        if not file or file.subtype in ("FLOAT", "DOUBLE"):
+            yield read_recording(path, OTHERS)[0], OTHERS, True
+            return
+        with file:
+            size, there = BLOCK * file.samplerate, 0
+            block = file.read(size, dtype="float32", always_2d=True).mean(1)
+            while len(block):
+                there += len(block)
+                after = file.read(size, dtype="float32", always_2d=True).mean(1)
+                yield block, file.samplerate, not len(after)
+                block = after
+            if stated and there < file.frames:
+                raise UserError(f"cannot read {path} beyond {there / file.samplerate:.1f} s: {CUT}")
 
 
 def speech(wav, rate):

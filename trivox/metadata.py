@@ -9,6 +9,7 @@ Where that does not show, UserError asks for --columns.
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from difflib import SequenceMatcher
@@ -126,7 +127,7 @@ def read_objects(path, lines):
             if isinstance(value.get(key), (int, float)) and value[key] > 0:
                 raise UserError(f"line {number} of {path} is about a part of a recording ({key} {value[key]}): cut the "
                                 "parts into files of their own first")
-        row = {key: plain(cell, key, number, path) for key, cell in value.items()}
+        row = {key: plain(cell) for key, cell in value.items()}
         row = {key: cell for key, cell in row.items() if cell}  # so that what is empty gives way to what is not
         roles = dict(zip(row, roles_of(row)))
         used.update(f"{key} ({roles[key]})" if roles.get(key) else f"{key} (not used)" for key in value)
@@ -134,15 +135,13 @@ def read_objects(path, lines):
     return rows, f"JSON: {', '.join(used)}"
 
 
-def plain(cell, key, number, path):
-    """What JSON has for an id, a text or a speaker, as a str; of an object its path or its name."""
+def plain(cell):
+    """What JSON has for an id, a text or a speaker, as a str; of an object its path or its name; "" of what is none."""
     if isinstance(cell, dict):
         cell = next((cell[name] for name in (*PATHS, "name", "id") if cell.get(name) is not None), None)
-    if isinstance(cell, float) and cell == int(cell):
-        cell = int(cell)  # as pandas writes numbers of a column with gaps
-    if isinstance(cell, bool):
-        cell = None
-    return str(cell).strip() if isinstance(cell, (str, int, float)) else ""
+    if isinstance(cell, float):  # pandas writes whole numbers so in a column with gaps, which are NaN
+        cell = int(cell) if cell.is_integer() else cell if math.isfinite(cell) else None
+    return str(cell).strip() if isinstance(cell, (str, int, float)) and not isinstance(cell, bool) else ""
 
 
 # ------------------------------------------------------------------------------------------------------------
