@@ -30,7 +30,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from trivox.audio import MelConfig
 from trivox.check import check_corpus
 from trivox.codecs import CODECS
-from trivox.common import Folder, Limit, Positive, UserError, flag, run, some_path
+from trivox.common import Folder, Language, Limit, Positive, UserError, flag, run, some_path
 from trivox.corpora import download_ljspeech, find_list, other_lists
 from trivox.cut import cut_corpus
 from trivox.demo_music import make_demo_music
@@ -272,7 +272,7 @@ def add_list(p):
 
 
 def add_language(p):
-    p.add_argument("--language", default="en", help="what is spoken, as ISO 639-1 has it: its numbers become words, "
+    p.add_argument("--language", type=flag(Language), default="en", help="what is spoken: its numbers become words, "
                    "and Whisper hears it (%(default)s)")
 
 

@@ -20,17 +20,16 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
 
 from trivox import common  # first: from here on Ctrl-C is quiet
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from trivox.audio import log_mel
 from trivox.checkpoints import cast_matrices, check_codec, read_config
-from trivox.common import Folder, UserError, flag, init_distributed, pick_dtype, some_path
+from trivox.common import Folder, Share, UserError, flag, init_distributed, pick_dtype, some_path
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, open_tokens
 from trivox.echolancer import is_one as is_echolancer
 from trivox.files import new_folder, write_whole
@@ -49,9 +48,6 @@ from trivox.testsets import LISTS, read_testset
 from trivox.text import read_lines
 
 SENTENCES = 512  # at most; of 64, no one can tell an error rate of 0.5 % from one of 0.9
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Flow TTS

@@ -25,6 +25,7 @@ def test_command_line(tmp_path, one_process, capsys):
     (["--max_seconds", "nan"], "greater than 0"), (["--n_fft", "0"], "no log-mels"), (["--fmax", "nan"], "no log-mels"),
     (["--out", ""], "empty"), (["--out", "/proc/x"], "cannot use /proc/x"), (["--root", "nowhere"], "no folder"),
     (["--fmin", "12000", "--fmax", "13000"], "no log-mels"), (["--fmax", "11026"], "11025 or less"),
+    (["--language", "en-us"], "--language"), (["--language", "EN"], "--language"),
 ], ids=" ".join)
 def test_what_cannot_be_made(corpus, tmp_path, flags, words):
     assert words in refusal(main, "ljspeech", "--root", corpus, "--out", tmp_path / "out", *flags)

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from pydantic import Field, PositiveInt
+from pydantic_core import PydanticCustomError
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -153,10 +154,17 @@ yaml.SafeLoader.add_implicit_resolver(  # PyYAML follows YAML 1.1, in which 1e-3
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
+def iso_639(code):
+    if not re.fullmatch("[a-z]{2,3}", code):
+        raise PydanticCustomError("language", "Language should be a code of ISO 639, such as en or de")
+    return code
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Limit = Annotated[float, Field(gt=0)]  # infinity is none
 Share = Annotated[float, Field(ge=0, le=1)]  # from nothing to all
+Language = Annotated[str, pydantic.AfterValidator(iso_639)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]  # not all
 Top = Annotated[float, Field(gt=0, le=1)]  # not nothing
 Folder = Annotated[str, Field(min_length=1)]
@@ -176,7 +184,7 @@ class RunConfig:
     keep_last: PositiveInt = 2  # checkpoints, besides the best
     log_every: PositiveInt = 10  # steps
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    language: str = "en"  # of the texts, as ISO 639-1 has it: of their numbers, the ends of sentences, and the judge
+    language: Language = "en"  # of the texts: of their numbers, the ends of sentences, and the judge
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or cpu
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where the chip has it
     compile: bool = False
