@@ -176,7 +176,8 @@ def test_spellings_that_are_alike(written, said):
 
 @pytest.mark.parametrize("language, text, heard, words", [
     ("de", "Es kostet 21 Mark!", "es kostet einundzwanzig mark", 4), ("ru", "Ему 3 года.", "Ему три года", 3),
-    ("zh", "你好。", "你 好", 2), ("zh", "5 个。", "5个", 2), ("DE", "3 Hunde", "drei hunde", 2),
+    ("zh", "你好。", "你 好", 2), ("zh", "5 个。", "五个", 2), ("zh", "2023年,25%。", "二零二三年百分之二十五", None),
+    ("zh", "我们开会", "我們開會", 4), ("yue", "開會", "开会", 2), ("DE", "3 Hunde", "drei hunde", 2),
     ("fr", "C'est l'été.", "c'est l'été", None),
 ])
 def test_words_of_other_languages(language, text, heard, words):

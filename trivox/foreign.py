@@ -5,6 +5,7 @@ import re
 import sys
 from functools import lru_cache
 
+from trivox.chinese import say_chinese
 from trivox.common import UserError
 
 LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
@@ -18,6 +19,7 @@ ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu
 jv jw ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne
 ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv
 sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu cmn haw yue""".split())
+CHINESE = "zh", "cmn", "yue"  # the last in traditional characters
 # Those that put a blank between groups of three digits, of which one is enough
 SPACED = set("fr ru uk be bg cs sk pl sv no nb nn fi et lv lt hu kk hr sr sl".split())
 BLANKS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d|[.,]\d{3})")
@@ -61,13 +63,15 @@ def tell(language):
 
 
 def say_foreign(text, language):
-    """A text with its numbers in the words of another language. Where num2words has none of it, digits stay, and that
-    is said. Raises UserError for what is no language."""
+    """A text with its numbers in the words of another language: of Chinese by `chinese.py`, of the others by num2words.
+    Where that has none of it, digits stay, and that is said. Raises UserError for what is no language."""
     if not re.search(r"\d", text):
         return text
     code, name = code_of(language), known(language)
     text = BLANKS.sub(lambda number: number[0].replace(" ", "") if code in SPACED or number[0].count(" ") > 1
                       else number[0], text)
+    if code in CHINESE:
+        return " ".join(say_chinese(text, code == "yue" or bool(re.search("(?i)hant|tw|hk|mo", language))).split())
     if not name:
         tell(language)
         return text

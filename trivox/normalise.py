@@ -187,7 +187,7 @@ def normalise_text(text, accents=False, language="en"):
     accents: whether letters stay as they are; otherwise Latin ones become those of English, such as strasse. language:
     of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words.
 
-    Raises UserError for numbers in what is no language; where num2words does not know it, digits stay.
+    Raises UserError for numbers in what is no language; where neither num2words nor cn2an knows it, digits stay.
     """
     for _ in range(PASSES):  # what is normalised has to stay so, and words that were apart may have met
         before, text = text, once(text, accents, language)

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from trivox.chinese import simplified
 from trivox.common import UserError
+from trivox.foreign import CHINESE
 from trivox.normalise import normalise_text
 from trivox.parallel import cores, parallel
 
@@ -45,12 +47,15 @@ def compared_words(text, language="en"):
     """The words of a text as error rates compare them: numbers, spellings and abbreviations alike, by the normaliser of
     Whisper (Radford et al., 2022, appendix C). That deletes what stands in brackets, which is read aloud, so the
     brackets go first; and the English one writes "three seven" as "37", so that digits become words of their own, of
-    which one can be wrong. Of languages that put no space between words, each character counts as one, as there."""
+    which one can be wrong. Of languages that put no space between words, each character counts as one, as there.
+    Chinese is compared in simplified characters, as Whisper writes now these, now traditional ones."""
     language = language.lower()
     try:
         text = normalise_text(text, accents=True, language=language)
     except UserError:  # no words for numbers: digits are compared, as an evaluation must not end here
         text = text.lower()
+    if language in CHINESE:
+        text = simplified(text)
     words = normaliser(language)(re.sub(r"[()\[\]{}<>]", " ", text))
     if language != "en":
         return " ".join(words.split())

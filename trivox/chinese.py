@@ -1,0 +1,109 @@
+"""Numbers in Chinese words: years, dates, times, shares, money and ranges as they are read aloud, by rules of our own.
+cn2an makes the words of a plain number; its own rules would read 2023-04-03 as two subtractions, 100年 as the name of a
+year, and the number of a telephone in hundreds of millions."""
+
+import re
+from functools import lru_cache
+
+LONGEST = 15  # digits of a number; a longer one is read digit by digit
+HAN = "〇㐀-鿿豈-﫿"
+BLANKS = re.compile(rf"(?<=[{HAN}]) (?=[-¥$€£]?\d)|(?<=[\d%]) (?=[{HAN}])")  # which are for the eye
+NUMBER = r"(?:\d{1,3}(?:,\d{3})++(?![\d,])|\d++)(?:\.\d++)?+"
+# Before these, 2 is 两, not 二
+COUNTED = re.compile("(?!年[级級代])(?:小时|小時|分钟|分鐘|厘米|毫米|公里|公斤|[个個只隻条條张張块塊瓶杯份本辆輛台臺"
+                     "匹头頭位间間家件种種次天年周週秒岁歲倍米克吨噸升元名座艘棵首句段支把双雙套场場人口架颗顆片篇封部幅粒"
+                     "朵群对對轮輪届屆股包盒箱袋碗盘盤枚根所门門点點百千万萬亿億])")
+MONEY = {"¥": "元", "$": "美元", "€": "欧元", "£": "英镑"}
+UNITS = {"°C": "摄氏度", "°F": "华氏度", "°": "度"}
+TRADITIONAL = str.maketrans("万亿点负两欧镑摄华", "萬億點負兩歐鎊攝華")  # of the words that are made here
+
+
+def say_chinese(text, traditional=False):
+    """A text with its numbers in words, in traditional characters where it has some itself, or they are asked for."""
+    text = BLANKS.sub("", "".join(str(int(c)) if c.isdecimal() else c for c in text))
+    traditional = traditional or simplified(text) != text
+    for pattern, say in RULES:
+        text = pattern.sub(lambda match, say=say: say(match).translate(TRADITIONAL if traditional else {}), text)
+    return text
+
+
+def simplified(text):
+    """A text in simplified characters."""
+    from proces import preprocess
+
+    return preprocess(text, ["traditional_to_simplified"])
+
+
+@lru_cache(10_000)
+def words_of(number):
+    """Digits, with or without commas and decimals, in words; one by one where they are too many, or begin with 0."""
+    from cn2an import an2cn
+
+    whole, _, decimals = number.replace(",", "").partition(".")
+    words = digits(whole) if len(whole) > LONGEST or re.match("0.", whole) else an2cn(whole)
+    return re.sub("^二(?=[千万亿])", "两", words) + ("点" + digits(decimals) if decimals else "")
+
+
+def digits(text):
+    """Digits one by one, with the points between them."""
+    return "".join("零一二三四五六七八九"[int(c)] if c.isdecimal() else "点" * (c == ".") for c in text)
+
+
+def counted(number, following):
+    """The words of a number before what it counts: 2个 are 两个."""
+    return "两" if number == "2" and COUNTED.match(following) else words_of(number)
+
+
+def say_date(match):
+    year, _, month, day = match.groups()
+    return f"{digits(year)}年{words_of(str(int(month)))}月{words_of(str(int(day)))}日"
+
+
+def say_time(match):
+    """3:30, 10:05, 10:00, 2:15:08."""
+    hour, minute, second = (part and int(part) for part in match.groups())
+    words = counted(str(hour), "点") + "点"
+    if minute or second:
+        words += "零" * (0 < minute < 10) + words_of(str(minute)) + "分"
+    return words + (f"{words_of(str(second))}秒" if second else "")
+
+
+def say_range(match):
+    low, share, high, also = match.groups()
+    rest = match.string[match.end():match.end() + 2]
+    if also:
+        return f"百分之{words_of(low)}到百分之{words_of(high)}"
+    return f"{'百分之' * bool(share)}{counted(low, rest)}到{counted(high, rest)}"
+
+
+def say_number(match):
+    """A number with its sign, its money, its unit. What stands behind Latin letters, as in A1024, is no number."""
+    minus, money, number, large, unit = match.groups()
+    before, after = match.string[:match.start()][-1:], match.string[match.end():match.end() + 2]
+    if re.match("[A-Za-z]", before) and len(number) > 2 and number.isdecimal():
+        words = digits(number) + large
+    elif money:
+        words = counted(number, large or "元") + large + MONEY[money]
+    elif unit in ("%", "‰"):
+        words = f"{'百' if unit == '%' else '千'}分之{words_of(number)}{large}"
+    else:
+        words = (words_of(number) if before == "第" else counted(number, large + after)) + large + UNITS.get(unit, "")
+    return ("零下" if unit in ("°C", "°F") else "负") * bool(minus) + words
+
+
+RULES = [(re.compile(pattern), say) for pattern, say in (
+    (r"(?<![\d.-])([12]\d{3})([-/.])(0?[1-9]|1[0-2])\2(0?[1-9]|[12]\d|3[01])(?![\d.-])", say_date),
+    (r"(?<![\d.,第-])([12]\d{3})[-~]([12]\d{3})(?=年)", lambda match: f"{digits(match[1])}到{digits(match[2])}"),
+    # A year, and not 1000年 or 2000年前, which are so many of them; 98年5月
+    (r"(?<![\d.,第-])(?:(?!1000|[12]\d00年[前来來间間历歷以之])[12]\d{3}(?=年)|\d\d(?=年\d{1,2}月))",
+     lambda match: digits(match[0])),
+    (r"(?<![\d.,第:-])0\d(?=[月日时時点點分秒])", lambda match: words_of(str(int(match[0])))),  # 05月
+    (r"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?![\d:])", say_time),
+    (r"(?<![\d:.,])(\d{1,4}):(\d{1,4})(?![\d:])", lambda match: f"{words_of(match[1])}比{words_of(match[2])}"),
+    (r"(?<![\d/.,A-Za-z-])(\d{1,3})/([1-9]\d{0,2})(?![\d/.,A-Za-z-])",
+     lambda match: f"{words_of(match[2])}分之{words_of(match[1])}"),
+    # Numbers of telephones, versions, addresses of machines
+    (r"(?<![\d.,])(?:0\d+(?:-\d+)+|1[3-9]\d{9}(?!\d|\.\d)|\d+(?:\.\d+){2,})", lambda match: digits(match[0])),
+    (rf"(?<![\d.,A-Za-z-])({NUMBER})(%?)[-~]({NUMBER})(%?)(?![\d-])", say_range),
+    (rf"(?:(?<![\dA-Za-z)])(-))?([¥$€£])?({NUMBER})([百千万萬亿億]{{0,2}})(%|‰|°[CF]?)?", say_number),
+)]
