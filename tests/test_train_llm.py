@@ -488,7 +488,8 @@ def test_other_characters_take_over_what_is_known(flags, rewritten, base, tmp_pa
     assert "абц" not in said and "абвг" in said and "new to" in said and "'abc" in said
     assert torch.equal(new.embedding.weight[new.c.first_code:], there.embedding.weight[43:])
     assert torch.equal(new.embedding.weight[5 + new.c.characters.index(".")], there.embedding.weight[32])
-    said = refusal(in_process, *flags(**settings | dict(lora_rank=2, data_dir=data, language="ru", out_dir="lora")))
+    adapter = dict(lora_rank=2, data_dir=data, language="ru", out_dir=tmp_path / "adapter")
+    said = refusal(in_process, *flags(**settings | adapter))
     assert "an adapter learns no characters" in said
 
 
