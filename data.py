@@ -145,7 +145,8 @@ def check(p):
     add_out(p, "data/check", "index.html")
     p.add_argument("--root", type=some_path, required=True, help="a corpus that is here")
     add_list(p)
-    p.set_defaults(make=lambda args: check_corpus(args.root, args.out, **listed(args)))
+    add_language(p)
+    p.set_defaults(make=lambda args: check_corpus(args.root, args.out, args.language, **listed(args)))
 
 
 def download(p):
@@ -165,6 +166,8 @@ def tokenize_corpus(p):
                    "a mel_rvq's tokens, which is used again as it is")
     p.add_argument("--fit", type=some_path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
                    "tokenized with the same one later: for fine-tuning on them")
+    p.add_argument("--characters", choices=("echolancer", "auto"), default="", help="that the LLM TTS reads: "
+                   "Echolancer's, which are English, or those of these texts (echolancer for en, else auto)")
     p.add_argument("--chunk_frames", type=flag(PositiveInt), help="cut recordings to so many (2040 for bare folders of "
                    "them; those of a list are kept whole)")
     p.add_argument("--chunk_seconds", type=flag(Positive), help="or to so many")
@@ -175,8 +178,8 @@ def tokenize_corpus(p):
         if args.chunk_seconds or args.chunk_frames:
             chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
         fitted = dict(mel=mel_config(args), sizes=args.codebook_size, fit=args.fit)
-        tokenize(args.root, args.out, args.codec, chunk, args.device, language=args.language, **listed(args),
-                 **fitted if args.codec == "mel_rvq" else {})
+        tokenize(args.root, args.out, args.codec, chunk, args.device, language=args.language,
+                 characters=args.characters, **listed(args), **fitted if args.codec == "mel_rvq" else {})
 
     p.set_defaults(make=make)
 

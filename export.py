@@ -36,7 +36,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from model import CHARACTERS
+from trivox.alphabet import SYMBOLS
 from trivox.audio import mel_filters
 from trivox.codecs import load_codec
 from trivox.checkpoints import codec_of, load_model, read_config
@@ -45,7 +45,6 @@ from trivox.files import holds_nothing, whole_folder, write_whole
 from trivox.run_folder import find_checkpoint
 from trivox.speak import SAMPLING, read_options, speech_limit
 from trivox.voices import read_voice
-from trivox.text import SYMBOLS
 
 # ------------------------------------------------------------------------------------------------------------
 # ONNX
@@ -98,7 +97,7 @@ class Step(nn.Module):
             scale = model.embedding.weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
             self.register_buffer("scale", scale)
             self.register_buffer("table", (model.embedding.weight / scale).round().to(torch.int8))
-            codes = [*range(CHARACTERS, CHARACTERS + model.c.codebook_size), model.c.audio_eos]
+            codes = [*range(self.c.first_code, self.c.first_code + self.c.codebook_size), self.c.audio_eos]
             self.register_buffer("head", model.embedding.weight[codes].T.contiguous())
             self.embedding = None
 
@@ -118,7 +117,7 @@ class Step(nn.Module):
         if self.int8:
             return (x[:, -1:] @ self.head)[:, 0], news
         logits = F.linear(x[:, -1], self.embedding.weight)  # the whole table, which the file then holds once
-        return torch.cat((logits[:, CHARACTERS:][:, :c.codebook_size], logits[:, c.audio_eos, None]), 1), news
+        return torch.cat((logits[:, c.first_code:][:, :c.codebook_size], logits[:, c.audio_eos, None]), 1), news
 
 
 class Voice(nn.Module):
@@ -166,7 +165,7 @@ def export_onnx(model, config, codec, folder, int8):
         quantise(folder / "model.onnx")
     options = read_options("llm", config, {})
     shapes = {name: list(x.shape) for name, x in zip(names, (x for state in states for x in state))}
-    about = {"characters": SYMBOLS, "codebook_size": c.codebook_size, "context": c.context,
+    about = {"characters": c.characters, "codebook_size": c.codebook_size, "context": c.context,
              "sentence": speech_limit(c), "audio_bos": c.audio_bos, "frame_rate": c.frame_rate, "states": shapes,
              "one_by_one": recurrent, "speaker_width": c.speaker_width, "sample_rate": codec.sample_rate,
              "seconds": config["eval_seconds"], **{name: options[name] for name in SAMPLING}}
@@ -263,6 +262,8 @@ def main(argv):
         weights = echolancer.to_theirs(model)
         if "G" in model.c.layout or model.c.speaker_width and model.speaker_mean.any():
             raise UserError("Echolancer has no recurrent blocks, and none of the voices of the embedder stats")
+        if model.c.characters != SYMBOLS:
+            raise UserError(f"Echolancer reads the characters {SYMBOLS!r}, and this model {model.c.characters!r}")
         read = echolancer.config(weights, args.ckpt)
         for name in "activation", "alibi", "heads", "kv_heads":
             if (here := getattr(model.c, name)) != (there := getattr(read, name)):

@@ -41,6 +41,7 @@ from pydantic import FiniteFloat, NonNegativeInt, PositiveInt
 from torch.utils.checkpoint import checkpoint
 
 from trivox import convolution
+from trivox.alphabet import FIRST, SYMBOLS
 from trivox.common import AnyLayers, Fraction, Layers, NotNegative, Positive, UserError
 from trivox.delta_rule import chunk_gated_delta_rule, recurrent_step
 
@@ -769,7 +770,7 @@ class CodecLM(nn.Module):
 # ------------------------------------------------------------------------------------------------------------
 # LLM TTS
 
-CHARACTERS, PAD, BOS, EOS = 43, 0, 2, 3  # Echolancer's ids: characters, with these among them, then codes, then 32 more
+PAD, BOS, EOS = 0, 2, 3  # Echolancer's ids: five such, then characters, then codes, then 32 more
 
 
 @dataclass
@@ -781,6 +782,7 @@ class LLMConfig:
     frame_rate: Positive = 50.0  # codes a second
     codebook_size: PositiveInt = 65536
     context: PositiveInt = 1024  # tokens of a row of training, and of a sentence with its audio
+    characters: str = SYMBOLS  # those that it reads, each once; auto for those of the data set. These are Echolancer's
     # decoder
     width: PositiveInt = 1024
     layers: Layers = 10
@@ -806,8 +808,14 @@ class LLMConfig:
         return self.pattern or "A" * self.layers
 
     @property
+    def first_code(self):
+        if self.characters == "auto":
+            raise UserError("characters: auto takes those of a data set, and none has been opened")
+        return FIRST + len(self.characters)
+
+    @property
     def audio_bos(self):
-        return CHARACTERS + self.codebook_size + 1
+        return self.first_code + self.codebook_size + 1
 
     @property
     def audio_eos(self):
@@ -815,17 +823,19 @@ class LLMConfig:
 
     def __post_init__(self):
         check_blocks(self, {"attention": "A", "gdn": "G"})
+        if len({*self.characters}) < len(self.characters):
+            raise UserError(f"characters {self.characters!r} names one twice")
 
 
 def sentence(c, characters, codes=None):
     """The tokens (n,) int64 of a sentence: BOS, characters, EOS, audio BOS, and where they are known its codes and
-    audio EOS. characters (m,) uint8, codes (k,) uint16: what shards hold."""
+    audio EOS. characters (m,), codes (k,): whole numbers, as shards hold them."""
     n = len(characters) + 3
     tokens = np.empty(n if codes is None else n + len(codes) + 1, np.int64)
     tokens[0], tokens[1:n - 2], tokens[n - 2], tokens[n - 1] = BOS, characters, EOS, c.audio_bos
     if codes is not None:
         tokens[n:-1], tokens[-1] = codes, c.audio_eos
-        tokens[n:-1] += CHARACTERS
+        tokens[n:-1] += c.first_code
     return torch.from_numpy(tokens)
 
 
@@ -1006,7 +1016,7 @@ class LLM(nn.Module):
         super().__init__()
         self.c = c
         self.checkpointing = False  # recompute the blocks in the backward pass
-        self.embedding = nn.Embedding(CHARACTERS + c.codebook_size + 32, c.width)
+        self.embedding = nn.Embedding(c.first_code + c.codebook_size + 32, c.width)
         self.blocks = nn.ModuleList(LLMBlock(c, i, letter) for i, letter in enumerate(c.layout))
         nn.init.normal_(self.embedding.weight, std=0.02)
         for name, module in self.blocks.named_modules():
@@ -1092,7 +1102,8 @@ class LLM(nn.Module):
 
     def audio_logits(self, x):
         """States (B, D) -> logits (B, codebook_size + 1) of the codes and, last, of the end of the audio."""
-        end = self.c.audio_eos - CHARACTERS
+        first = self.c.first_code
+        end = self.c.audio_eos - first
         rows = -(-(end + 1) // 8) * 8  # a GPU takes three times as long for a number that is no multiple of 8
-        logits = F.linear(x, self.embedding.weight[CHARACTERS:CHARACTERS + rows]).float()
+        logits = F.linear(x, self.embedding.weight[first:first + rows]).float()
         return torch.cat((logits[:, :self.c.codebook_size], logits[:, end:end + 1]), 1)

@@ -26,7 +26,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
-from model import CHARACTERS, LLM, LLMConfig, packed_batch, sentence
+from model import LLM, LLMConfig, packed_batch, sentence
 from trivox.audio import log_mel
 from trivox.checkpoints import check_codec, digest, initial_weights, keep_base
 from trivox.codecs import load_codec
@@ -128,9 +128,9 @@ def make_batch(c, data, shown, rows, step, device):
     if c.code_noise:
         for own, row in zip(tokens, rows):
             rng = np.random.default_rng([c.seed, 7, step, row[0]])
-            noisy = torch.from_numpy(rng.random(steps) < c.code_noise) & (own >= CHARACTERS) & (own < c.audio_bos)
-            own[noisy] = CHARACTERS + torch.from_numpy(rng.integers(0, c.codebook_size, int(noisy.sum())))
-    audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
+            noisy = torch.from_numpy(rng.random(steps) < c.code_noise) & (own >= c.first_code) & (own < c.audio_bos)
+            own[noisy] = c.first_code + torch.from_numpy(rng.integers(0, c.codebook_size, int(noisy.sum())))
+    audio = (targets >= c.first_code) & (targets != c.audio_bos)
     at = [torch.from_numpy(np.flatnonzero(taught.numpy())) for taught in (audio, (targets >= 0) & ~audio)]
     batch = {"tokens": tokens, "targets": targets.flatten(), "audio_at": at[0], "text_at": at[1]}
     if c.packed and c.document_mask:
@@ -202,13 +202,13 @@ def make_prompts(c, data, shown, clips, speaker):
     return prompts
 
 
-def show_coverage(data, clips, path, limit=8_000_000):
+def show_coverage(c, data, clips, path, limit=8_000_000):
     """Plot which share of the codes the most frequent ones make up, beside the characters: Echolancer explains the high
     perplexity of its codes by how evenly they are used. Returns the perplexity of codes that only their frequencies
     tell, over the first `limit`."""
     some = clips[:1 + int(np.searchsorted(np.cumsum(data.lengths(clips[:limit // 100])[0]), limit))]
     codes = np.bincount(np.concatenate([data.codes(i) for i in some]), minlength=data.codec["codebook_size"])
-    characters = np.bincount(np.concatenate([data.characters(i) for i in some]), minlength=CHARACTERS)
+    characters = np.bincount(np.concatenate([data.characters(i) for i in some]), minlength=c.first_code)
     plot_coverage(path, {f"{data.codec['codec']} codes": codes, "characters": characters})
     p = codes[codes > 0] / codes.sum()
     return math.exp(-(p * np.log(p)).sum())
@@ -229,6 +229,7 @@ def main(argv):
 
     # Data
     data = open_tokens(SentenceDataset, c.data_dir, c, c.language)
+    c.characters = data.alphabet.symbols  # also where it said auto
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
@@ -304,7 +305,7 @@ def main(argv):
     if rank == 0:
         keep_codec(c.data_dir, Path(c.out_dir) / "codec")
         log = run_folder.open_log(c, __file__, checkpoint, state)
-        unigram = show_coverage(data, train, Path(c.out_dir) / "coverage.png")
+        unigram = show_coverage(c, data, train, Path(c.out_dir) / "coverage.png")
         if c.sample_every:
             speaker = LLMSpeaker(ema, asdict(c), load_codec(c.data_dir, device))
             prompts = make_prompts(c, data, shown, train if c.eval_prompts == "overfit" else val, speaker)

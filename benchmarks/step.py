@@ -12,7 +12,7 @@ def random_batch(c, device):
     sentences. Returns (a dict of tensors; how many clips or, for an LLM TTS, tokens are learned from)."""
     import numpy as np
 
-    from model import CHARACTERS, delayed_batch, packed_batch, sentence
+    from model import delayed_batch, packed_batch, sentence
     from trivox.datasets import best_fit
 
     rng, B = np.random.default_rng(0), c.batch_size
@@ -35,7 +35,7 @@ def random_batch(c, device):
                      rng.integers(0, c.codebook_size, rng.integers(100, 700)).astype(np.uint16)) for _ in range(4 * B)]
     rows = best_fit(np.array([min(len(one), c.context) for one in some]), c.context)[:B]
     tokens, targets, document = packed_batch([[some[i] for i in row] for row in rows], c.context)
-    audio = ((targets >= CHARACTERS) & (targets != c.audio_bos)).flatten()
+    audio = ((targets >= c.first_code) & (targets != c.audio_bos)).flatten()
     taught = (targets >= 0).flatten()
     batch = {"tokens": tokens, "document": document, "targets": targets.flatten(),
              "text_at": (taught & ~audio).nonzero()[:, 0], "audio_at": (taught & audio).nonzero()[:, 0]}

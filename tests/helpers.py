@@ -15,6 +15,7 @@ import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig, sentence
 from trivox import common
+from trivox.alphabet import SYMBOLS, Alphabet
 from trivox.prepare import write_sentences
 from trivox.recordings import write_wav
 from trivox.run_folder import load_checkpoint
@@ -110,6 +111,7 @@ def sentence_folder(folder, *shards, speakers=(), **changes):
             "clips": sum(map(len, shards))}
     for file in folder.glob("tokens_*"):
         file.unlink()
+    letters = Alphabet(changes.get("characters", SYMBOLS))
     (folder / "codec.json").write_text(json.dumps(info | changes))
     (folder / "speakers.json").write_text(json.dumps(speakers))
     for n, clips in enumerate(shards):
@@ -118,7 +120,7 @@ def sentence_folder(folder, *shards, speakers=(), **changes):
                 for (codes, text, speaker, split), at in zip(clips, ends)]
         np.concatenate([np.zeros(0), *(codes for codes, *_ in clips)]).astype(np.uint16).tofile(
             folder / f"tokens_{n:05d}.u16")
-        write_sentences(folder / f"tokens_{n:05d}", rows, speakers)
+        write_sentences(folder / f"tokens_{n:05d}", rows, speakers, letters)
     return folder
 
 

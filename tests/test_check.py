@@ -41,6 +41,16 @@ def test_the_page_of_a_corpus(tmp_path, one_process, capsys):
     assert (out / "check.png").stat().st_size > 1000
 
 
+def test_the_alphabet_of_another_language(tmp_path, one_process):
+    """Numbers are in its words; what Echolancer's alphabet has nothing like is marked."""
+    root = make_corpus(tmp_path / "corpus", {"a": tone(1.0), "b": tone(1.1)}, ["a|Es war 5 Uhr.", "b|Привет, 12."])
+    data.main(["check", "--root", str(root), "--out", str(tmp_path / "page"), "--language", "de"])
+    html = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    named = {name: bool(unknown) for unknown, name in re.findall(r'<span( class="unknown")? title="([^"]*)"', html)}
+    assert "latin small letter u with diaeresis" in named and not any("digit" in name for name in named)  # fünf
+    assert named["cyrillic small letter te"] and not named["latin small letter z"]  # zwölf
+
+
 def test_nothing_to_check(tmp_path, one_process):
     root = make_corpus(tmp_path / "corpus", {"a": 0 * tone(1)})
     said = refusal(data.main, "check", "--root", root, "--out", tmp_path / "out")

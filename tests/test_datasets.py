@@ -13,10 +13,10 @@ from conftest import refusal
 from helpers import make_corpus, sentence_folder, tone
 
 from trivox import prepare
+from trivox.alphabet import SYMBOLS, Alphabet
 from trivox.audio import MelConfig
 from trivox.datasets import MelDataset, SentenceDataset, TokenDataset, best_fit
 from trivox.prepare import prepare_mels
-from trivox.text import character_ids
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_sentences_survive(tmp_path):
     assert len(os.listdir("/proc/self/fd")) <= open_files  # a data set may have thousands of shards
     assert len(dataset) == 4 and dataset.speakers == ["a", "b"] and dataset.speaker([3, 0, 2]).tolist() == [-1, 1, 0]
     assert dataset.codes(0).tolist() == [0, 65535, 40000] and dataset.codes(0).dtype == np.uint16
-    assert dataset.characters(0).tolist() == character_ids("unknown ★ two").tolist() and 1 in dataset.characters(0)
+    assert dataset.characters(0).tolist() == Alphabet().ids("unknown ★ two").tolist() and 1 in dataset.characters(0)
     assert [dataset.text(i) for i in range(4)] == ["unknown  two", "silent", "", "last."]
     assert [dataset.codes(i).tolist() for i in (1, 2, 3)] == [[], [7], [1, 2]]
     assert [x.tolist() for x in dataset.lengths([3, 1, 0, 2])] == [[2, 0, 3, 1], [5, 6, 13, 0]]
@@ -185,6 +185,24 @@ def test_sentences_are_those_of_token_dataset(demo_tokens):
     for i, codes, characters in zip(order.tolist(), *ours.lengths(order)):
         assert ours.codes(i).tolist() == theirs.codes(i)[:, 0].tolist() and len(ours.codes(i)) == codes
         assert ours.text(i) == theirs.rows[i]["text"].lower() and len(ours.text(i)) == characters
+
+
+def test_sentences_in_their_own_characters(tmp_path):
+    """Thousands of them too; a model of others is refused, and so is a list that names one twice."""
+    many = "".join(map(chr, range(0x4e00, 0x4e00 + 3000)))
+    clips = [([1], many[i:i + 100], "", "train") for i in range(0, 3000, 100)]
+    dataset = SentenceDataset(sentence_folder(tmp_path, clips, characters=" " + many), characters="auto")
+    assert [dataset.text(i) for i in range(30)] == [many[i:i + 100] for i in range(0, 3000, 100)]
+    assert dataset.alphabet.symbols == " " + many and dataset.characters(29).max() == 3005
+    assert not [*tmp_path.glob("*.u8")] and len(SentenceDataset(tmp_path, characters=" " + many)) == 30
+    said = refusal(lambda argv: SentenceDataset(tmp_path, characters=SYMBOLS))
+    assert "--characters auto" in said and "abc" in said and str(tmp_path) in said
+    info = json.loads((tmp_path / "codec.json").read_text())
+    for wrong in (" aba", 7):
+        (tmp_path / "codec.json").write_text(json.dumps(info | {"characters": wrong}))
+        assert "characters" in refusal(lambda argv: SentenceDataset(tmp_path))
+    (tmp_path / "codec.json").write_text(json.dumps(info | {"characters": " ab"}))
+    assert "a character" in refusal(lambda argv: SentenceDataset(tmp_path).characters(29))
 
 
 @pytest.mark.parametrize("changes, wanted, words", [

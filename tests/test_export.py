@@ -14,12 +14,12 @@ from helpers import narrow_codec, prompts_of, tiny_llm, voice
 
 import export
 from trivox import speak_onnx
+from trivox.alphabet import SYMBOLS, Alphabet
 from trivox.audio import MelConfig, log_mel
 from trivox.codecs import MelRVQ, load_codec
 from trivox.generate import generate_speech
 from trivox.synthesisers import speak_espeak as speak
 from trivox.normalise import normalise_text
-from trivox.text import character_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx's own doings
 EVAL = dict(eval_temperature=0.8, eval_top_k=0, eval_top_p=0.9, eval_repetition_penalty=1.1, eval_seconds=2.0)
@@ -103,11 +103,11 @@ def test_the_script_needs_no_pytorch(exported, tmp_path):
 
 def test_characters_are_the_tokenizers():
     speaker = object.__new__(speak_onnx.Speaker)
-    speaker.c = {"characters": export.SYMBOLS}
+    speaker.c = {"characters": SYMBOLS}
     for text in ("The captain — “painted” it…", "Café, naïve; ½!", "  Tabs\tand\nlines ", "ÅΩ★"):
         if not any(x.isdigit() or x == "½" for x in text):
-            assert speaker.ids(text) == character_ids(normalise_text(text)).tolist(), text
-    assert speaker.ids("a 10") == character_ids("a one zero").tolist()
+            assert speaker.ids(text) == Alphabet().ids(normalise_text(text)).tolist(), text
+    assert speaker.ids("a 10") == Alphabet().ids("a one zero").tolist()
 
 
 def test_sampling_follows_the_cut_distribution():

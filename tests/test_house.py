@@ -53,7 +53,7 @@ def test_rooms_have_an_order():
 
 
 def test_the_model_knows_nothing_of_files():
-    assert rooms_of(ROOT / "model.py") == {"common", "convolution", "delta_rule"}
+    assert rooms_of(ROOT / "model.py") == {"alphabet", "common", "convolution", "delta_rule"}
     assert not imported(ROOT / "model.py") & set(COMMANDS)
 
 

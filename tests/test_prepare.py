@@ -119,7 +119,14 @@ def test_another_language(tmp_path, one_process):
     wanted = ["drei Hunde, eins Komma fünf m.", "Straße einundzwanzig"]
     assert [row["text"] for row in MelDataset(tmp_path / "mels", MEL, "de").rows] == wanted
     sentences = SentenceDataset(tmp_path / "tokens")
+    assert [sentences.text(i) for i in (0, 1)] == [text.lower() for text in wanted]
+    assert sentences.codec["characters"] == sentences.alphabet.symbols == "".join(sorted({*"".join(wanted).lower()}))
+    made = (tmp_path / "tokens" / "tokens_00000.u16").stat().st_mtime_ns
+    main(["tokenize", *flags, str(tmp_path / "tokens"), "--codec", "mel_rvq", "--codebooks", "1", "--codebook_size",
+          "4", "--characters", "echolancer"])
+    sentences = SentenceDataset(tmp_path / "tokens")
     assert [sentences.text(i) for i in (0, 1)] == ["drei hunde, eins komma funf m.", "strasse einundzwanzig"]
+    assert (tmp_path / "tokens" / "tokens_00000.u16").stat().st_mtime_ns == made  # what was encoded stays
     c = SimpleNamespace(codec="mel_rvq", sample_rate=22050, frame_rate=22050 / 256, codebook_size=4, codebooks=1)
     for take in (lambda language: MelDataset(tmp_path / "mels", MEL, language),
                  lambda language: open_tokens(TokenDataset, tmp_path / "tokens", c, language)):

@@ -1,49 +1,17 @@
-"""text.py: lines, sentences, characters beside Echolancer's table, bytes beside ByT5's tokenizer, states beside the
+"""text.py: lines, sentences, bytes beside ByT5's tokenizer, states beside the
 encoder's class; weights.py by the encoder's files."""
 
 import os
-import re
 import shutil
 import time
-import unicodedata
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, refusal
-from helpers import random_texts
 
 from trivox.normalise import normalise_text
-from trivox.text import (TextFeatures, character_ids, characters_text, read_lines, sentences, split_text, text_ids,
-                         unknown_characters)
-
-# ------------------------------------------------------------------------------------------------------------
-# Characters
-
-PUBLISHED = {"a": 5, "b": 6, "c": 7, "d": 8, "e": 9, "f": 10, "g": 11, "h": 12, "i": 13, "j": 14, "k": 15, "l": 16,
-             "m": 17, "n": 18, "o": 19, "p": 20, "q": 21, "r": 22, "s": 23, "t": 24, "u": 25, "v": 26, "w": 27, "x": 28,
-             "y": 29, "z": 30, " ": 31, ".": 32, ",": 33, "!": 34, "?": 35, ";": 36, ":": 37, "'": 38, '"': 39, "(": 40,
-             ")": 41, "-": 42}
-
-
-def test_characters_are_the_published_ones():
-    """The table of the published tokenizer, after NFKD, lower case and white space folded; all else is 1."""
-    assert [character_ids(symbol).tolist() for symbol in PUBLISHED if symbol != " "] == [
-        [number] for symbol, number in PUBLISHED.items() if symbol != " "]
-    for text in [*random_texts(2000), "", "  A\tb \n\u2003c ", "ﬁ Ⅷ ２ …", "İSTANBUL", "café"]:
-        folded = re.sub(r"\s+", " ", unicodedata.normalize("NFKD", text).lower()).strip()
-        ids = character_ids(text)
-        assert ids.dtype == np.uint8 and ids.tolist() == [PUBLISHED.get(c, 1) for c in folded]
-        assert characters_text(ids) == "".join(c for c in folded if c in PUBLISHED)
-    assert characters_text([2, 12, 13, 3, 0, 1, 4]) == "hi"
-
-
-def test_unknown_characters():
-    """Those without a number in the table, each once, in their order; what is folded is known."""
-    assert unknown_characters("The word слово, и ★.") == "слови★"
-    assert unknown_characters("\tＡ Café… (so)") == "é" and not unknown_characters("".join(PUBLISHED))
-
+from trivox.text import TextFeatures, read_lines, sentences, split_text, text_ids
 
 # ------------------------------------------------------------------------------------------------------------
 # Lines and sentences

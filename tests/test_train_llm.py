@@ -22,8 +22,10 @@ from model import LLM
 from train_llm_tts import Config, counts, llm_loss, make_batch, rows_from
 from trivox import codecs, common, echolancer, generate, run_folder, speak
 from trivox import metrics as figures
+from trivox.alphabet import SYMBOLS, Alphabet, of_texts
 from trivox.checkpoints import load_model
 from trivox.datasets import SentenceDataset
+from trivox.prepare import write_sentences
 from trivox.voices import read_voice
 
 CPU = torch.device("cpu")
@@ -414,6 +416,81 @@ def test_fine_tuning_an_echolancer(flags, tmp_path, in_process):
     said = refusal(in_process, *flags(steps=1, **settings | dict(activation="relu2", out_dir=tmp_path / "other")))
     assert "activation is gelu in" in said
     assert "data to be judged by" in refusal(evaluate.main, "--ckpt", tmp_path / "published.pt")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Alphabets
+
+RUSSIAN = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувжшыз")
+
+
+@pytest.fixture
+def rewritten(llm_tokens, tmp_path):
+    """rewritten(name, symbols, letters, **more): a copy of the tokens whose texts are in these letters, by an alphabet,
+    that of the texts unless given."""
+    def make(name, symbols=None, letters=RUSSIAN, **more):
+        folder = shutil.copytree(llm_tokens, tmp_path / name)
+        rows = {path: [json.loads(line) for line in path.open()] for path in folder.glob("tokens_*.jsonl")}
+        for some in rows.values():
+            for row in some:
+                row["text"] = row["text"].lower().translate(letters)
+        symbols = symbols or of_texts(row["text"] for some in rows.values() for row in some)
+        for path, some in rows.items():
+            path.write_text("".join(json.dumps(row) + "\n" for row in some))
+            write_sentences(path.with_suffix(""), some, json.loads((folder / "speakers.json").read_text()),
+                            Alphabet(symbols), more.get("language", "en"))
+        info = json.loads((folder / "codec.json").read_text())
+        (folder / "codec.json").write_text(json.dumps(info | {"characters": symbols} | more))
+        return folder
+
+    return make
+
+
+def test_the_corpus_own_characters(flags, rewritten, tmp_path, in_process, capsys):
+    """They size the embedding, stay with the run, are what it speaks from, and are not changed under it."""
+    data = rewritten("russian", language="ru")
+    own = dict(data_dir=data, language="ru", packed=False)
+    said = refusal(in_process, *flags(**own))
+    assert "--characters auto" in said and "абвгд" in said
+    in_process(flags(**own | dict(characters="auto", overfit=4, eval_temperature=0)))
+    model, config = load_model(tmp_path / "run")
+    symbols = SentenceDataset(data).alphabet.symbols
+    assert model.c.characters == config["characters"] == symbols and "а" in symbols and len(symbols) < 32
+    assert len(model.embedding.weight) == 5 + len(symbols) + 32 + 32
+    run = ["--ckpt", str(tmp_path / "run"), "--device", "cpu"]
+    sample.main([*run, "--text", "Хелло ц, щ.", "--out", str(tmp_path / "out.wav"), "--seconds", "0.2"])
+    said = capsys.readouterr().err
+    assert f"{sum(map(str.isalpha, symbols))} letters" in said and "'щ'" in said
+    assert "letters, such as" in refusal(sample.main, *run, "--text", "…語…", "--out", tmp_path / "out.wav")
+    evaluate.main(["--ckpt", str(tmp_path / "run"), "--clips", "2", "--device", "cpu"])
+    said = refusal(export.main, *run[:2], "--echolancer", tmp_path / "again.pt")
+    assert "Echolancer reads the characters" in said and "абц" not in said and "абвг" in said
+    in_process(flags("--resume", **own | dict(steps=7, characters="auto", overfit=4)))
+    more = rewritten("more", language="ru", symbols=symbols + "ѣ")
+    said = refusal(in_process, *flags("--resume", **own | dict(steps=8, characters="auto", overfit=4, data_dir=more)))
+    assert "characters was" in said and "--out_dir" in said
+
+
+def test_other_characters_take_over_what_is_known(flags, rewritten, base, tmp_path, in_process, capsys):
+    """The same characters in another order are the same model; new ones are told."""
+    shuffled = rewritten("shuffled", "".join(sorted(SYMBOLS)), {})
+    settings = dict(init_from=base, packed=False, overfit=4, steps=1, lr=0, min_lr=0, characters="auto")
+    in_process(flags(**settings, data_dir=shuffled))
+    here, there = load_model(tmp_path / "run")[0], load_model(base)[0]
+    rows = []
+    for folder, model in ((shuffled, here), (base, there)):
+        data = SentenceDataset(folder if folder == shuffled else load_model(base)[1]["data_dir"])
+        rows.append(figures.score_sentences(model, data, data.clips("all"), None, CPU, torch.float32))
+    assert here.c.characters != there.c.characters and rows[0] == pytest.approx(rows[1], rel=1e-5)
+    data = rewritten("russian", language="ru")
+    in_process(flags(**settings | dict(data_dir=data, language="ru", out_dir=tmp_path / "russian_run")))
+    said, new = capsys.readouterr().out, load_model(tmp_path / "russian_run")[0]
+    assert "абц" not in said and "абвг" in said and "new to" in said and "'abc" in said
+    assert torch.equal(new.embedding.weight[new.c.first_code:], there.embedding.weight[43:])
+    assert torch.equal(new.embedding.weight[5 + new.c.characters.index(".")], there.embedding.weight[32])
+    adapter = dict(lora_rank=2, data_dir=data, language="ru", out_dir=tmp_path / "adapter")
+    said = refusal(in_process, *flags(**settings | adapter))
+    assert "an adapter learns no characters" in said
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import CHARACTERS, delayed_batch, packed_batch, sentence
+from model import delayed_batch, packed_batch, sentence
 from trivox.check import link, write_listening_page
 from trivox.common import UserError, autocast
 from trivox.cross_entropy import linear_cross_entropy
@@ -163,7 +163,7 @@ def llm_gains(speaker, data):
         rows = [[sentence(c, data.characters(i if own else other[i]), data.codes(i))] for i in some]
         steps = min(c.context, -(-(max(len(row[0]) for row in rows) - 1) // 16) * 16)
         tokens, targets, _ = (x.to(speaker.device) for x in packed_batch(rows, steps))
-        targets = targets.masked_fill((targets < CHARACTERS) | (targets == c.audio_bos), -100)
+        targets = targets.masked_fill((targets < c.first_code) | (targets == c.audio_bos), -100)
         voices = torch.stack([torch.from_numpy(data.embedding(i)) for i in some]).to(
             speaker.device) if c.speaker_width else None
         with autocast(speaker.device, speaker.dtype):

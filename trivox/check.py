@@ -8,6 +8,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
+from trivox.alphabet import UNKNOWN, Alphabet
 from trivox.common import UserError
 from trivox.corpora import ending_of, read_corpus
 from trivox.files import write_whole
@@ -15,16 +16,15 @@ from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.plots import HERE, save, subplots
 from trivox.recordings import read_wav
-from trivox.text import character_ids
 from trivox.unusual import find_unusual, measure, value_of
 
 MOST_UNUSUAL, MOST_SKIPPED = 20, 200
 
 
-def check_corpus(root, out, **listed):
+def check_corpus(root, out, language="en", **listed):
     """Write out/index.html: durations, speaking rate, loudness, alphabet, what cannot be used, and the most unusual
-    clips of the corpus at `root`, with players. listed: more for `read_corpus`. Raises UserError as that does,
-    and where no clip can be used."""
+    clips of the corpus at `root`, with players. language: of the texts. listed: more for `read_corpus`. Raises
+    UserError as that does, and where no clip can be used."""
     clips, heldout = read_corpus(root, **listed)
     sizes = [0 if "skipped" in clip else (root / clip["source"]).stat().st_size for clip in clips]
     jobs = [(root, clip) for clip in clips]
@@ -40,8 +40,8 @@ def check_corpus(root, out, **listed):
     plot(out / "check.png", used)
     facts = facts_of(used, skipped, heldout)
     write_listening_page(out / "index.html", root.resolve().name, facts, "The most unusual clips",
-                         unusual_clips(root, out, used), alphabet=alphabet(used), skipped=skipped[:MOST_SKIPPED],
-                         left=max(0, len(skipped) - MOST_SKIPPED))
+                         unusual_clips(root, out, used), alphabet=alphabet(used, language),
+                         skipped=skipped[:MOST_SKIPPED], left=max(0, len(skipped) - MOST_SKIPPED))
     for what, value in facts.items():
         print(f"{what}: {value}")
     print(f"{out / 'index.html'} shows it; the most unusual clips are to be heard there")
@@ -90,12 +90,14 @@ def facts_of(used, skipped, heldout):
     return facts
 
 
-def alphabet(used):
-    """The characters of the texts as they are spoken, [(character, its name, how often, whether the LLM TTS knows it)],
-    the rarest first of those that it does not know."""
-    counts = Counter(c for clip in used for c in normalise_text(clip["text"], accents=True).lower())
-    rows = [(c, unicodedata.name(c, f"U+{ord(c):04X}").lower(), n,
-             bool((character_ids(normalise_text(f"x{c}x")) != 1).all())) for c, n in counts.items() if c != " "]
+def alphabet(used, language):
+    """The characters of the texts as they are spoken, [(character, its name, how often, whether Echolancer's alphabet
+    has it)], the rarest first of those that it has not."""
+    counts = Counter(c for clip in used for c in normalise_text(clip["text"], True, language).lower())
+    letters, rows = Alphabet(), []
+    for c, n in counts.items():
+        known = UNKNOWN not in letters.ids(normalise_text(f"x{c}x", language=language))
+        rows += [(c, unicodedata.name(c, f"U+{ord(c):04X}").lower(), n, known)] * (c != " ")
     return sorted(rows, key=lambda row: (row[3], row[2] if not row[3] else -row[2], row[0]))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig
 from trivox import echolancer
+from trivox.alphabet import FIRST
 from trivox.codecs import read_codec
 from trivox.common import UserError, read_yaml
 from trivox.recipes import complete
@@ -155,12 +156,35 @@ def initial_weights(model, source, data_dir):
     before, _ = load_model(source)
     weights = before.state_dict()
     check_codec(data_dir, source)
+    if model.c.characters != before.c.characters:
+        weights["embedding.weight"] = embedding_for(model, before, source)
     new = {key: value for key, value in model.state_dict().items()
            if key not in weights and ("lora_" in key or "speaker_" in key or "to_gamma_beta" in key)}
     load_weights(model, weights | new, source)
-    check_shapeless(model.c, asdict(before.c), source)
+    check_shapeless(model.c, asdict(before.c) | {"characters": model.c.characters}, source)
     if model.c.lora_rank and any("lora_" not in key for key in new):
         raise UserError(f"an adapter learns no voices, and {source} has none: fine-tune it with speaker_width first")
+
+
+def embedding_for(model, before, source):
+    """The embedding of `before`, the model of `source`, in the characters of `model`. Those that are new to it begin as
+    `model` has them, which is said, and so is which are left out."""
+    here, there = model.c, before.c
+    old, new = before.embedding.weight.detach(), model.embedding.weight.detach().clone()
+    if here.lora_rank:
+        raise UserError(f"an adapter learns no characters, and {source} reads {there.characters!r} where this data set "
+                        f"has {here.characters!r}: fine-tune it without lora_rank first")
+    if (old.shape[1], there.codebook_size) != (new.shape[1], here.codebook_size):
+        return old  # of another size, which is told where weights are loaded
+    known = [c for c in here.characters if c in there.characters]
+    rows = [[*range(FIRST), *(FIRST + c.characters.index(x) for x in known), *range(c.first_code, len(weights))]
+            for c, weights in ((here, new), (there, old))]
+    new[rows[0]] = old[rows[1]]
+    fresh, gone = ("".join(c for c in some if c not in others) for some, others in (
+        (here.characters, there.characters), (there.characters, here.characters)))
+    print(f"note: the characters {fresh!r} are new to {source}, and are learnt from nothing"
+          + f"; {gone!r}, which the texts have not, are left out" * bool(gone))
+    return new
 
 
 def digest(weights):

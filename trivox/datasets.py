@@ -8,7 +8,8 @@ mel_rvq leaves its centroids, `codec.safetensors`. It holds
 
     tokens_00000.u16             codes, (frames, Q) uint16
     tokens_00000.jsonl           a line a clip, for TokenDataset; Emilia has none
-    tokens_00000.u8              the characters of the clips' normalised texts, uint8
+    tokens_00000.u8              the characters of the clips' normalised texts, as Echolancer numbers them, uint8; or
+    tokens_00000.ids             uint16, as the alphabet of the corpus does, which is in codec.json
     tokens_00000.idx             four int64 a clip, for SentenceDataset: the ends of its codes and of its characters,
                                  counted from the shard's start, its speaker (-1 for none), and 0 for train or 1 for val
     speakers.json                the speakers' names, sorted
@@ -28,12 +29,12 @@ import numpy as np
 import torch
 from pydantic import FiniteFloat, PositiveInt
 
+from trivox.alphabet import FIRST, SYMBOLS, alphabet
 from trivox.audio import read_mel_config
 from trivox.codecs import read_codec
 from trivox.common import Positive, UserError
 from trivox.corpora import Recordings
 from trivox.files import map_file, read_json, read_rows, read_text
-from trivox.text import SYMBOLS, characters_text
 
 SPLITS = ("train", "val")
 AGAIN = "delete the files of that shard, and give the data.py command that made it again"
@@ -251,13 +252,21 @@ class SentenceDataset:
     """Read-only view of a token data set of one codebook, for the LLM TTS: sentences, each of characters and codes.
 
     Nearly all of it stays on the disk, mapped, so that 31 million sentences can be opened. codec: codec.json. grammar:
-    JSGF or None. speakers: their names. Raises UserError where the folder holds no such data set, a damaged one, or one
-    that is not what the config asks for: codec, sample_rate, frame_rate, codebook_size.
+    JSGF or None. speakers: their names. alphabet: that of the characters. Raises UserError where the folder holds no
+    such data set, a damaged one, or one that is not what the config asks for: codec, sample_rate, frame_rate,
+    codebook_size, characters.
     """
 
     def __init__(self, folder, **wanted):
         self.folder = folder = Path(folder)
+        characters = wanted.pop("characters", "auto")
         self.codec, self.grammar = check_tokens(folder, wanted)
+        self.alphabet = alphabet(self.codec.get("characters", SYMBOLS))
+        if characters not in ("auto", symbols := self.alphabet.symbols):
+            raise UserError(f"the texts of {folder} are in the characters {symbols!r}, and the model reads "
+                            f"{characters!r}: --characters auto for a model that reads theirs, or data.py tokenize "
+                            "--characters again")
+        self.endings = (".u16", np.uint16), (".ids" if self.alphabet.own else ".u8", self.alphabet.dtype)
         if (books := self.codec["codebooks"]) != 1:
             raise UserError(f"the tokens at {folder} have {books} codebooks, but the LLM TTS reads one: tokenize with "
                             "--codebooks 1, or with --codec neucodec")
@@ -272,8 +281,8 @@ class SentenceDataset:
             raise UserError(f"{folder / 'speakers.json'} should hold a list of names: {AGAIN}")
         for name in names:
             index = read_index(path := f"{folder}/{name}.idx", size[f"{name}.idx"], 4)
-            for ending, width, end in zip((".u16", ".u8"), (2, 1), index[-1, :2] if len(index) else (0, 0)):
-                if size.get(name + ending) != width * end:
+            for (ending, dtype), end in zip(self.endings, index[-1, :2] if len(index) else (0, 0)):
+                if size.get(name + ending) != np.dtype(dtype).itemsize * end:
                     raise UserError(f"{folder / name}{ending} does not hold what its index says: {AGAIN}")
             if ((np.diff(index[:, :2], axis=0, prepend=0) < 0).any() or (index[:, 2:] < (-1, 0)).any()
                     or (index[:, 2:] >= (max(1, len(self.speakers)), 2)).any()):
@@ -288,7 +297,8 @@ class SentenceDataset:
 
     def map(self, shard, column):
         """The codes (column 0) or the characters (1) of a shard."""
-        return map_file(self.paths[shard].with_suffix((".u16", ".u8")[column]), (np.uint16, np.uint8)[column])
+        ending, dtype = self.endings[column]
+        return map_file(self.paths[shard].with_suffix(ending), dtype)
 
     def __len__(self):
         return int(self.first[-1])
@@ -342,16 +352,16 @@ class SentenceDataset:
         return codes
 
     def characters(self, i):
-        """The characters of clip i, (m,) uint8. Raises UserError for characters that there are not."""
-        characters = self.span(i, 1)
-        if characters.max(initial=0) >= 5 + len(SYMBOLS):
+        """The characters of clip i, (m,) uint8 or uint16. Raises UserError for characters that there are not."""
+        characters, end = self.span(i, 1), FIRST + len(self.alphabet.symbols)
+        if characters.max(initial=0) >= end:
             raise UserError(f"clip {i} of {self.folder} has a character {characters.max()}, beyond the last, "
-                            f"{4 + len(SYMBOLS)}: {AGAIN}")
+                            f"{end - 1}: {AGAIN}")
         return characters
 
     def text(self, i):
-        """The text of clip i as the model sees it: normalised, in lower case."""
-        return characters_text(self.characters(i))
+        """The text of clip i as the model sees it: normalised, in lower case where the alphabet has no capitals."""
+        return self.alphabet.text(self.characters(i))
 
     def name(self, i):
         """What to call clip i: its recording where the data set tells, else its number."""
@@ -429,9 +439,9 @@ def best_fit(lengths, room):
 
 def open_tokens(kind, folder, c, language):
     """The TokenDataset or SentenceDataset (`kind`) at `folder`, which has to be of the codec and geometry of the config
-    `c`, with texts in this language."""
-    wanted = {key: getattr(c, key) for key in ("codec", "sample_rate", "frame_rate", "codebook_size")}
-    data = kind(folder, **wanted, **({"codebooks": c.codebooks} if kind is TokenDataset else {}))
+    `c`, with texts in this language and in its characters."""
+    keys = "codec", "sample_rate", "frame_rate", "codebook_size", "codebooks" if kind is TokenDataset else "characters"
+    data = kind(folder, **{key: getattr(c, key) for key in keys})
     check_language(folder, data.codec, language)
     return data
 

@@ -10,12 +10,12 @@ from collections import Counter
 import numpy as np
 from tqdm import tqdm
 
+from trivox.alphabet import Alphabet
 from trivox.common import UserError
 from trivox.files import map_file, read_json, wait_for, whole_file, write_whole
 from trivox.normalise import normalise_text
 from trivox.parallel import cores, parallel
 from trivox.prepare import close_tokens, open_plan
-from trivox.text import character_ids
 
 EMILIA = "neuphonic/emilia-yodas-english-neucodec"
 PARQUET_ROWS = 4096  # that are in memory at once
@@ -138,12 +138,12 @@ def _convert_parquet(job):
         part.unlink()
     download = path.with_suffix(".download")
     file = root / name if root is not None else download_parquet(name, revision, download)
-    skipped, ends = Counter(), np.zeros(2, np.int64)
+    skipped, ends, letters = Counter(), np.zeros(2, np.int64), Alphabet()
     try:
         with (whole_file(path.with_suffix(".idx")) as idx, whole_file(path.with_suffix(".u8")) as u8,
               whole_file(path.with_suffix(".u16")) as u16):  # which comes to its place first
             for texts, counts, codes in read_parquet(file):
-                characters = [character_ids(normalise_text(text or "")) for text in texts]
+                characters = [letters.ids(normalise_text(text or "")) for text in texts]
                 sizes = np.array([len(ids) for ids in characters])
                 beyond = np.cumsum(np.append(0, (codes < 0) | (codes > 65535)))  # how many there are before each code
                 reasons = np.select([sizes == 0, counts == 0, np.diff(beyond[np.append(0, np.cumsum(counts))]) > 0],

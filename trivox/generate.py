@@ -6,7 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from model import CHARACTERS, PAD, delay
+from model import PAD, delay
 from trivox import decoding
 from trivox.common import UserError
 from trivox.gpu import capture, graphs, repeat
@@ -266,7 +266,7 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
         new = torch.where(token == c.audio_eos, c.codebook_size, new)  # it has ended
         spoken.scatter_(1, new, new < c.codebook_size)
         codes.index_copy_(1, at, torch.where(new < c.codebook_size, new, -1))
-        token.copy_(torch.where(new < c.codebook_size, new + CHARACTERS, c.audio_eos))
+        token.copy_(torch.where(new < c.codebook_size, new + c.first_code, c.audio_eos))
         at.add_(1)
 
     def step():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from model import CHARACTERS, delayed_batch, packed_batch, sentence
+from model import delayed_batch, packed_batch, sentence
 from trivox.common import UserError, autocast, widest
 from trivox.cross_entropy import linear_cross_entropy
 from trivox.gpu import send
@@ -225,7 +225,7 @@ def score_sentences(model, data, clips, voices, device, dtype, batch_size=16):
         some = [sentence(c, data.characters(i), data.codes(i)) for i in clips[at:at + batch_size]]
         steps = min(c.context, -(-(max(map(len, some)) - 1) // 16) * 16)
         tokens, targets, _ = packed_batch([[one] for one in some], steps)
-        audio = (targets >= CHARACTERS) & (targets != c.audio_bos)
+        audio = (targets >= c.first_code) & (targets != c.audio_bos)
         batch = {"tokens": tokens, "targets": targets.flatten()}
         batch |= {k: chosen.flatten().nonzero()[:, 0] for k, chosen in enumerate(((targets >= 0) & ~audio, audio))}
         batch |= {} if voices is None else {"speaker": voices[at:at + batch_size]}

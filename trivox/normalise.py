@@ -6,7 +6,7 @@ languages by `foreign.py`). What is in words stays as it is, so that a text may 
 stay: whether FBI is spelt and NASA read is known to who pronounces them, espeak-ng for one, and transcripts have them
 so. Initials, a.m., p.m. and U.S. keep their stops, as in LJSpeech's transcripts, and a dash is written as there.
 
-Letters of other scripts, and symbols that have no word here, stay too; `trivox.text.unknown_characters` tells which of
+Letters of other scripts, and symbols that have no word here, stay too; `trivox/alphabet.py` tells which of
 them a model does not know.
 """
 
@@ -185,10 +185,13 @@ def normalise_text(text, accents=False, language="en"):
     and so are the marks of Markdown and HTML around what they emphasise, and http:// in front of an address.
 
     accents: whether letters stay as they are; otherwise Latin ones become those of English, such as strasse. language:
-    of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words.
+    of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words. Texts of
+    "und", which is none, such as phonemes, stay as they are but for white space.
 
     Raises UserError for numbers in what is no language; where neither num2words nor cn2an knows it, digits stay.
     """
+    if language == "und":
+        return " ".join(text.split())
     for _ in range(PASSES):  # what is normalised has to stay so, and words that were apart may have met
         before, text = text, once(text, accents, language)
         if text == before:

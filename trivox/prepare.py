@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from trivox.alphabet import SYMBOLS, alphabet, of_texts
 from trivox.audio import log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
@@ -25,7 +26,7 @@ from trivox.metadata import LISTS
 from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.recordings import SCALES, read_recording
-from trivox.text import MAX_TEXT_BYTES, character_ids
+from trivox.text import MAX_TEXT_BYTES
 from trivox.unusual import measure, tell_unusual
 from trivox.voices import load_embedder
 
@@ -252,7 +253,7 @@ SHARD_SOURCES = 64
 FIT_SOURCES, FIT_FRAMES = 1000, 100_000  # what mel_rvq is fitted to: so many recordings, and at most so many frames
 
 
-def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fit=(), language="en",
+def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fit=(), language="en", characters="",
              **listed):
     """Encode the corpus at `root` into a token data set at `out`. Goes on where a killed run stopped, and makes anew
     what other clips or changed recordings are in; mel_rvq is fitted anew only where that is all.
@@ -261,8 +262,9 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
     is fitted first: mel is its MelConfig, sizes those of its books, and `fit` more corpora that it is fitted to, as
     much to each; or the folder of tokens of a mel_rvq, which is used again. chunk: (number, "frames" or "seconds")
     to cut the recordings at; a rest is kept from a quarter of that on; None keeps them whole. language: in which
-    numbers become words. listed: more for `corpora.read_corpus`. Under torchrun each process writes its own shards,
-    and the first of them closes the data set.
+    numbers become words. characters: what the LLM TTS reads, "echolancer" for its letters, "auto" for those of these
+    texts; English has the former unless told, other languages the latter. listed: more for `corpora.read_corpus`.
+    Under torchrun each process writes its own shards, and the first of them closes the data set.
 
     Recordings that cannot be read or are silent are skipped and listed with the reason. Raises UserError where nothing
     is left or `out` holds other tokens.
@@ -319,10 +321,12 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
     drop_parts(out, "tokens_*")  # of several processes none writes any more
     skipped = split_rows(root, [path for path, _ in shards], heldout, 0.05, "source", out / "codec.json")
     write_whole(out / "speakers.json", json.dumps(speakers))
-    kept = []
-    for path, _ in shards:
-        kept += (rows := kept_rows(path.with_suffix(".jsonl"), speaker=str))
-        write_sentences(path, rows, speakers, language)
+    rows = {path: kept_rows(path.with_suffix(".jsonl"), speaker=str) for path, _ in shards}
+    kept = [row for some in rows.values() for row in some]
+    own = (characters or ("echolancer" if language == "en" else "auto")) == "auto" and any(row["text"] for row in kept)
+    letters = alphabet(of_texts([row["text"] for row in kept], language == "und") if own else SYMBOLS)
+    for path in rows:
+        write_sentences(path, rows[path], speakers, letters, language)
     tell_scales(kept)
     tell_unusual(kept, codec.frame_rate)
     take_grammar(root, out)
@@ -330,6 +334,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
         "codec": name, "sample_rate": codec.sample_rate, "hop_length": codec.hop_length,
         "frame_rate": codec.frame_rate, "codebooks": codec.codebooks, "codebook_size": codec.codebook_size,
         "mel": mel and asdict(mel), "chunk_frames": frames, **of_language(language),
+        **({"characters": letters.symbols} if own else {}),
     }
     close_tokens(out, info, len(kept), sum(r["split"] == "val" for r in kept), len(skipped),
                  sum(r["frames"] for r in kept), max(r["frames"] for r in kept))
@@ -410,17 +415,19 @@ def encode_shard(job):
     return len(sources)
 
 
-def write_sentences(path, rows, speakers, language="en"):
+def write_sentences(path, rows, speakers, letters, language="en"):
     """The characters of a shard's clips and then, as the mark that they are whole, where each clip ends.
 
-    rows: what its .jsonl says of the clips. speakers: the names of all speakers of the data set. language: of the
-    texts.
+    rows: what its .jsonl says of the clips. speakers: the names of all speakers of the data set. letters: the Alphabet
+    that they are written in. language: of the texts.
     """
-    characters = [character_ids(normalise_text(row["text"], language=language)) for row in rows]
+    characters = [letters.ids(normalise_text(row["text"], letters.own, language)) for row in rows]
     number = {name: i for i, name in enumerate(speakers)}
     index = [(row["offset"] + row["frames"], end, number.get(row["speaker"], -1), SPLITS.index(row["split"]))
              for row, end in zip(rows, np.cumsum([len(ids) for ids in characters]))]
-    write_whole(path.with_suffix(".u8"), b"".join(ids.tobytes() for ids in characters))
+    this, other = (".ids", ".u8") if letters.own else (".u8", ".ids")
+    write_whole(path.with_suffix(this), b"".join(ids.tobytes() for ids in characters))
+    path.with_suffix(other).unlink(missing_ok=True)
     write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
 
 

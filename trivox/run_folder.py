@@ -284,7 +284,7 @@ def load_weights(model, weights, source):
     model.load_state_dict(weights)
 
 
-SHAPELESS = "activation", "alibi", "heads", "kv_heads", "negative_eigenvalues", "prediction"
+SHAPELESS = "activation", "alibi", "heads", "kv_heads", "negative_eigenvalues", "prediction", "characters"
 
 
 def check_shapeless(c, before, source):

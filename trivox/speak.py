@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from model import sentence
+from trivox.alphabet import alphabet
 from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config
 from trivox.checkpoints import cast_matrices, codec_of, load_model
 from trivox.codecs import decode_stream, load_codec
@@ -31,7 +32,7 @@ from trivox.generate import follow, generate_frames, generate_speech, solve_flow
 from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.recordings import read_wav
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, split_text, unknown_characters
+from trivox.text import MAX_TEXT_BYTES, TextFeatures, split_text
 from trivox.voices import read_voice
 
 PAUSE = 0.15  # seconds between sentences
@@ -479,10 +480,11 @@ class LLMSpeaker(Speaker):
     def sentences(self, text):
         if text is None:
             return super().sentences(text)
-        sentences = split_text(normalise_text(text, language=self.language), self.limit, self.language)
+        letters = alphabet(self.c.characters)
+        sentences = split_text(normalise_text(text, letters.own, self.language), self.limit, self.language)
         for one in sentences:
             read_prompt(self.c, one)
-        self.tell_unread(unknown_characters(" ".join(sentences)), "the model reads English letters, and not",
+        self.tell_unread(letters.unknown(" ".join(sentences)), f"the model reads {letters.what()}, and not",
                          "each is one unknown character to it")
         return sentences
 
@@ -516,22 +518,19 @@ class LLMSpeaker(Speaker):
 
 def read_prompt(c, text):
     """A text as the tokens that a sentence begins with. Raises UserError where the model knows none of its letters."""
-    characters = character_ids(text)
-    if not has_letters(characters):
-        raise UserError(f"the model reads English letters, and {text[:20]!r} has none")
+    letters = alphabet(c.characters)
+    if not letters.has_letters(characters := letters.ids(text)):
+        raise UserError(f"the model reads {letters.what()}, and {text[:20]!r} has none")
     return sentence(c, characters)
 
 
 def speech_limit(c):
-    """How many characters a sentence may have: each needs room for about four codes."""
+    """How many bytes of text a sentence may have: each needs room for about four codes."""
     return (c.context - 3) // 5
 
 
 def speakable(c, data, clips):
     """Those of some clips of a SentenceDataset that are spoken whole: neither too long nor without a letter."""
-    characters = data.lengths(clips)[1]
-    return [i for i in clips[characters <= speech_limit(c)].tolist() if has_letters(data.characters(i))]
-
-
-def has_letters(characters):
-    return ((characters >= 5) & (characters < 31)).any()
+    limit = speech_limit(c)
+    return [i for i in clips[data.lengths(clips)[1] <= limit].tolist()
+            if data.alphabet.has_letters(data.characters(i)) and len(data.text(i).encode()) <= limit]

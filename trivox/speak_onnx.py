@@ -85,7 +85,7 @@ class Speaker:
             if code == size:
                 return
             yield code
-            spoken[code], tokens, frames = True, [code + 43], frames - 1
+            spoken[code], tokens, frames = True, [code + 5 + len(self.c["characters"])], frames - 1
 
     def decode(self, codes):
         """Codes -> a waveform in [-1, 1]."""

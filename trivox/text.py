@@ -1,4 +1,4 @@
-"""Texts as models read them: lines of files, characters, sentences, bytes, states of a frozen encoder."""
+"""Texts as models read them: lines of files, sentences, bytes, states of a frozen encoder."""
 
 import hashlib
 import json
@@ -34,32 +34,6 @@ def numbered_lines(path, limit=None):
 def read_lines(path, limit=None):
     """The same lines alone."""
     return [line for _, line in numbered_lines(path, limit)]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Characters, for the LLM TTS
-
-SYMBOLS = "abcdefghijklmnopqrstuvwxyz .,!?;:'\"()-"  # Echolancer's, from 5 on; pad 0, unknown 1, BOS 2, EOS 3, mask 4
-CHARACTER_IDS = np.ones(129, np.uint8)  # by code point, the last for all others
-CHARACTER_IDS[[ord(symbol) for symbol in SYMBOLS]] = np.arange(5, 43)
-
-
-def character_ids(text):
-    """Characters as Echolancer numbers them, (n,) uint8 without BOS and EOS: compatibility forms decomposed (NFKD), in
-    lower case, white space folded; what it does not know is 1."""
-    text = " ".join(unicodedata.normalize("NFKD", text).lower().split())
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    return CHARACTER_IDS[np.minimum(points, 128)]
-
-
-def characters_text(ids):
-    """The text of character ids; pad, unknown, BOS, EOS and mask are left out."""
-    return "".join(SYMBOLS[i - 5] for i in np.asarray(ids).tolist() if i >= 5)
-
-
-def unknown_characters(text):
-    """Those of a text that `character_ids` has no number for, each once, in their order: a string."""
-    return "".join(c for c in dict.fromkeys(text) if not c.isspace() and 1 in character_ids(c))
 
 
 # ------------------------------------------------------------------------------------------------------------
