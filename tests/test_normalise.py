@@ -252,7 +252,12 @@ def test_ljspeech_is_normalised():
     ("fr", "1 234,5", num2words("1234.5", lang="fr")), ("es", "sala 1 234", "sala uno doscientos treinta y cuatro"),
     ("de", "Im 19. Jahrhundert. Es war 19. Dann", "Im neunzehnten Jahrhundert. Es war neunzehn. Dann"),
     ("de", "das 19. Jahrhundert, am 3. Mai", "das neunzehnte Jahrhundert, am dritten Mai"),
-    ("ru", "5 книг", "пять книг"), ("de", "“Straße”…", '"Straße"...'), ("am", "1234567", None),
+    ("ru", "5 книг, 3 года", "пять книг, три года"),
+    ("ru", "3 апреля, 31 мая", "третьего апреля, тридцать первого мая"),
+    ("ru", "В 1987 году, к 2000 году", "В тысяча девятьсот восемьдесят седьмом году, к двухтысячному году"),
+    ("ru", "2023 год, с 1961 года", "две тысячи двадцать третий год, с тысяча девятьсот шестьдесят первого года"),
+    ("ru", "дом № 5", "дом номер пять"), ("de", "Haus № 5", "Haus No. fünf"),
+    ("de", "“Straße”…", '"Straße"...'), ("am", "1234567", None),
 ])
 def test_languages(language, text, spoken):
     """Numbers are in their words, marks as in ASCII, and the rules of English off."""

@@ -35,6 +35,12 @@ Bundesliga Liga Runde Satz Halbzeit Minute Stunde Mal Spieltag Semester Bezirk A
 Wahlperiode Staffel Folge Etappe Advent""".split())
 WEAK = re.compile(r"\b(?:[dD]e[mns]|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[sS]eit|[aA]b|[bB]is|[nN]ach)(?: \w+ten)? $")
 
+# Russian days of months and years of four digits, which are ordinals, and the case that what follows asks for
+MONTHS = "января|февраля|марта|апреля|мая|июня|июля|августа|сентября|октября|ноября|декабря"
+RUSSIAN = re.compile(rf"(?<![\w.,-])(?:([12]?\d|3[01])(?= (?:{MONTHS})\b)|([12]\d{{3}})(?= (год(?:а|у|ом|е)?)\b))")
+CASES = {"год": "n", "года": "g", "году": "p", "годом": "i", "годе": "p"}
+NUMERO = {"ru": "номер ", "uk": "номер ", "bg": "номер ", "be": "нумар "}  # what is said for №
+
 
 def known(language):
     """What num2words calls a language, None where it has no numbers of it. Raises UserError for what is no language."""
@@ -75,6 +81,8 @@ def say_foreign(text, language):
     if not name:
         tell(language)
         return text
+    if code == "ru":
+        text = RUSSIAN.sub(say_russian, text)
     if code in ORDINALS:
         text = ORDINAL.sub(lambda match: say_ordinal(match, code, name), text)
     return " ".join(NUMBER.sub(lambda match: say_number(match, name), text).split())
@@ -90,6 +98,14 @@ def say_ordinal(match, code, name):
         return match[0]
     weak = code == "de" and WEAK.search(match.string[max(0, match.start() - 30):match.start()])
     return words + "n" * bool(weak) + " "
+
+
+def say_russian(match):
+    """третьего апреля, в тысяча девятьсот восемьдесят седьмом году."""
+    day, year, word = match.groups()
+    before = match.string[max(0, match.start() - 3):match.start()]
+    case = "g" if day else "d" if word == "году" and re.search(r"\b(?:[Кк]|[Пп]о) $", before) else CASES[word]
+    return words_of(day or year, "ru", "ordinal", case=case, gender="n" if day else "m") or match[0]
 
 
 def say_number(match, name):
@@ -128,11 +144,11 @@ def tells_decimals(name):
 
 
 @lru_cache(10_000)
-def words_of(number, name, form="cardinal"):
+def words_of(number, name, form="cardinal", **inflected):
     """In the words of num2words; none where it fails."""
     from num2words import num2words
 
     try:
-        return str(num2words(number if "." in number else int(number), lang=name, to=form))
+        return str(num2words(number if "." in number else int(number), lang=name, to=form, **inflected))
     except Exception:  # each of its languages has its own limits and errors
         return None

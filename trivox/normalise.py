@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from trivox import dates, numerals, quantities, usage
 from trivox.dates import MONTHS
-from trivox.foreign import code_of, say_foreign
+from trivox.foreign import NUMERO, code_of, say_foreign
 from trivox.markup import TAG, one_line, untagged
 from trivox.numerals import STARTERS, ends, in_words
 
@@ -231,7 +231,7 @@ def once(text, accents, language):
 def fold(text, accents, english, language):
     """A text that is not in ASCII, with marks, digits, and, unless `accents`, Latin letters as in ASCII."""
     text = DASH.sub(say_dash, CLOSE_BLANK.sub("," if english else "", text))
-    text = name_emoji(text, language)
+    text = name_emoji(text.replace("№", NUMERO.get(code_of(language), "№")), language)
     if english:
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
         text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1\2°", text))))
