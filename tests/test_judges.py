@@ -28,6 +28,13 @@ def test_word_errors():
     assert found["wer_interval_x"][0] < 6 / 15 < found["wer_interval_x"][1]
 
 
+def test_errors_of_chinese():
+    """A character is a word, and blanks between words that are compared, which none could miss, are no characters."""
+    row = word_errors(["老渔夫2023年来。"], ["老渔夫二零二三年走"], "zh")[0]
+    assert (row["errors"], row["words"]) == (row["character_errors"], row["characters"]) == (1, 9)
+    assert word_errors(["a b"], ["a"], "de")[0]["characters"] == 3
+
+
 def test_nothing_said_or_heard():
     """Words of nothing are all added, and those of a text of which nothing was heard all missing."""
     rows = word_errors(["", "Two books.", "?!"], ["", "", "a word"])

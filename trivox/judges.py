@@ -16,7 +16,7 @@ from tqdm import tqdm
 from trivox.common import UserError, checked
 from trivox.files import read_json, write_whole
 from trivox.parallel import parallel
-from trivox.recognisers import at_16_khz, compared_words
+from trivox.recognisers import UNSPACED, at_16_khz, compared_words
 
 RESAMPLES = 5000
 SECOND = 128  # sentences at most that the second judge of words hears and DNSMOS scores: together as long as all else
@@ -54,17 +54,20 @@ def error_interval(errors, words):
 
 def word_errors(texts, heard, language="en"):
     """What was heard of each text, as jiwer counts it on `compared_words`: a list of dicts of substitutions, deletions,
-    insertions, errors (their sum), words, wer, character_errors, characters."""
+    insertions, errors (their sum), words, wer, character_errors, characters. Blanks are characters too, but where a
+    language puts none between its words."""
     import jiwer
 
-    rows = []
+    rows, blank = [], "" if language.lower() in UNSPACED else " "
     for text, one in zip(texts, heard):
         asked, got = compared_words(text, language), compared_words(one, language)
-        of_words, of_characters = jiwer.process_words(asked, got), jiwer.process_characters(asked, got)
+        of_words = jiwer.process_words(asked, got)
+        spelt, spoken = (text.replace(" ", blank) for text in (asked, got))
+        of_characters = jiwer.process_characters(spelt, spoken)
         row = {key: getattr(of_words, key) for key in ("substitutions", "deletions", "insertions")}
         row["errors"], row["words"] = sum(row.values()), len(asked.split())
         row["character_errors"] = of_characters.substitutions + of_characters.deletions + of_characters.insertions
-        row["characters"] = len(asked)
+        row["characters"] = len(spelt)
         rows.append(row | {"wer": row["errors"] / max(1, row["words"])})
     return rows
 

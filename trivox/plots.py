@@ -30,9 +30,18 @@ def plot_spectrograms(path, title, mels, mel):
                     extent=(0, len(values) / mel.frame_rate, 0, mel.n_mels))
         axis.set(xlim=(0, max(map(len, mels.values())) / mel.frame_rate), ylabel=f"{label}\nmel band")
         axis.grid(False)
-    axes[0, 0].set_title(title, wrap=True, parse_math=False)
+    axes[0, 0].set_title(drawable(title), wrap=True, parse_math=False)
     axes[-1, 0].set_xlabel("time, s")
     save(fig, path)
+
+
+def drawable(text):
+    """A text with those characters in Latin letters that the font of the plots cannot draw, such as Chinese ones."""
+    from anyascii import anyascii
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(c if ord(c) in known else anyascii(c) for c in text)
 
 
 def save(fig, path, **options):
