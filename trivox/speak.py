@@ -31,7 +31,8 @@ from trivox.generate import follow, generate_frames, generate_speech, solve_flow
 from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.recordings import read_wav
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, split_text, unknown_characters
+from trivox.sentences import split_text
+from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, unknown_characters
 from trivox.voices import read_voice
 
 PAUSE = 0.15  # seconds between sentences
