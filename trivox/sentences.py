@@ -1,6 +1,7 @@
 """The sentences of a text, which are spoken one by one."""
 
 import re
+import unicodedata
 
 from trivox.errors import UserError
 from trivox.normalise import CALENDAR
@@ -11,13 +12,15 @@ WHEN = re.compile(rf"(?:{'|'.join([*CALENDAR, *CALENDAR.values(), 'May'])}|[ECMP
                   r"|Pacific|Mountain|Greenwich|Tomorrow|Today)\b")  # what goes on behind a.m. or p.m.
 AT = re.compile(r"(?:At|By|From|Around|About|Since|Until|After|Before|Every|On|Near|Between)(?: \S+){1,5}$")
 SHORT = 200  # characters, of which AT has fewer
+UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]")
+CLINGING = "Mn", "Mc", "Me", "Pe", "Pf", "Po", "Pd"  # categories of what stays with the character before
 STOP = re.compile(r"[。！？।॥۔؟።։](?![\"'」』”’)\]）。！？।])")
 
 
 def split_text(text, limit, language="en"):
     """The sentences of a text, by the rules of sentencex, which know abbreviations and the stops of many scripts; those
-    beyond `limit` bytes are cut between words. Marks by themselves stay with the sentence beside them, closing ones
-    with the one before.
+    beyond `limit` bytes are cut between words, and of scripts without blanks behind a comma or, failing that, anywhere.
+    Marks by themselves stay with the sentence beside them, closing ones with the one before.
 
     Raises UserError for a text without a letter or digit, for a word beyond the limit, and for what is no Unicode.
     """
@@ -29,13 +32,34 @@ def split_text(text, limit, language="en"):
     for sentence in sentences(text, language):
         piece = ""
         for word in sentence.split():
-            if len(word.encode()) > limit:
-                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the model reads {limit}")
-            if len(f"{piece} {word}".encode()) > limit + (not piece):
-                pieces, piece = [*pieces, piece], ""
-            piece = f"{piece} {word}".strip()
+            blank = " "
+            for part in cut_word(word, limit):
+                if len((piece + blank + part).encode()) > limit + (not piece):
+                    pieces, piece = [*pieces, piece], ""
+                piece, blank = (piece + blank + part).strip(), ""
         pieces.append(piece)
     return list(filter(says, pieces))
+
+
+def cut_word(word, limit):
+    """What may be put apart of a word: all of it, unless it has more than `limit` bytes and is of a script without
+    blanks."""
+    if len(word.encode()) <= limit:
+        return [word]
+    parts = []
+    for part in re.findall(r"[^、，,;；:：]+[、，,;；:：]*|[、，,;；:：]+", word):
+        if len(part.encode()) <= limit:
+            parts.append(part)
+            continue
+        for n, c in enumerate(part):
+            stays = unicodedata.category(c) in CLINGING or not UNSPACED.match(c) and not UNSPACED.match(part[n - 1])
+            if n and stays:
+                parts[-1] += c
+            else:
+                parts.append(c)
+    if max(len(part.encode()) for part in parts) > limit:
+        raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the model reads {limit}")
+    return parts
 
 
 def says(piece):
