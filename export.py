@@ -1,6 +1,6 @@
 """From a checkpoint of the LLM TTS to what others read.
 
-    python export.py --ckpt runs/llm_demo --onnx speech          speech/speak.py then needs onnxruntime and numpy alone
+    python export.py --ckpt runs/llm_demo --onnx speech          speech/speak.py then speaks without PyTorch
     python export.py --ckpt runs/llm_demo --onnx speech --int8   with weights of 8 bits
     python export.py --ckpt runs/llm_lora --merge runs/merged    an adapter and the model that it is for, as one
     python export.py --ckpt runs/llm_177m --echolancer FILE.pt   a checkpoint as Echolancer's own code loads it
@@ -16,7 +16,8 @@ model.onnx is prefill and decoding step in one: it reads any number of tokens an
     -> new_conv_i, new_state_i
 
 voice.onnx: embedding (1, speaker_width) -> voice. What speak.py reads besides is in config.json and codec.npz, or for
-NeuCodec codec.onnx: codes (1, 1, n) int64 -> (1, 1, samples).
+NeuCodec codec.onnx: codes (1, 1, n) int64 -> (1, 1, samples). Texts are read by copies of this repository's own files,
+in the folder trivox, and requirements.txt names the packages that all this needs.
 """
 
 import argparse
@@ -45,6 +46,12 @@ from trivox.files import holds_nothing, whole_folder, write_whole
 from trivox.run_folder import find_checkpoint
 from trivox.speak import SAMPLING, read_options, speech_limit
 from trivox.voices import read_voice
+
+ROOT = Path(__file__).parent
+TEXT_ROOMS = ("__init__", "alphabet", "chinese", "dates", "errors", "foreign", "markup", "normalise", "numerals",
+              "quantities", "sentences", "usage")  # what a text goes through, none of which imports torch
+# Which speak.py and they import
+PACKAGES = "onnxruntime", "numpy", "num2words", "cn2an", "proces", "anyascii", "emoji", "sentencex"
 
 # ------------------------------------------------------------------------------------------------------------
 # ONNX
@@ -140,9 +147,9 @@ def write_onnx(module, args, path, inputs, outputs, dynamic=None):
 
 
 def export_onnx(model, config, codec, folder, int8):
-    """Write model.onnx, voice.onnx, config.json, the codec and speak.py into a folder. int8: matrices of 8 bits, with a
-    scale for each 128 weights of an output; what they multiply is rounded in such blocks too, so that the outliers of
-    ReLU² spoil no more than their own block. The model is of no further use."""
+    """Write model.onnx, voice.onnx, config.json, the codec, and speak.py with what it imports, into a folder. int8:
+    matrices of 8 bits, with a scale for each 128 weights of an output; what they multiply is rounded in such blocks
+    too, so that the outliers of ReLU² spoil no more than their own block. The model is of no further use."""
     c = model.c
     folder.mkdir(parents=True, exist_ok=True)
     if c.speaker_width:
@@ -165,13 +172,25 @@ def export_onnx(model, config, codec, folder, int8):
         quantise(folder / "model.onnx")
     options = read_options("llm", config, {})
     shapes = {name: list(x.shape) for name, x in zip(names, (x for state in states for x in state))}
-    about = {"characters": c.characters, "codebook_size": c.codebook_size, "context": c.context,
-             "sentence": speech_limit(c), "audio_bos": c.audio_bos, "frame_rate": c.frame_rate, "states": shapes,
-             "one_by_one": recurrent, "speaker_width": c.speaker_width, "sample_rate": codec.sample_rate,
-             "seconds": config["eval_seconds"], **{name: options[name] for name in SAMPLING}}
+    about = {"characters": c.characters, "language": config.get("language", "en"), "codebook_size": c.codebook_size,
+             "context": c.context, "sentence": speech_limit(c), "audio_bos": c.audio_bos, "frame_rate": c.frame_rate,
+             "states": shapes, "one_by_one": recurrent, "speaker_width": c.speaker_width,
+             "sample_rate": codec.sample_rate, "seconds": config["eval_seconds"],
+             **{name: options[name] for name in SAMPLING}}
     export_codec(codec, folder)
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    shutil.copy(Path(__file__).parent / "trivox" / "speak_onnx.py", folder / "speak.py")
+    export_script(folder)
+
+
+def export_script(folder):
+    """speak.py, the files of this repository that it reads texts by, and requirements.txt, at the versions of ours."""
+    shutil.copy(ROOT / "trivox" / "speak_onnx.py", folder / "speak.py")
+    (folder / "trivox").mkdir(exist_ok=True)
+    for room in TEXT_ROOMS:
+        shutil.copy(ROOT / "trivox" / f"{room}.py", folder / "trivox")
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    wanted = [line for line in lines if line.partition("==")[0] in PACKAGES]
+    (folder / "requirements.txt").write_text("".join(wanted), encoding="utf-8")
 
 
 def quantise(path):
@@ -283,11 +302,12 @@ def main(argv):
             if args.speaker:
                 np.save(content := io.BytesIO(), voice.numpy())
                 write_whole(folder / f"{args.speaker.stem}.npy", content.getvalue())
-            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
             new = {path.name for path in folder.iterdir()}
         for name in {"codec.onnx", "codec.onnx.data", "model.onnx.data"} - new:  # of an earlier export: not this one's
             (args.onnx / name).unlink(missing_ok=True)
-        print(f"{args.onnx}: {size:,.0f} MB; python {args.onnx}/speak.py --text ... needs onnxruntime and numpy")
+        print(f"{args.onnx}: {size:,.0f} MB; python {args.onnx}/speak.py --text ... needs no PyTorch, but "
+              f"pip install -r {args.onnx}/requirements.txt")
 
 
 if __name__ == "__main__":

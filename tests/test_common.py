@@ -1,4 +1,4 @@
-"""common.py: configs, devices, signals."""
+"""common.py: configs, devices, signals; how it tells the error of errors.py."""
 
 import errno
 import os

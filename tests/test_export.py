@@ -1,25 +1,30 @@
 """export.py and speak_onnx.py, the script that it puts beside a model: what is spoken without PyTorch is what PyTorch
 speaks."""
 
+import inspect
 import io
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import refusal
+from conftest import ROOT, refusal
 from helpers import narrow_codec, prompts_of, tiny_llm, voice
 
 import export
-from trivox import speak_onnx
-from trivox.alphabet import SYMBOLS, Alphabet
+from trivox import speak, speak_onnx
+from trivox.alphabet import SYMBOLS, of_texts
 from trivox.audio import MelConfig, log_mel
 from trivox.codecs import MelRVQ, load_codec
 from trivox.generate import generate_speech
-from trivox.synthesisers import speak_espeak as speak
-from trivox.normalise import normalise_text
+from trivox.errors import UserError
+from trivox.synthesisers import speak_espeak
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx's own doings
 EVAL = dict(eval_temperature=0.8, eval_top_k=0, eval_top_p=0.9, eval_repetition_penalty=1.1, eval_seconds=2.0)
@@ -42,8 +47,8 @@ def speaker_of(folder, embedding=None):
 
 
 @pytest.mark.parametrize("options", [
-    dict(), dict(macaron=True, alibi="standard", activation="gelu", speaker_width=12, seed=3), dict(pattern="GAG")],
-    ids=["published", "voices and more", "recurrent"])
+    dict(), dict(macaron=True, alibi="standard", activation="gelu", speaker_width=12, seed=3), dict(pattern="GAG"),
+    dict(characters=" абв")], ids=["published", "voices and more", "recurrent", "own characters"])
 def test_greedy_tokens_are_pytorchs(exported, options):
     """300 of them, after prompts of two lengths, beyond the capacity that the cache begins with, with penalties for
     what was spoken, so that they do not repeat."""
@@ -77,37 +82,154 @@ def test_8_bits(exported):
     assert sum(path.stat().st_size for path in folder.glob("model.onnx*")) < 1.2 * size
 
 
-def test_the_script_needs_no_pytorch(exported, tmp_path):
+def without(tmp_path, *names):
+    """The environment of a Python that cannot import these."""
+    folder = tmp_path / "without"
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name={name!r})")
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+def say(folder, env, *argv, flags=()):
+    """What the script in `folder` ends with, called from the folder of this repository. flags: of Python."""
+    return subprocess.run([sys.executable, *flags, str(folder / "speak.py"), *map(str, argv)], capture_output=True,
+                          text=True, cwd=ROOT, env=env)
+
+
+HEAVY = "torch", "transformers", "librosa", "scipy"
+
+
+def test_the_script_needs_no_pytorch(whole, tmp_path):
     """In a Python in which torch, transformers and librosa cannot be imported."""
-    folder = exported(tiny_llm(speaker_width=12))
     np.save(tmp_path / "voice.npy", np.ones(12, np.float32))
-    block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'librosa', 'scipy'])); "
-    script = str(folder / "speak.py")
-    run = f"sys.argv[0] = {script!r}; import runpy; runpy.run_path({script!r}, run_name='__main__')"
-    out = tmp_path / "out.wav"
-
-    def say(*argv):
-        return subprocess.run([sys.executable, "-c", block + run, *map(str, argv)], capture_output=True, text=True)
-
-    voiced = ["--speaker", tmp_path / "voice.npy"]
-    said = say("--text", "The baker sold 2 books. Yes!", *voiced, "--out", out, "--threads", 1)
+    env, out = without(tmp_path, *HEAVY), tmp_path / "out.wav"
+    voiced = ["--speaker", tmp_path / "voice.npy", "--out", out, "--threads", 1]
+    said = say(whole, env, "--text", "Dr. Hall sold 2 books on 3/4/2021. Yes!", *voiced)
     assert said.returncode == 0 and "real-time factor" in said.stdout, said.stderr
     assert 0.2 < out.stat().st_size / 2 / 22050 < 4.3
-    for argv, words in ((["--text", "hi"], "12 numbers"), (["--text", "...", *voiced], "nothing"),
+    assert not say(whole, env, "--text", "hi", *voiced, flags=["-P"]).returncode
+    for argv, words in ((["--text", "hi"], "12 numbers"), (["--text", "...", *voiced], "nothing to say"),
+                        (["--text", "", *voiced], "nothing to say"), (["--text", "слово", *voiced], "English letters"),
+                        (["--text", "a\udcff", *voiced], "not UTF-8"),
                         (["--text", "hi", "--speaker", tmp_path / "none.npy"], "none.npy"),
                         (["--text", "hi", "--top_p", 2, *voiced], "--top_p 2"),
-                        (["--text", "x" * 99, *voiced], "99 characters")):
-        said = say(*argv)
+                        (["--text", "x" * 99, *voiced], "99 bytes")):
+        said = say(whole, env, *argv)
         assert said.returncode == 1 and said.stderr.startswith("error: ") and words in said.stderr
+        assert said.stderr.count("\n") == 1
 
 
-def test_characters_are_the_tokenizers():
+@pytest.mark.parametrize("name", ["num2words", "onnxruntime"])
+def test_a_package_that_is_not_there(whole, tmp_path, name):
+    np.save(tmp_path / "voice.npy", np.ones(12, np.float32))
+    said = say(whole, without(tmp_path, *HEAVY, name), "--text", "2 books.", "--speaker", tmp_path / "voice.npy")
+    assert said.returncode == 1 and said.stderr.startswith(f"error: cannot import {name} (")
+    assert said.stderr.endswith(f"pip install -r {whole / 'requirements.txt'}\n") and said.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["trivox", "trivox/dates.py", "trivox/sentences.py"])
+def test_files_that_read_texts_and_are_not_there(whole, tmp_path, name):
+    folder = shutil.copytree(whole, tmp_path / "onnx")
+    shutil.move(folder / name, tmp_path / "elsewhere")
+    said = say(folder, without(tmp_path, *HEAVY), "--text", "hi")
+    assert said.returncode == 1 and said.stderr.startswith(f"error: cannot read {folder / 'trivox'}")
+    assert said.stderr.endswith("export the model again\n") and said.stderr.count("\n") == 1
+
+
+def test_the_packages_are_those_imported(whole):
+    """By the script and what it reads texts by; each at the version of this repository's requirements.txt."""
+    scripts = [*whole.rglob("*.py")]
+    found = {name for path in scripts for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)}
+    lines = (whole / "requirements.txt").read_text().splitlines()
+    assert {line.partition("==")[0] for line in lines} == found - {*sys.stdlib_module_names, "trivox"}
+    assert {*lines} <= {*(ROOT / "requirements.txt").read_text().splitlines()} and len(scripts) > 5
+
+
+def readings(sentences, ids, texts):
+    """Of each text its sentences with their ids, or why it has none, and what was said of it on stderr."""
+    import contextlib
+    import io
+
+    found = []
+    for text in texts:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            try:
+                read = [[one, [int(i) for i in ids(one)]] for one in sentences(text)]
+            except Exception as e:
+                read = f"{type(e).__name__}: {e}"
+        found.append([read, said.getvalue()])
+    return found
+
+
+ASK = """
+import json, sys
+import speak, trivox
+
+speaker = object.__new__(speak.Speaker)
+speaker.c = speak.read_config(speak.HERE / "config.json") | json.loads(sys.argv[1])
+print(json.dumps([trivox.__file__, readings(speaker.sentences, speaker.ids, json.load(sys.stdin))]))
+"""
+
+
+@pytest.mark.parametrize("language, characters", [
+    ("en", SYMBOLS), ("de", SYMBOLS), ("de", of_texts(["Zwölf Boxkämpfer jagen Viktor über den Deich: ß!"])),
+    ("und", " ABab.")], ids=["en", "de", "de, own characters", "symbols"])
+def test_texts_are_read_as_everywhere(whole, tmp_path, language, characters):
+    """By the copy, in a process without torch: sentences, ids, notes and refusals are those of trivox.speak."""
+    texts = [line.split("\t")[0] for name in ("sentences.tsv", "normalised.tsv")
+             for line in (ROOT / "tests" / name).read_text().splitlines()]
+    texts += ["", " \n", "?!", "🙂", "слово", "The word слово, and ★.", "你好。", "a\udcff", "x" * 300, "1234567890",
+              "Ünï", "Am 3. Mai kostet es 1.234,50 Euro. Ja?", "  Tabs\tand\nlines ", "½ ② ﬁ ＡＢ", "nine keys " * 5000]
+    config = EVAL | {"language": language}
+    here = speak.LLMSpeaker(tiny_llm(characters=characters), config, None)
+    wanted = readings(lambda text: (here.told.clear(), here.sentences(text))[1], here.letters.ids, texts)
+    env, about = without(tmp_path, *HEAVY), json.dumps({"language": language, "characters": characters})
+    env["PYTHONPATH"] += os.pathsep + str(whole)
+    said = subprocess.run([sys.executable, "-c", inspect.getsource(readings) + ASK, about],
+                          input=json.dumps(texts), capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert said.returncode == 0, said.stderr
+    package, found = json.loads(said.stdout)
+    assert Path(package).parent == whole / "trivox"
+    for text, one, other in zip(texts, found, wanted, strict=True):
+        assert one == other, text
+    assert speak_onnx.PAUSE == speak.PAUSE
+
+
+@pytest.fixture
+def parrot():
+    """A speaker that makes a code of each character of a sentence, 0.1 s long, and of an X no end."""
     speaker = object.__new__(speak_onnx.Speaker)
-    speaker.c = {"characters": SYMBOLS}
-    for text in ("The captain — “painted” it…", "Café, naïve; ½!", "  Tabs\tand\nlines ", "ÅΩ★"):
-        if not any(x.isdigit() or x == "½" for x in text):
-            assert speaker.ids(text) == Alphabet().ids(normalise_text(text)).tolist(), text
-    assert speaker.ids("a 10") == Alphabet().ids("a one zero").tolist()
+    speaker.c = {"characters": SYMBOLS, "language": "en", "sentence": 30, "context": 40, "seconds": 1.5,
+                 "sample_rate": 1000, "frame_rate": 10}
+    speaker.codes = lambda text, seed, frames: [seed] * min(frames, 99 if "X" in text else len(text.strip("Zz.")))
+    speaker.decode = lambda codes: np.ones(100 * len(codes), np.float32)
+    return speaker
+
+
+@pytest.mark.parametrize("text, seconds, length, words", [
+    ("One. Three.", None, 0.3 + 0.15 + 0.5, []),
+    ("One. Three.", 30, 0.95, []),
+    ("Xes. Three.", None, 1.5 + 0.15 + 0.5, ["'Xes.' has no end after 1.5 s", "--seconds allows more"]),
+    ("Xes. Three.", 9, 3.3 + 0.15 + 0.5, ["'Xes.' has no end after 3.3 s, and no more is heard: another seed"]),
+    ("One. Three. Five.", 0.7, 0.65, ["from 'Three.' on, 2 of 3 sentences are not heard", "within 0.7 s"]),
+    ("One. Three. Five.", 0.4, 0.3, ["from 'Three.' on, 2 of 3 sentences are not heard"]),
+    ("One. Three.", 0.8, 0.85, ["'Three.' is not heard to the end"]),
+    ("Three.", 0.01, 0.1, ["'Three.' is not heard to the end within 0.01 s"]),
+    ("One. Zzz. Three.", 30, 0.95, ["made no sound for 'Zzz.'"]),
+])
+def test_seconds(parrot, capsys, text, seconds, length, words):
+    """They are of the whole text at most, to the nearest code; without them a sentence has those of the config. What is
+    not heard is said."""
+    wav = parrot.speak(text, 1, seconds)
+    said = capsys.readouterr().err
+    assert len(wav) == round(1000 * length) and said.count("note: ") == bool(words)
+    assert all(word in said for word in words)
+
+
+def test_no_sound_at_all(parrot):
+    with pytest.raises(UserError, match="no sound for 'Zzz.': try another seed"):
+        parrot.speak("Zzz. Zz.")
 
 
 def test_sampling_follows_the_cut_distribution():
@@ -129,7 +251,7 @@ def test_griffin_lim_is_as_near_as_librosas():
     from trivox.audio import griffin_lim, mel_filters
 
     mel = MelConfig(hop_length=441)
-    wanted = log_mel(speak("The captain painted boxes."), mel).numpy()
+    wanted = log_mel(speak_espeak("The captain painted boxes."), mel).numpy()
     mine = speak_onnx.griffin_lim(wanted, mel_filters(mel).numpy(), mel.hop_length, mel.n_fft)
     theirs = griffin_lim(wanted, mel)
     assert len(mine) == len(theirs) == len(wanted) * 441
@@ -176,11 +298,11 @@ def test_a_damaged_export(whole, tmp_path, file, damage):
     (folder / file).unlink()
     if content:
         (folder / file).write_bytes(content)
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(UserError) as error:
         speaker = speaker_of(folder, torch.ones(1, 12))
         speaker.decode([1, 2])
-    said = end.value.code
-    assert said.startswith(f"error: cannot read {folder / file} (") and "export" in said and "\n" not in said
+    said = str(error.value)
+    assert said.startswith(f"cannot read {folder / file} (") and "export" in said and "\n" not in said
 
 
 @pytest.mark.parametrize("content", ["nothing", "archive", "pickle", "text", "not finite", "too many"])
@@ -234,7 +356,8 @@ def test_folders_that_are_no_export(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "load_codec", lambda name: None)
     monkeypatch.setattr(export, "codec_of", lambda ckpt, config: None)
     monkeypatch.setattr(export, "export_onnx", lambda model, config, codec, folder, int8: (
-        (folder / "codec.npz").write_text("new"), (folder / "config.json").write_text("new")))
+        (folder / "codec.npz").write_text("new"), (folder / "config.json").write_text("new"),
+        export.export_script(folder)))
     for name in "config.json", "notes.txt":
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text('{"mine": 1}')
@@ -243,8 +366,11 @@ def test_folders_that_are_no_export(whole, tmp_path, monkeypatch):
     folder = shutil.copytree(whole, tmp_path / "onnx")
     (folder / "codec.onnx").touch()
     (folder / "notes.txt").touch()
+    (folder / "trivox" / "dates.py").write_text("old")
+    (folder / "trivox" / "notes.txt").touch()
     export.main(["--ckpt", "x", "--onnx", str(folder)])
     assert (folder / "codec.npz").read_text() == "new" and (folder / "notes.txt").exists()
+    assert "old" != (folder / "trivox" / "dates.py").read_text() and (folder / "trivox" / "notes.txt").exists()
     assert not (folder / "codec.onnx").exists() and not list(folder.glob(".*"))
 
 

@@ -74,6 +74,14 @@ def test_folders_are_whole_or_not_at_all(tmp_path):
     with whole_folder(tmp_path / "there") as part:
         (part / "new").touch()
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["new", "old"]
+    for name in ("first", "second"):  # folders are joined
+        with whole_folder(tmp_path / "there") as part:
+            (part / "in").mkdir()
+            (part / "in" / name).touch()
+            (part / "in" / "both").write_text(name)
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["in", "new", "old"]
+    assert files_in(tmp_path / "there" / "in") == {"first", "second", "both"}
+    assert (tmp_path / "there" / "in" / "both").read_text() == "second"
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier one", "new"])

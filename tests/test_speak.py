@@ -18,7 +18,7 @@ import train_flow_tts
 import train_llm_tts
 from trivox import common, speak
 from trivox.common import UserError
-from trivox.text import split_text
+from trivox.sentences import split_text
 
 TEXT = "The baker sold 2 books. Mr. Brown painted nine keys!"
 QUICK = dict(overfit=4, batch_size=4, steps=2, warmup_steps=1, eval_every=2, device="cpu", dtype="float32",

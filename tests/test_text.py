@@ -1,20 +1,20 @@
-"""text.py: lines, sentences, bytes beside ByT5's tokenizer, states beside the
-encoder's class; weights.py by the encoder's files."""
+"""text.py: lines, bytes beside ByT5's tokenizer, states beside the encoder's class; weights.py by the encoder's
+files."""
 
 import os
 import shutil
-import time
 from copy import deepcopy
 
 import pytest
 import torch
-from conftest import ROOT, refusal
+from conftest import refusal
 
-from trivox.normalise import normalise_text
-from trivox.text import TextFeatures, read_lines, sentences, split_text, text_ids
+from trivox.text import TextFeatures, read_lines, text_ids
 
 # ------------------------------------------------------------------------------------------------------------
-# Lines and sentences
+
+# ------------------------------------------------------------------------------------------------------------
+# Lines
 
 @pytest.mark.parametrize("content, lines", [
     ("a\nb\r\nc\rd\n", ["a", "b", "c\rd"]), ("a\rb", ["a", "b"]), ("\ufeffa\n\n \nb", ["a", "b"]), (" a \n", ["a"]),
@@ -36,31 +36,6 @@ def test_lines_that_cannot_be_read(tmp_path, content, words):
         (tmp_path / "t.txt").write_bytes(content)
     said = refusal(lambda argv: read_lines(tmp_path / "t.txt", 40))
     assert words in said and "t.txt" in said
-
-
-def test_sentences():
-    """Of sentences.tsv: a text, and its sentences once it is normalised."""
-    rows = [line.split("\t") for line in (ROOT / "tests" / "sentences.tsv").read_text().splitlines()]
-    found = {text: split_text(normalise_text(text, accents=True), 255) for text, *_ in rows}
-    assert found == {text: sentences for text, *sentences in rows} and len(rows) > 30
-
-
-@pytest.mark.parametrize("piece, language", [("at 5 p.m. Monday ", "en"), ("... ", "en"), ("你好吗我很好。", "zh"),
-                                             ("He left. ", "en")])
-def test_splitting_takes_linear_time(piece, language):
-    times = []
-    for size in (10_000, 40_000):
-        text, start = piece * (size // len(piece)), time.process_time()
-        found = sentences(text, language)
-        times.append(time.process_time() - start)
-        assert "".join("".join(found).split()) == "".join(text.split())
-    assert times[1] < 1 and times[1] < 9 * times[0] + 0.1
-
-
-def test_sentences_of_other_languages():
-    """Abbreviations are those of the language, where sentencex knows it; one that it does not know is no error."""
-    assert split_text("Das ist z.B. gut. Ja!", 99, "de") == ["Das ist z.B. gut.", "Ja!"]
-    assert split_text("One. Two!", 99, "xx") == ["One.", "Two!"]
 
 
 # ------------------------------------------------------------------------------------------------------------

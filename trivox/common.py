@@ -28,10 +28,7 @@ from pydantic import Field, PositiveInt
 from pydantic_core import PydanticCustomError
 from torch.nn.parallel import DistributedDataParallel
 
-
-class UserError(Exception):
-    """Something that the user can mend: `run` prints it as one sentence, without a traceback."""
-
+from trivox.errors import UserError
 
 TO_MEND = 2  # what a process of several ends with after a UserError: torchrun must not start it again
 _caught = []  # the signals that asked this process to stop

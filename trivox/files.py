@@ -50,12 +50,20 @@ def whole_folder(path):
         with sigterm_unwinds():
             part.mkdir(parents=True)
             yield part
-            for file in part.iterdir():
-                file.replace(path / file.name)
-            part.rmdir()
+            move_into(part, path)
     except BaseException:
         shutil.rmtree(part if there else path, ignore_errors=True)
         raise
+
+
+def move_into(folder, path):
+    """What is in a folder goes into the folder `path`, in place of files of its names there; folders are joined."""
+    for file in folder.iterdir():
+        if file.is_dir() and (path / file.name).is_dir():
+            move_into(file, path / file.name)
+        else:
+            file.replace(path / file.name)
+    folder.rmdir()
 
 
 def left_overs(path):

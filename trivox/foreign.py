@@ -6,7 +6,7 @@ import sys
 from functools import lru_cache
 
 from trivox.chinese import say_chinese
-from trivox.common import UserError
+from trivox.errors import UserError
 
 LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
 NAMED = {"nb": "no", "nn": "no", "kk": "kz"}  # what num2words calls a language

@@ -32,7 +32,8 @@ from trivox.generate import follow, generate_frames, generate_speech, solve_flow
 from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.recordings import read_wav
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, split_text
+from trivox.sentences import split_text
+from trivox.text import MAX_TEXT_BYTES, TextFeatures
 from trivox.voices import read_voice
 
 PAUSE = 0.15  # seconds between sentences
@@ -463,7 +464,7 @@ class LLMSpeaker(Speaker):
 
     def __init__(self, model, config, codec):
         super().__init__(model, config, MelConfig(sample_rate=model.c.sample_rate))
-        self.codec, self.limit = codec, speech_limit(model.c)
+        self.codec, self.limit, self.letters = codec, speech_limit(model.c), alphabet(model.c.characters)
 
     def lacks(self):
         return {} if self.c.speaker_width else {"speaker": "this checkpoint was trained without voices"}
@@ -480,7 +481,7 @@ class LLMSpeaker(Speaker):
     def sentences(self, text):
         if text is None:
             return super().sentences(text)
-        letters = alphabet(self.c.characters)
+        letters = self.letters
         sentences = split_text(normalise_text(text, letters.own, self.language), self.limit, self.language)
         for one in sentences:
             read_prompt(self.c, one)

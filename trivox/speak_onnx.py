@@ -1,31 +1,58 @@
-"""Speak with an exported model: python speak.py --text "…" --out out.wav. Needs onnxruntime and numpy, no torch.
+"""Speak with an exported model: python speak.py --text "…" --out out.wav. Needs what requirements.txt names, no torch.
 
-export.py copies this script beside the model. A voice is an embedding in a .npy file, from export.py --speaker.
+export.py copies this script beside the model, and beside it a folder `trivox` of the files that read a text in training
+and sampling too. A voice is an embedding in a .npy file, from export.py --speaker.
 """
 
 import argparse
 import io
 import json
 import os
-import re
 import sys
 import time
-import unicodedata
 import wave
 import zipfile
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
+HERE = Path(__file__).resolve().parent
+PAUSE = 0.15  # seconds between sentences
 
-HERE = Path(__file__).parent
-DIGITS = "zero one two three four five six seven eight nine".split()
-FOLDED = str.maketrans({**dict.fromkeys("‘’‚‛′‹›", "'"), **dict.fromkeys("“”„‟″«»", '"'),
-                        **dict.fromkeys("‐‑‒–―−", "-"), "—": " -- ", "\u00ad": ""})
+
+def broken(path, error):
+    """What is said where a file of the export cannot be used."""
+    why = "there is no such file" if not path.exists() else " ".join(str(error).split())[:300] or type(error).__name__
+    return f"cannot read {path} ({why}): export the model again"
+
+
+def missing(error):
+    """What is said where something cannot be imported: a file of the export's, or a package."""
+    name = error.name or "a package"
+    if name.partition(".")[0] == "trivox":
+        return broken(HERE / name.replace(".", "/"), error)
+    return f"cannot import {name} ({error}): pip install -r {HERE / 'requirements.txt'}"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE))  # which python -P leaves out
+try:
+    import numpy as np
+    import onnxruntime
+
+    from trivox.alphabet import alphabet
+    from trivox.errors import UserError
+    from trivox.normalise import normalise_text
+    from trivox.sentences import split_text
+except ImportError as e:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {missing(e)}")
 
 
 class Speaker:
-    """speak(text) yields code after code of each sentence, and `decode` makes a waveform of codes."""
+    """`speak` makes a waveform of a text: of its `sentences` one by one, by `codes` that `decode` turns into sound.
+
+    Raises UserError for what is no export, or damaged, and for a voice that is not what the model takes.
+    """
 
     def __init__(self, folder=HERE, threads=0, voice=None):
         folder = Path(folder)
@@ -37,16 +64,16 @@ class Speaker:
             try:
                 return onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
             except Exception as e:  # missing, cut, another's: onnxruntime has a class for each, and none above them
-                raise broken(folder / name, e) from None
+                raise UserError(broken(folder / name, e)) from None
 
         self.model, self.voice, self.folder, self.load = load("model.onnx"), {}, folder, load
         if voice is not None and not self.c["speaker_width"]:
-            raise SystemExit("error: this model speaks without voices: no --speaker")
+            raise UserError("this model speaks without voices: no --speaker")
         if width := self.c["speaker_width"]:
             shape = getattr(voice, "shape", None)  # of none there is none
             if shape != (width,) or voice.dtype.kind not in "fiu" or not np.isfinite(voice).all():
-                raise SystemExit(f"error: this model speaks with a voice whose embedding has {width} numbers: "
-                                 "--speaker FILE.npy")
+                raise UserError(f"this model speaks with a voice whose embedding has {width} numbers: "
+                                "--speaker FILE.npy")
             self.speak_like(voice)
 
     def speak_like(self, voice):
@@ -54,15 +81,56 @@ class Speaker:
         session = self.load("voice.onnx")
         self.voice = {"voice": session.run(None, {"embedding": voice[None].astype(np.float32)})[0]}
 
-    def ids(self, text):
-        """Characters as ids."""
-        text = normalise(text)
-        return [5 + self.c["characters"].index(x) if x in self.c["characters"] else 1 for x in text]
+    def sentences(self, text):
+        """What is spoken one by one of a text. Says on stderr what of it the model does not read, and raises UserError
+        for a text that nothing can be made of."""
+        letters, language = alphabet(self.c["characters"]), self.c["language"]
+        found = split_text(normalise_text(text, letters.own, language), self.c["sentence"], language)
+        for one in found:
+            if not letters.has_letters(letters.ids(one)):
+                raise UserError(f"the model reads {letters.what()}, and {one[:20]!r} has none")
+        if unread := letters.unknown(" ".join(found)):
+            note(f"the model reads {letters.what()}, and not {unread[:40]!r}: each is one unknown character to it")
+        return found
 
-    def codes(self, text, seed=0, frames=None, **options):
-        """The codes of one sentence, one by one. options: temperature, top_k, top_p, repetition_penalty."""
+    def ids(self, sentence):
+        """The characters of a sentence as ids; 1 is any that the model does not know."""
+        return alphabet(self.c["characters"]).ids(sentence).tolist()
+
+    def speak(self, text, seed=0, seconds=None, **options):
+        """The waveform of a text, (samples,) in [-1, 1]. seconds: of the whole text at most, to the nearest code;
+        None for a limit to each sentence, that of the samples in training. options: as of `codes`. What is not heard is
+        said on stderr.
+
+        Raises UserError as `sentences` does, and where the model makes no sound at all.
+        """
+        found, rate, wavs, made = self.sentences(text), self.c["sample_rate"], [], 0
+        for n, one in enumerate(found):
+            left = self.c["seconds"] if seconds is None else seconds - made / rate
+            frames, room = round(left * self.c["frame_rate"]), self.c["context"] - 3 - len(self.ids(one))
+            frames = frames if n else max(1, frames)  # some sound there is of any text
+            codes = list(self.codes(one, seed * 1_000_003 + n, min(frames, room), **options)) if frames > 0 else []
+            if codes:
+                wavs += [np.zeros(int(PAUSE * rate), np.float32)] * bool(wavs) + [self.decode(codes)]
+                made = sum(map(len, wavs)) + int(PAUSE * rate)
+            if seconds is not None and frames <= room and len(codes) >= frames:  # the time is over
+                which = f"{one[:40]!r} is" if n == len(found) - 1 else (
+                    f"from {one[:40]!r} on, {len(found) - n} of {len(found)} sentences are")
+                note(f"{which} not heard to the end within {seconds:g} s: --seconds allows more")
+                break
+            if not codes:
+                note(f"the model made no sound for {one[:40]!r}: try another seed")
+            elif len(codes) >= min(frames, room):
+                note(f"{one[:40]!r} has no end after {len(codes) / self.c['frame_rate']:.3g} s, and no more is heard: "
+                     f"{'--seconds allows more, ' * (frames <= room)}another seed may end sooner")
+        if not wavs:
+            raise UserError(f"the model made no sound for {found[0][:40]!r}: try another seed")
+        return np.concatenate(wavs)
+
+    def codes(self, sentence, seed=0, frames=None, **options):
+        """The codes of one of the `sentences`, one by one. options: temperature, top_k, top_p, repetition_penalty."""
         o, rng, size = self.c | options, np.random.default_rng(seed), self.c["codebook_size"]
-        tokens, position, capacity = [2, *self.ids(text), 3, self.c["audio_bos"]], 0, 256
+        tokens, position, capacity = [2, *self.ids(sentence), 3, self.c["audio_bos"]], 0, 256
         frames = min(frames or round(o["seconds"] * o["frame_rate"]), o["context"] - len(tokens))
         states = {name: np.zeros([1, shape[1], capacity, shape[3]] if name[:3] in ("key", "val") else shape, np.float32)
                   for name, shape in self.c["states"].items()}
@@ -85,7 +153,7 @@ class Speaker:
             if code == size:
                 return
             yield code
-            spoken[code], tokens, frames = True, [code + 5 + len(self.c["characters"])], frames - 1
+            spoken[code], tokens, frames = True, [5 + len(self.c["characters"]) + code], frames - 1
 
     def decode(self, codes):
         """Codes -> a waveform in [-1, 1]."""
@@ -95,18 +163,17 @@ class Speaker:
             with np.load(self.folder / "codec.npz", allow_pickle=False) as codec:
                 read = codec["mels"][codes], codec["filters"], int(codec["hop_length"]), int(codec["n_fft"])
         except Exception as e:  # missing, cut, another's: each its own class
-            raise broken(self.folder / "codec.npz", e) from None
+            raise UserError(broken(self.folder / "codec.npz", e)) from None
         return griffin_lim(*read)
 
 
-def broken(path, error):
-    """What to end with where a file of the export cannot be used."""
-    why = "there is no such file" if not path.exists() else " ".join(str(error).split())[:300] or type(error).__name__
-    return SystemExit(f"error: cannot read {path} ({why}): export the model again")
+def note(problem):
+    print(f"note: {problem}", file=sys.stderr)
 
 
-NEEDED = ("characters", "codebook_size", "context", "sentence", "audio_bos", "frame_rate", "states", "one_by_one",
-          "speaker_width", "sample_rate", "seconds", "temperature", "top_k", "top_p", "repetition_penalty")
+NEEDED = ("characters", "language", "codebook_size", "context", "sentence", "audio_bos", "frame_rate", "states",
+          "one_by_one", "speaker_width", "sample_rate", "seconds", "temperature", "top_k", "top_p",
+          "repetition_penalty")
 
 
 def read_config(path):
@@ -114,17 +181,10 @@ def read_config(path):
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise broken(path, e) from None
-    if missing := [key for key in NEEDED if not isinstance(about, dict) or key not in about]:
-        raise broken(path, f"it does not say {missing[0]}")
+        raise UserError(broken(path, e)) from None
+    if lacks := [key for key in NEEDED if not isinstance(about, dict) or key not in about]:
+        raise UserError(broken(path, f"it does not say {lacks[0]}"))
     return about
-
-
-def normalise(text):
-    """Quotes, dashes and accents folded; digits one by one, as there is no num2words here."""
-    text = unicodedata.normalize("NFKD", text.translate(FOLDED)).replace("&", " and ")
-    text = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
-    return " ".join("".join(x for x in text if not unicodedata.combining(x)).lower().split())
 
 
 def pick(logits, spoken, rng, o):
@@ -184,7 +244,7 @@ def write(out, content):
         part.write_bytes(content)
         part.replace(out)
     except OSError as e:
-        raise SystemExit(f"error: cannot write {out}: {e.strerror}") from None
+        raise UserError(f"cannot write {out}: {e.strerror}") from None
     finally:
         try:
             part.unlink()
@@ -199,43 +259,30 @@ def main():
     parser.add_argument("--speaker", type=Path, help="the embedding of a voice, .npy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0 for all cores, at most 1,024")
-    for name in ("temperature", "top_p", "repetition_penalty", "seconds"):
+    for name in ("temperature", "top_p", "repetition_penalty"):
         parser.add_argument(f"--{name}", type=float)
+    parser.add_argument("--seconds", type=float, help="of the whole text, at most")
     parser.add_argument("--top_k", type=int)
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     if not 0 <= args.threads <= 1024:
-        raise SystemExit(f"error: --threads {args.threads} is out of range: at least 0 and at most 1,024")
+        raise UserError(f"--threads {args.threads} is out of range: at least 0 and at most 1,024")
     try:
         voice = np.load(args.speaker, allow_pickle=False) if args.speaker else None
         if voice is not None and not isinstance(voice, np.ndarray):
             raise ValueError
     except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile):
-        raise SystemExit(f"error: cannot read the embedding {args.speaker}: expected a .npy file, which export.py "
-                         "--speaker writes") from None
-    speaker, start, codes = Speaker(HERE, args.threads, voice), time.perf_counter(), []
+        raise UserError(f"cannot read the embedding {args.speaker}: expected a .npy file, which export.py --speaker "
+                        "writes") from None
     options = {name: value for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seconds")
                if (value := getattr(args, name)) is not None}
     for name, low, high in (("temperature", 0, 1e9), ("top_k", 0, 1e9), ("top_p", 1e-9, 1),
                             ("repetition_penalty", 1e-9, 1e9), ("seconds", 1e-9, 1e9)):
         if not low <= options.get(name, high) <= high:
-            raise SystemExit(f"error: --{name} {options[name]} is out of range")
-    text, pieces, limit = normalise(args.text), [], speaker.c["sentence"]
-    if not re.search("[a-z]", text):
-        raise SystemExit("error: there is nothing to say: the text has no English letter and no digit")
-    for word in text.split():
-        new = not pieces or pieces[-1][-1] in ".!?" and re.search("[a-z]", word)
-        if not new and len(pieces[-1]) + 1 + len(word) <= limit:
-            pieces[-1] += " " + word
-        elif len(word) > limit:
-            raise SystemExit(f"error: {word[:20]!r}… is a word of {len(word)} characters; the model reads {limit}")
-        else:
-            pieces.append(word)
-    wavs = []
-    for n, piece in enumerate(pieces):
-        codes = list(speaker.codes(piece, args.seed % 2 ** 32 * 1_000_003 + n, **options))
-        wavs += [speaker.decode(codes), np.zeros(int(0.15 * speaker.c["sample_rate"]))] if codes else []
-    wav, rate, took = np.concatenate(wavs[:-1] or [np.zeros(1)]), speaker.c["sample_rate"], time.perf_counter() - start
+            raise UserError(f"--{name} {options[name]} is out of range")
+    speaker, start = Speaker(HERE, args.threads, voice), time.perf_counter()
+    wav, rate = speaker.speak(args.text, args.seed % 2 ** 32, **options), speaker.c["sample_rate"]
+    took = time.perf_counter() - start
     seconds = len(wav) / rate
     with wave.open(content := io.BytesIO(), "wb") as file:
         file.setnchannels(1)
@@ -247,4 +294,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as e:
+        sys.exit(f"error: {e}")
+    except ImportError as e:  # what only some texts need
+        sys.exit(f"error: {missing(e)}")

@@ -1,8 +1,7 @@
-"""Texts as models read them: lines of files, sentences, bytes, states of a frozen encoder."""
+"""Texts as models read them: lines of files, bytes, states of a frozen encoder."""
 
 import hashlib
 import json
-import re
 import shutil
 import unicodedata
 from functools import cached_property
@@ -15,7 +14,6 @@ from tqdm import tqdm
 from trivox.common import UserError
 from trivox.espeak import phonemes
 from trivox.files import lines_of, padded, whole_file
-from trivox.normalise import CALENDAR
 from trivox.weights import pretrained, weight_files
 
 
@@ -34,79 +32,6 @@ def numbered_lines(path, limit=None):
 def read_lines(path, limit=None):
     """The same lines alone."""
     return [line for _, line in numbered_lines(path, limit)]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Sentences
-
-BRACKET = re.compile(r"(?<=[.!?][)\]]) (?=[\"'(\[]*[A-Z])")  # behind a sentence in brackets
-NOON = re.compile(r"\b[ap]\.m\.$")
-WHEN = re.compile(rf"(?:{'|'.join([*CALENDAR, *CALENDAR.values(), 'May'])}|[ECMP][SD]?T|GMT|UTC|BST|CET|Eastern|Central"
-                  r"|Pacific|Mountain|Greenwich|Tomorrow|Today)\b")  # what goes on behind a.m. or p.m.
-AT = re.compile(r"(?:At|By|From|Around|About|Since|Until|After|Before|Every|On|Near|Between)(?: \S+){1,5}$")
-SHORT = 200  # characters, of which AT has fewer
-STOP = re.compile(r"[。！？।॥۔؟።։](?![\"'」』”’)\]）。！？।])")
-
-
-def split_text(text, limit, language="en"):
-    """The sentences of a text, by the rules of sentencex, which know abbreviations and the stops of many scripts; those
-    beyond `limit` bytes are cut between words. Marks by themselves stay with the sentence beside them, closing ones
-    with the one before.
-
-    Raises UserError for a text without a letter or digit, for a word beyond the limit, and for what is no Unicode.
-    """
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise UserError(f"{text.encode(errors='replace').decode()[:40]!r} is not UTF-8 text")
-    if not says(text):
-        raise UserError(f"there is nothing to say in {text[:40]!r}: it has no letter and no digit")
-    pieces = []
-    for sentence in sentences(text, language):
-        piece = ""
-        for word in sentence.split():
-            if len(word.encode()) > limit:
-                raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the model reads {limit}")
-            if len(f"{piece} {word}".encode()) > limit + (not piece):
-                pieces, piece = [*pieces, piece], ""
-            piece = f"{piece} {word}".strip()
-        pieces.append(piece)
-    return list(filter(says, pieces))
-
-
-def says(piece):
-    return any(map(str.isalnum, piece))
-
-
-def sentences(text, language):
-    """The sentences of a text, however long, in linear time."""
-    import sentencex
-
-    found, pieces = [], []  # what is whole, and the pieces of the last one
-    spoken, size = False, 0  # of the last one: whether it says anything, its length
-    for part in (part for chunk in chunks(text) for part in sentencex.segment(language, chunk)):
-        for one in BRACKET.split(" ".join(part.split())):
-            closing = re.match(r"[\"')\]]+(?= |$)", one) if pieces else None
-            if closing:  # it closes what was opened before
-                pieces[-1], one = pieces[-1] + closing[0], one[closing.end():].strip()
-            if not one:
-                continue
-            goes_on = pieces and NOON.search(pieces[-1][-9:]) and (
-                WHEN.match(one) or size < SHORT and AT.match(" ".join(pieces)))
-            if pieces and not goes_on and spoken and says(one):
-                found.append(" ".join(pieces))
-                pieces, spoken, size = [], False, 0
-            pieces.append(one)
-            spoken, size = spoken or says(one), size + len(one) + 1
-    return found + [" ".join(pieces)] * bool(pieces)
-
-
-def chunks(text):
-    """A text cut behind stops of scripts without blanks, of which sentencex takes the square of the time."""
-    start = 0
-    for stop in STOP.finditer(text):
-        if stop.end() - start >= 1000:
-            yield text[start:stop.end()]
-            start = stop.end()
-    yield text[start:]
 
 
 # ------------------------------------------------------------------------------------------------------------
