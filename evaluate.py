@@ -269,8 +269,7 @@ class OnnxSpeaker(LLMSpeaker):
         for part in parts:
             if self.c.speaker_width:
                 self.exported.speak_like(part["speaker"].numpy())
-            frames = round((part["seconds"] or self.config["eval_seconds"]) * self.c.frame_rate)
-            how = {key: part[key] for key in SAMPLING}
+            frames, how = max(1, self.most_frames(part)), {key: part[key] for key in SAMPLING}
             codes = list(self.exported.codes(part["text"], part["seed"], frames, **how))
             made.append(torch.tensor(codes, dtype=torch.long)[:, None])
         return made

@@ -269,6 +269,18 @@ def test_a_sentence_does_not_depend_on_its_neighbours():
         assert row[row >= 0].tolist() == codes[:10]
 
 
+def test_each_sentence_has_a_length_of_its_own():
+    """Given, or what its prompt leaves of the context, which is not less beside a longer one."""
+    model = tiny_llm(context=40)
+    with torch.no_grad():
+        model.embedding.weight[model.c.audio_eos] *= 0.1  # so that none ends by itself
+    prompts, limits = prompts_of(model, (3, 9, 5)), [50, 60, 7]
+    together = generate_speech(model, prompts, [1, 2, 3], limits, temperature=0)
+    assert [len(codes) for codes in together] == [40 - 6, 40 - 12, 7]
+    for n, codes in enumerate(together):
+        assert say(model, prompts[n], n + 1, limits[n], temperature=0) == codes.tolist()
+
+
 def test_what_cannot_be_spoken():
     model, voiced = tiny_llm(context=60), tiny_llm(speaker_width=12)
     long, short = prompts_of(model, (20, 3))
