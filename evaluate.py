@@ -36,13 +36,14 @@ from trivox.files import new_folder, write_whole
 from trivox.judges import judge_speech
 from trivox.metrics import (band_frames, coherence, frechet_distance, kernel_distance, load_embedding, mel_distances,
                             name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
+from trivox.options import SAMPLING, add_flags, given_flags, read_options
 from trivox.pages import logged
 from trivox.parallel import parallel
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import NAMES, load_recognisers
 from trivox.recordings import read_wav, write_wav
 from trivox.run_folder import find_checkpoint
-from trivox.speak import (SAMPLING, Clip, LLMSpeaker, add_flags, decode, given_flags, load, read_options, speakable)
+from trivox.speak import Clip, LLMSpeaker, decode, load, speakable
 from trivox.tables import describe, describe_paired
 from trivox.testsets import LISTS, read_testset
 from trivox.text import read_lines

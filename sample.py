@@ -18,8 +18,9 @@ import numpy as np
 
 from trivox.common import Folder, UserError, flag, init_distributed, run, some_path
 from trivox.files import sigterm_unwinds
+from trivox.options import add_flags, given_flags
 from trivox.recordings import write_wav
-from trivox.speak import add_flags, given_flags, load
+from trivox.speak import load
 from trivox.text import numbered_lines
 
 

@@ -17,8 +17,9 @@ import serve
 from model import LLM, LLMConfig
 from train_llm_tts import Config
 from trivox.common import UserError
+from trivox.options import SEED, Option
 from trivox.recordings import read_wav
-from trivox.speak import SEED, LLMSpeaker, Option
+from trivox.speak import LLMSpeaker
 from trivox.voices import StatsEmbedder
 
 NAME = "</title><script>alert(1)</script> & \"a run\""

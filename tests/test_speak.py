@@ -16,7 +16,7 @@ import serve
 import train_codec_lm
 import train_flow_tts
 import train_llm_tts
-from trivox import common, speak
+from trivox import common, options, speak
 from trivox.common import UserError
 from trivox.text import split_text
 
@@ -296,9 +296,9 @@ def test_options_are_told_once(runs):
     import argparse
 
     parser = argparse.ArgumentParser()
-    speak.add_flags(parser)
+    options.add_flags(parser)
     flags = {action.dest for action in parser._actions} - {"help"}
-    assert flags == {option.name for options in speak.OPTIONS.values() for option in options}
+    assert flags == {option.name for of in options.OPTIONS.values() for option in of}
     for system in SYSTEMS:
         speaker = speak.load(runs / system)
         assert {option.name for option in speaker.options} <= flags
