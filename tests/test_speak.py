@@ -232,6 +232,24 @@ def test_phonemes(runs):
     assert not spoken.sayable("Café, слово.") and spoken.sayable("Café.")
 
 
+def test_what_a_text_becomes(runs):
+    """Sentences as they are read, and where a model reads something else than that, it: phonemes as espeak-ng has them,
+    characters that the LLM TTS knows. Of a text that is read as it stands, but for capitals, nothing is to be told."""
+    flow, llm = (speak.load(runs / name) for name in ("flow", "llm"))
+    spoken = speak.FlowSpeaker(flow.model, flow.config | {"phonemes": "en-us"})
+    text = "It's $5.  So?"
+    assert flow.readings(text) == [("It's five dollars.", ""), ("So?", "")]
+    assert spoken.readings(text) == [("It's five dollars.", "ɪts fˈaɪv dˈɑːlɚz."), ("So?", "sˈoʊ?")]
+    assert llm.readings("Über № 7.") == [("Uber Number seven.", "")]
+    assert llm.readings("A [2] ы.") == [("A (two) ы.", "a (two) \ufffd.")]
+    assert [one.became(text) for one in (flow, spoken, llm)] == [
+        "It's five dollars. So?", "ɪts fˈaɪv dˈɑːlɚz. sˈoʊ?", "it's five dollars. so?"]
+    for speaker in (flow, llm):
+        assert speaker.became("Mr. Brown  said: nine. So?") == ("Mister Brown said: nine. So?" if speaker is flow else
+                                                                "mister brown said: nine. so?")
+        assert speaker.became("Nine  keys. So?") == ""
+
+
 @pytest.mark.parametrize("system, flags, words", [
     ("flow", ["--temperature", "1"], "--temperature is not an option of 'flow' checkpoints"),
     ("flow", ["--steps", "0"], "--steps 0 is out of range: at least 1 and at most 10,000"),

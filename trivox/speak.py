@@ -26,12 +26,13 @@ from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config
 from trivox.checkpoints import cast_matrices, codec_of, load_model
 from trivox.codecs import decode_stream, load_codec
 from trivox.common import UserError, autocast, pick_dtype
+from trivox.espeak import phonemes
 from trivox.generate import follow, generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
 from trivox.normalise import normalise_text
 from trivox.options import OPTIONS, SAMPLING, read_options
 from trivox.parallel import parallel
 from trivox.recordings import read_wav
-from trivox.text import MAX_TEXT_BYTES, TextFeatures, character_ids, split_text, unknown_characters
+from trivox.text import MAX_TEXT_BYTES, SYMBOLS, TextFeatures, character_ids, split_text, unknown_characters
 from trivox.voices import read_voice
 
 PAUSE = 0.15  # seconds between sentences
@@ -107,6 +108,19 @@ class Speaker:
             self.features(sentences)  # raises UserError for what cannot be pronounced
             self.tell_unread(self.features.unread(text), "the voice has no sound for", "it is left out")
         return sentences
+
+    def reads(self, sentence):
+        """One of `sentences` as the model reads it: its letters, or its phonemes."""
+        return phonemes(sentence, self.features.phonemes) if self.features and self.features.phonemes else sentence
+
+    def readings(self, text):
+        """What becomes of a text: [(sentence, what the model reads, or "" where that differs in capitals alone)]."""
+        return [(s, "" if (read := self.reads(s)).lower() == s.lower() else read) for s in self.sentences(text)]
+
+    def became(self, text):
+        """What the model reads of a text, or "" where that differs in capitals and white space alone."""
+        read = " ".join(map(self.reads, self.sentences(text)))
+        return "" if read.lower() == " ".join(text.lower().split()) else read
 
     def tell_unread(self, characters, what, became):
         """Tell, once for the same ones, which characters are not read, and what becomes of them."""
@@ -463,6 +477,10 @@ class LLMSpeaker(Speaker):
     def share_out(self, seconds, lengths):
         """Each may have what those before it leave, as the model takes the time that it takes."""
         return [(0, seconds - PAUSE * n) for n in range(len(lengths))]
+
+    def reads(self, sentence):
+        """Its characters, with � for those that the model does not know."""
+        return "".join(SYMBOLS[i - 5] if i >= 5 else "\ufffd" for i in character_ids(sentence))
 
     def play(self, parts):
         for at in range(0, len(parts), STREAMS):  # so many sentences at once
