@@ -36,13 +36,14 @@ from trivox.files import new_folder, write_whole
 from trivox.judges import judge_speech
 from trivox.metrics import (band_frames, coherence, frechet_distance, kernel_distance, load_embedding, mel_distances,
                             name_speakers, perplexity, score_clips, score_sentences, shuffled, unigram_cross_entropy)
+from trivox.options import SAMPLING, add_flags, given_flags, read_options
 from trivox.pages import logged
 from trivox.parallel import parallel
 from trivox.plots import plot_spectrograms
 from trivox.recognisers import NAMES, load_recognisers
 from trivox.recordings import read_wav, write_wav
 from trivox.run_folder import find_checkpoint
-from trivox.speak import (SAMPLING, Clip, LLMSpeaker, add_flags, decode, given_flags, load, read_options, speakable)
+from trivox.speak import Clip, LLMSpeaker, decode, load, speakable
 from trivox.tables import describe, describe_paired
 from trivox.testsets import LISTS, read_testset
 from trivox.text import read_lines
@@ -80,8 +81,8 @@ def evaluate_flow(speaker, args, out):
             row["duration_error"] = abs(len(clip.mel) / len(reference) - 1)
         for key in ("mel_distance", "mcd", "duration_error"):
             summary[key] = float(np.mean([row[key] for row in rows]))
-    write_clips(out, made, list(map(Clip, ceiling, references)), texts, mel, "recording", range(8))
-    write_summary(out, summary, rows)
+    write_clips(speaker, out, made, list(map(Clip, ceiling, references)), texts, "recording", range(8))
+    write_summary(speaker, out, summary, rows)
     return summary, rows
 
 
@@ -158,12 +159,12 @@ def evaluate_codec(speaker, args, out):
                 **judge_form([band_frames(wav, rate) for wav in wavs],
                              [band_frames(clip.wav, rate) for clip in decoded])}
 
-    write_clips(out, made, decoded, texts, speaker.mel, "recording, codec", range(8))
+    write_clips(speaker, out, made, decoded, texts, "recording, codec", range(8))
     for n, clip in zip(again, continued):
         write_wav(out / f"{n:03d}_continued.wav", clip.wav, rate)
         plot_spectrograms(out / f"{n:03d}_continued.png", f"after {options['prompt_seconds']:.1f} s of the recording",
                           {"continued": clip.mel, "recording, codec": decoded[n].mel}, speaker.mel)
-    write_summary(out, summary, rows)
+    write_summary(speaker, out, summary, rows)
     return summary, rows
 
 
@@ -244,8 +245,8 @@ def evaluate_llm(speaker, args, out):
                     "voices": len(set(asked[:count])), "voices_new": len(set(asked[count:]))}
         for row, name in zip(rows, asked):
             row["speaker_asked"] = name
-    write_clips(out, made, real, texts, speaker.mel, "recording, codec", {*range(8), *range(len(made))[-4:]})
-    write_summary(out, summary, rows)
+    write_clips(speaker, out, made, real, texts, "recording, codec", {*range(8), *range(len(made))[-4:]})
+    write_summary(speaker, out, summary, rows)
     return summary, rows
 
 
@@ -269,8 +270,7 @@ class OnnxSpeaker(LLMSpeaker):
         for part in parts:
             if self.c.speaker_width:
                 self.exported.speak_like(part["speaker"].numpy())
-            frames = round((part["seconds"] or self.config["eval_seconds"]) * self.c.frame_rate)
-            how = {key: part[key] for key in SAMPLING}
+            frames, how = max(1, self.most_frames(part)), {key: part[key] for key in SAMPLING}
             codes = list(self.exported.codes(part["text"], part["seed"], frames, **how))
             made.append(torch.tensor(codes, dtype=torch.long)[:, None])
         return made
@@ -312,8 +312,8 @@ def evaluate_testset(speaker, args, out):
                                [clip["speaker"] for clip in clips], language=speaker.language)
     summary = {"testset": args.testset, "checkpoint": find_checkpoint(args.ckpt).name, **said(options), **heard,
                **judge_durations(rows, made, through)}
-    write_clips(out, made, through, texts, speaker.mel, "recording", range(8))
-    write_summary(out, summary, rows)
+    write_clips(speaker, out, made, through, texts, "recording", range(8))
+    write_summary(speaker, out, summary, rows)
     return summary, rows
 
 
@@ -361,19 +361,27 @@ def judge_durations(rows, made, real):
     return {"duration_error": float(np.mean([row["duration_error"] for row in rows]))}
 
 
-def write_clips(out, made, references, texts, mel, label, shown):
+def write_clips(speaker, out, made, references, texts, label, shown):
     """Wavs of what was made and of the references, if any; spectrograms of those whose number is in `shown`."""
+    mel = speaker.mel
     for n, clip in enumerate(made):
         write_wav(out / f"{n:03d}.wav", clip.wav, mel.sample_rate)
         if references:
             write_wav(out / f"{n:03d}_reference.wav", references[n].wav, mel.sample_rate)
         if n in shown:
             mels = {"generated": clip.mel} | ({label: references[n].mel} if references else {})
-            plot_spectrograms(out / f"{n:03d}.png", texts[n] or "", mels, mel)
+            title = texts[n] or ""
+            if read := title and speaker.became(title):
+                title += f"\nread as: {read}"
+            plot_spectrograms(out / f"{n:03d}.png", title, mels, mel)
 
 
-def write_summary(out, summary, rows):
-    """summary.json, and where texts were spoken wer.jsonl, a line a text."""
+def write_summary(speaker, out, summary, rows):
+    """summary.json, and where texts were spoken wer.jsonl, a line a text; `read` is what the model reads of it where
+    that is something else."""
+    for row in rows:
+        if read := speaker.became(row["text"]):
+            row["read"] = read
     if rows:
         write_whole(out / "wer.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_whole(out / "summary.json", json.dumps(summary, indent=2, default=float) + "\n")

@@ -43,8 +43,9 @@ from trivox.codecs import load_codec
 from trivox.checkpoints import codec_of, load_model, read_config
 from trivox.common import Folder, UserError, flag, run, some_path
 from trivox.files import holds_nothing, whole_folder, write_whole
+from trivox.options import SAMPLING, read_options
 from trivox.run_folder import find_checkpoint
-from trivox.speak import SAMPLING, read_options, speech_limit
+from trivox.speak import speech_limit
 from trivox.voices import read_voice
 
 ROOT = Path(__file__).parent

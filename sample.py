@@ -18,8 +18,9 @@ import numpy as np
 
 from trivox.common import Folder, UserError, flag, init_distributed, run, some_path
 from trivox.files import sigterm_unwinds
+from trivox.options import add_flags, given_flags
 from trivox.recordings import write_wav
-from trivox.speak import add_flags, given_flags, load
+from trivox.speak import load
 from trivox.text import numbered_lines
 
 
@@ -48,9 +49,10 @@ def main(argv):
     unsaid = {}
     for n, text in texts.items():  # what cannot be said is told before anything is spoken
         try:
-            parts = speaker.parts(text, options)
+            speaker.parts(text, options)
             if args.verbose and text is not None:
-                print(f"{outs[n]}: it reads", *(repr(part["text"]) for part in parts), sep="\n    ")
+                print(f"{outs[n]}: it reads", *(f"{sentence!r}" + f" as {read!r}" * bool(read)
+                                                for sentence, read in speaker.readings(text)), sep="\n    ")
         except UserError as e:
             if not args.text_file:
                 raise

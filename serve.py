@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from trivox.common import Folder, UserError, flag, init_distributed, run
+from trivox.recordings import AUDIO_ENDINGS, read_start
 
 MAX_TEXT = 2000  # characters
 MAX_UPLOAD = "20mb"
@@ -28,7 +29,7 @@ QUEUE = 16  # requests that may wait
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-def shorten(path):
+def shorten(path, speaker):
     """The first MAX_VOICE seconds of an upload, mono, as a wav beside it: a small file may hold days. Returns its path.
 
     Raises UserError for what is not audio.
@@ -36,14 +37,13 @@ def shorten(path):
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as f:
-            if f.channels > 8 or f.samplerate > 192_000:
-                raise UserError(f"a recording of {f.channels} channels at {f.samplerate:,} Hz is more than can be read")
-            wav, rate = f.read(MAX_VOICE * f.samplerate, dtype="float32", always_2d=True).mean(1), f.samplerate
-    except soundfile.LibsndfileError:
-        raise UserError("the upload is not a recording that can be read: wav, flac, ogg or mp3") from None
+        wav, full_scale = read_start(path, speaker.sample_rate, MAX_VOICE)
+    except UserError as e:
+        raise UserError(str(e).replace(str(path), "the upload")) from None
+    if full_scale != 1:
+        speaker.note(f"the upload holds floats on a scale of ±{full_scale:,.0f}, which are read as ±1")
     short = Path(path).with_name("voice.wav")
-    soundfile.write(short, wav, rate, subtype="FLOAT")
+    soundfile.write(short, wav, speaker.sample_rate, subtype="FLOAT")
     return short
 
 
@@ -53,23 +53,26 @@ def control(option):
 
     label, value = f"{option.name.replace('_', ' ')}, {option.help}", option.default
     if option.type is Path:
-        return gr.Audio(label=label, type="filepath", sources=["upload"], buttons=[], elem_id=option.name)
+        # not gr.Audio, which takes webm for video and refuses it
+        return gr.File(label=label, type="filepath", file_types=[*AUDIO_ENDINGS], elem_id=option.name)
     if option.choices:
         return gr.Radio(list(option.choices), value=value, label=label)
     if isinstance(value, list):
         return gr.Textbox(" ".join(map(str, value)), label=f"{label}; one number, or one a book")
     if value is None or option.usual is None:
-        return gr.Number(value, label=label, minimum=option.low, maximum=option.high,
+        # of an empty one Gradio makes 0 when 'controls' is opened
+        low, unless = (0, "; 0 for none") if value is None else (option.low, "")
+        return gr.Number(value or 0, label=label + unless, minimum=low, maximum=option.high,
                          precision=0 if option.type is int else None)
     step = 1 if option.type is int else 0.05
     return gr.Slider(min(max(option.low, step * (option.low > 0)), value), max(option.usual, value), value, label=label,
                      step=step)
 
 
-def asked(option, value):
+def asked(option, value, speaker):
     """What a control's value stands for. Raises UserError for what is no number, and for an upload that is no audio."""
     if option.type is Path and value:
-        return shorten(value)
+        return shorten(value, speaker)
     if option.name == "speaker":
         raise UserError("this model speaks with the voice of a recording: upload one under 'controls', of a person who "
                         "agrees to it")
@@ -78,7 +81,16 @@ def asked(option, value):
             return [option.type(x) for x in value.replace(",", " ").split()] or None
         except ValueError:
             raise UserError(f"{option.name} {value!r} should be numbers") from None
+    if option.default is None and not value:
+        return None
     return option.type(value) if isinstance(value, (int, float)) else value
+
+
+def told(readings, notes):
+    """HTML: the sentences as they are read, the phonemes or characters that they become below, and notes."""
+    lines = [escape(sentence) + f"<br><small>{escape(read)}</small>" * bool(read) for sentence, read in readings]
+    lines += [f"<b>note:</b> {escape(note)}" for note in notes]
+    return ("<p>It read:</p>" * bool(readings)) + "".join(f"<p>{line}</p>" for line in lines)
 
 
 def build(name, speaker):
@@ -88,17 +100,19 @@ def build(name, speaker):
     def answer(text, *values):
         if len(text := text or "") > MAX_TEXT:
             raise gr.Error(f"That are {len(text):,} characters; {MAX_TEXT:,} at a time is all.", print_exception=False)
-        start = time.perf_counter()
+        start, notes = time.perf_counter(), []
+        speaker.note, speaker.told = notes.append, set()  # one request at a time: see concurrency_limit
         try:
-            options = {option.name: asked(option, value) for option, value in zip(speaker.options, values)}
+            options = {option.name: asked(option, value, speaker) for option, value in zip(speaker.options, values)}
             goes_on = options.get("prompt_wav") and not text.strip()
             wav = np.concatenate(list(speaker.stream(None if goes_on else text, **options)))
         except UserError as e:
-            raise gr.Error(str(e), print_exception=False) from None
+            raise gr.Error("; ".join([str(e), *notes]), print_exception=False) from None
         took, seconds = time.perf_counter() - start, len(wav) / speaker.sample_rate
         pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16)
         return (speaker.sample_rate, pcm), (f"{seconds:.2f} s of audio in {took:.2f} s, real-time factor "
-                                            f"{took / seconds:.2f}")
+                                            f"{took / seconds:.2f}"), told(
+            [] if goes_on else speaker.readings(text), notes)
 
     # what people uploaded and heard is deleted after an hour
     with gr.Blocks(title=f"trivox: {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -109,7 +123,8 @@ def build(name, speaker):
         button = gr.Button("Speak", variant="primary", elem_id="speak")
         audio = gr.Audio(label="audio", elem_id="audio", autoplay=True, buttons=["download"])
         took = gr.Markdown(elem_id="took")
-        gr.on([button.click, text.submit], answer, inputs, [audio, took], api_name="speak", concurrency_limit=1)
+        outputs = [audio, took, gr.HTML(elem_id="read")]
+        gr.on([button.click, text.submit], answer, inputs, outputs, api_name="speak", concurrency_limit=1)
     return page.queue(max_size=QUEUE)
 
 

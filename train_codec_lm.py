@@ -37,11 +37,12 @@ from trivox.datasets import TokenDataset, keep_codec, open_tokens
 from trivox.gpu import ahead, replayed, send
 from trivox.metrics import perplexity, score_clips
 from trivox.muon import Muon
+from trivox.options import read_options
 from trivox.order import steps
 from trivox.pages import write_page
 from trivox.recognisers import load_recognisers
 from trivox.samples import write_references, write_samples
-from trivox.speak import Clip, CodecSpeaker, decode, read_options
+from trivox.speak import Clip, CodecSpeaker, decode
 from trivox.text import TextFeatures, read_lines
 
 

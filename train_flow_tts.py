@@ -33,11 +33,12 @@ from trivox.datasets import MelDataset
 from trivox.files import padded
 from trivox.gpu import ahead, send
 from trivox.muon import Muon
+from trivox.options import read_options
 from trivox.order import steps
 from trivox.pages import write_page
 from trivox.recognisers import load_recognisers
 from trivox.samples import write_references, write_samples
-from trivox.speak import Clip, FlowSpeaker, read_options
+from trivox.speak import Clip, FlowSpeaker
 from trivox.text import TextFeatures, read_lines
 
 

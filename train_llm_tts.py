@@ -36,12 +36,13 @@ from trivox.datasets import SentenceDataset, best_fit, keep_codec, open_tokens
 from trivox.gpu import ahead, send
 from trivox.metrics import perplexity, score_sentences
 from trivox.muon import Muon
+from trivox.options import read_options
 from trivox.order import walk
 from trivox.pages import write_page
 from trivox.plots import plot_coverage
 from trivox.recognisers import load_recognisers
 from trivox.samples import write_references, write_samples
-from trivox.speak import Clip, LLMSpeaker, decode, read_options, speakable
+from trivox.speak import Clip, LLMSpeaker, decode, speakable
 
 
 @dataclass

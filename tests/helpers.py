@@ -1,5 +1,6 @@
 """What tests make by hand: tiny models, codecs, corpora and data sets; and kills, which the making of data survives."""
 
+import io
 import json
 import os
 import random
@@ -242,3 +243,20 @@ def random_texts(count, seed=0):
     kinds = (lambda: rng.randrange(128), lambda: rng.randrange(0x250), lambda: rng.randrange(0x110000),
              lambda: ord(rng.choice(" \t\n\u2003\u00a0 0123456789.,$£€%-+½²③٣۷‘“—…éß&sthrdn")))
     return ["".join(chr(rng.choice(kinds)()) for _ in range(rng.randrange(40))) for _ in range(count)]
+
+
+def muxed(av, wav, rate, form, codec, live=False, **options):
+    """What FFmpeg writes: into a file, or `live` into what cannot seek, as a pipe."""
+    content = io.BytesIO()
+    target = type("Pipe", (), {"write": lambda self, some: content.write(some)})() if live else content
+    with av.open(target, "w", format=form, options=options) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wav[None], format="flt", layout="mono")
+        frame.sample_rate = rate
+        fifo, resampler = av.AudioFifo(), av.AudioResampler(stream.format.name, "mono", rate)
+        for some in resampler.resample(frame) + resampler.resample(None):
+            fifo.write(some)
+        while some := fifo.read(stream.codec_context.frame_size or 1024, partial=True):
+            container.mux(stream.encode(some))
+        container.mux(stream.encode(None))
+    return content.getvalue()

@@ -10,7 +10,7 @@ from helpers import encode, prompts_of, tiny_codec_lm, tiny_flow, tiny_llm, voic
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import CHARACTERS, FlowTTS, delay
+from model import FlowTTS, delay
 from trivox import generate as loops
 from trivox import gpu
 from trivox.common import UserError
@@ -232,20 +232,20 @@ def say(model, prompt, seed, frames, speaker=None, **options):
 def test_greedy_speech_is_the_full_forward():
     """Only codes and the end of the audio may be said, with and without a penalty for what was said before."""
     model = tiny_llm(pattern="AGA", speaker_width=12)
-    prompt, speaker = prompts_of(model)[0], voice(model, 1)
+    prompt, speaker, first = prompts_of(model)[0], voice(model, 1), model.c.first_code
     with torch.no_grad():
         model.embedding.weight[model.c.audio_eos] *= 0.1  # so that it does not end at once
     for penalty in (1.0, 1.3):
         tokens, codes = prompt[None], []
         while len(codes) < 30:
             row = (model(tokens, None, speaker) @ model.embedding.weight.T)[0, -1]
-            allowed = torch.cat((row[CHARACTERS:CHARACTERS + 50], row[model.c.audio_eos, None]))
+            allowed = torch.cat((row[first:first + 50], row[model.c.audio_eos, None]))
             for code in set(codes):
                 allowed[code] = allowed[code] / penalty if allowed[code] > 0 else allowed[code] * penalty
             if (new := int(allowed.argmax())) == 50:
                 break
             codes.append(new)
-            tokens = torch.cat((tokens, torch.tensor([[new + CHARACTERS]])), 1)
+            tokens = torch.cat((tokens, torch.tensor([[new + first]])), 1)
         assert say(model, prompt, 0, 30, speaker, temperature=0, repetition_penalty=penalty) == codes
         assert len(set(codes)) > 3
 
@@ -267,6 +267,18 @@ def test_a_sentence_does_not_depend_on_its_neighbours():
     assert len(asked) == 10
     for row, codes in zip(torch.stack(first, 1), together):
         assert row[row >= 0].tolist() == codes[:10]
+
+
+def test_each_sentence_has_a_length_of_its_own():
+    """Given, or what its prompt leaves of the context, which is not less beside a longer one."""
+    model = tiny_llm(context=40)
+    with torch.no_grad():
+        model.embedding.weight[model.c.audio_eos] *= 0.1  # so that none ends by itself
+    prompts, limits = prompts_of(model, (3, 9, 5)), [50, 60, 7]
+    together = generate_speech(model, prompts, [1, 2, 3], limits, temperature=0)
+    assert [len(codes) for codes in together] == [40 - 6, 40 - 12, 7]
+    for n, codes in enumerate(together):
+        assert say(model, prompts[n], n + 1, limits[n], temperature=0) == codes.tolist()
 
 
 def test_what_cannot_be_spoken():

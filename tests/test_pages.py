@@ -162,6 +162,24 @@ def test_folders_that_are_no_step(tmp_path, capsys):
     assert "is not renewed: line 1 of" in capsys.readouterr().out
 
 
+def test_what_a_model_reads_is_shown(tmp_path):
+    """Below a text that is not read as it stands; of several runs, which of them reads what."""
+    def write(name, *reads):
+        folder = make_run(tmp_path / name, (2,), ("One.", "Nine."), (0.5,))
+        path = folder / "samples/step_00000002/clips.jsonl"
+        rows = [json.loads(line) | ({"read": read} if read else {}) for line, read in zip(path.open(), reads)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder
+
+    one, two = write("one", "ðə <b>", None), write("two", "ðə <b>", "nˈaɪn")
+    pages.write_page(one)
+    html = (one / "index.html").read_text()
+    assert html.count("reads: ") == 1 and "<small>reads: ðə &lt;b&gt;</small>" in html
+    pages.compare([one, two], tmp_path / "both")
+    html = (tmp_path / "both" / "index.html").read_text()
+    assert "<small>one, two reads: ðə &lt;b&gt;</small>" in html and "<small>two reads: nˈaɪn</small>" in html
+
+
 def test_what_was_not_finite_is_shown(tmp_path):
     """Steps that were left out; and a validation loss of NaN is not the best. A last line may have been cut."""
     lines = [{"step": 1, "val_loss": float("nan")}, {"step": 2, "val_loss": 0.5}, {"step": 2, "left_out_step": 2},

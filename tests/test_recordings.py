@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import refusal
-from helpers import tone
+from helpers import muxed, tone
 from scipy.io import wavfile
 
 from trivox.audio import MelConfig, log_mel
-from trivox.recordings import PYAV_ENDINGS, SNDFILE_ENDINGS, read_recording, read_wav, write_wav
+from trivox.common import UserError
+from trivox.recordings import PYAV_ENDINGS, SNDFILE_ENDINGS, read_recording, read_start, read_wav, write_wav
 from trivox.synthesisers import speak_espeak as speak
 
 
@@ -46,23 +47,6 @@ def no(path, **limits):
 
 def encoded(wav, rate, form, subtype=None):
     soundfile.write(content := io.BytesIO(), wav, rate, format=form, subtype=subtype)
-    return content.getvalue()
-
-
-def muxed(av, wav, rate, form, codec, live=False, **options):
-    """What FFmpeg writes: into a file, or `live` into what cannot seek, as a pipe."""
-    content = io.BytesIO()
-    target = type("Pipe", (), {"write": lambda self, some: content.write(some)})() if live else content
-    with av.open(target, "w", format=form, options=options) as container:
-        stream = container.add_stream(codec, rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(wav[None], format="flt", layout="mono")
-        frame.sample_rate = rate
-        fifo, resampler = av.AudioFifo(), av.AudioResampler(stream.format.name, "mono", rate)
-        for some in resampler.resample(frame) + resampler.resample(None):
-            fifo.write(some)
-        while some := fifo.read(stream.codec_context.frame_size or 1024, partial=True):
-            container.mux(stream.encode(some))
-        container.mux(stream.encode(None))
     return content.getvalue()
 
 
@@ -284,6 +268,38 @@ def test_a_long_one_is_refused_before_it_is_read(tmp_path, form, seconds):
     tracemalloc.stop()
     assert "s are more than 10.0 s" in said and ("at least" in said) == ("unknown" in form)
     assert len(read_wav(tmp_path / "a.wav", 8000, seconds)) == 8000 * seconds
+
+
+@pytest.mark.parametrize("form, codec", [("wav", None), ("flac", None), ("mp3", None), ("ogg", None), ("m4a", "aac"),
+                                         ("webm", "libopus"), ("mka", "flac"), ("live webm", "libopus")])
+def test_the_start_of_a_recording(tmp_path, form, codec, av):
+    """It is what a whole reading begins with, or all of a shorter one; and of an hour no more is held."""
+    live, ending = form.startswith("live"), form.split()[-1]
+    wav = np.tile(tone(1.0), 60)
+    muxer = {"m4a": "ipod", "mka": "matroska"}.get(ending, ending)
+    content = (muxed(av, wav, 48000, muxer, codec, live) if codec else encoded(wav, 48000, form.upper()))
+    (path := tmp_path / f"a.{ending}").write_bytes(content)
+    whole = read_wav(path, 48000)
+    tracemalloc.start()
+    start, full_scale = read_start(path, 48000, 2)
+    assert tracemalloc.get_traced_memory()[1] < 8e6 < whole.nbytes + 4e6
+    tracemalloc.stop()
+    assert full_scale == 1 and np.array_equal(start, whole[:96000])
+    assert np.array_equal(read_start(path, 48000, 600)[0], whole)
+    assert abs(len(read_start(path, 16000, 2)[0]) - 32000) <= 1
+
+
+def test_what_a_stranger_may_not_send(tmp_path, av):
+    for name, wav, rate in (("a.wav", np.zeros((100, 9)), 16000), ("b.wav", np.zeros(100), 192_001),
+                            ("c.ogg", np.zeros((1000, 12)), 16000)):
+        soundfile.write(tmp_path / name, wav, rate)
+        with pytest.raises(UserError, match="at most 8 at 192,000 Hz can be read"):
+            read_start(tmp_path / name, 16000, 1)
+    soundfile.write(tmp_path / "d.wav", np.zeros((100, 8)), 192_000)
+    assert len(read_start(tmp_path / "d.wav", 192_000, 1)[0]) == 100
+    (tmp_path / "e.m4a").write_bytes(muxed(av, tone(1.0), 48000, "ipod", "aac")[:-900])
+    with pytest.raises(UserError, match="cut off"):
+        read_start(tmp_path / "e.m4a", 16000, 600)
 
 
 # ------------------------------------------------------------------------------------------------------------

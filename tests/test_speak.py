@@ -16,7 +16,7 @@ import serve
 import train_codec_lm
 import train_flow_tts
 import train_llm_tts
-from trivox import common, speak
+from trivox import common, options, speak
 from trivox.common import UserError
 from trivox.sentences import split_text
 
@@ -79,6 +79,55 @@ def test_every_door(runs, system, tmp_path, monkeypatch):
         doors.append(answer(text, *(option.default for option in speaker.options))[0][1].astype(int))
     for door in doors:
         assert len(door) == len(wanted) and np.abs(door - wanted).max() <= 8  # of 32,767
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_seconds_are_of_the_whole(runs, system):
+    """Three sentences and the pauses between them take what was asked for: the flow TTS to a frame, the others at most.
+    Streamed or among others of another length it is the same sound."""
+    speaker, text = speak.load(runs / system), "The baker sold 2 books. Mr. Brown painted nine keys! Seven boxes."
+    rate = speaker.mel.frame_rate if system == "flow" else speaker.c.frame_rate
+    for seconds in (0.9, 1.4):
+        wav = np.concatenate(list(speaker.stream(text, seed=5, seconds=seconds)))
+        among = speaker.speak([{"text": "Two. Nine keys.", "seed": 7, "seconds": 0.5}, {"text": "Two."},
+                               {"text": text, "seed": 5, "seconds": seconds}])
+        assert len(among[2].wav) == len(wav) and np.abs(among[2].wav - wav).max() <= 8 / 32767
+        assert len(wav) / speaker.sample_rate < seconds + 1 / rate
+        assert system != "flow" or len(wav) / speaker.sample_rate > seconds - 1 / rate
+    if system == "llm":
+        assert len(np.concatenate(list(speaker.stream(text, seconds=0.01)))) == speaker.codec.hop_length
+    else:
+        with pytest.raises(UserError, match=r"--seconds 0.3 leaves no room.* between 3 sentences take 0.3 s"):
+            speaker.stream(text, seconds=0.3)
+
+
+def scripted(speaker, *sentences):
+    """Let an LLM TTS speak so many codes of each sentence, -1 for none, whatever it is asked for."""
+    spoken = [[*range(n), -1] + [-1] * 100 for n in sentences]
+    speaker.run = lambda loop, parts: (torch.tensor(codes) for codes in zip(*spoken[:len(parts)]))
+    speaker.make = lambda parts: [torch.arange(n)[:, None] for n in sentences[:len(parts)]]
+
+
+@pytest.mark.parametrize("seconds, heard, cut, unheard", [
+    (2.0, (10, 8, 5), "", ""),  # of 50 codes a second, pauses take 7.5
+    (0.72, (10, 8, 3), "'Seven boxes.' has no end after 0.06 s", ""),
+    (0.51, (10, 8), "'Nine keys.' has no end after 0.16 s", "'Seven boxes.': not heard, as the 0.51 s"),
+    (0.36, (10,), "", "'Nine keys.', 'Seven boxes.': not heard, as the 0.36 s"),
+    (0.14, (7,), "'Two books.' has no end after 0.14 s", "'Nine keys.', 'Seven boxes.': not heard"),
+])
+def test_what_seconds_leave(runs, seconds, heard, cut, unheard, capsys):
+    """An LLM TTS that would say 10, 8 and 5 codes says as many as --seconds hold, pauses included, and a note tells the
+    rest, streamed or not."""
+    speaker = speak.load(runs / "llm")
+    scripted(speaker, 10, 8, 5)
+    asked = {"text": "Two books. Nine keys. Seven boxes.", "seconds": seconds}
+    clip, told = speaker.speak([asked])[0], capsys.readouterr().err
+    wav = np.concatenate(list(speaker.stream(**asked)))
+    hop, pause = speaker.codec.hop_length, len(speaker.pause())
+    assert speaker.c.frame_rate == 50 and len(wav) == len(clip.wav) == hop * sum(heard) + pause * (len(heard) - 1)
+    assert clip.codes.flatten().tolist() == [code for n in heard for code in range(n)]
+    assert capsys.readouterr().err == told and told.count("note: ") == bool(cut) + bool(unheard)
+    assert cut in told and unheard in told
 
 
 def test_sentences_are_numbered(runs):
@@ -161,7 +210,7 @@ def test_what_has_no_end_is_told(runs, system, capsys):
     ended = []
     for seed in range(12):
         clip, = speaker.speak([{"text": "Two books.", "seed": seed}], seconds=4 / rate, temperature=1.0)
-        among, said = capsys.readouterr().err, f"'Two books.' has no end after {4 / rate:g} s"
+        among, said = capsys.readouterr().err, f"'Two books.' has no end after {4 / rate:.3g} s"
         ended.append(len(clip.codes) < 4)
         assert (said in among) != ended[-1]
         if len(clip.codes):
@@ -181,6 +230,24 @@ def test_phonemes(runs):
         one, other = speaker.speak(texts)
         assert np.array_equal(one.wav, other.wav) is alike
     assert not spoken.sayable("Café, слово.") and spoken.sayable("Café.")
+
+
+def test_what_a_text_becomes(runs):
+    """Sentences as they are read, and where a model reads something else than that, it: phonemes as espeak-ng has them,
+    characters that the LLM TTS knows. Of a text that is read as it stands, but for capitals, nothing is to be told."""
+    flow, llm = (speak.load(runs / name) for name in ("flow", "llm"))
+    spoken = speak.FlowSpeaker(flow.model, flow.config | {"phonemes": "en-us"})
+    text = "It's $5.  So?"
+    assert flow.readings(text) == [("It's five dollars.", ""), ("So?", "")]
+    assert spoken.readings(text) == [("It's five dollars.", "ɪts fˈaɪv dˈɑːlɚz."), ("So?", "sˈoʊ?")]
+    assert llm.readings("Über № 7.") == [("Uber Number seven.", "")]
+    assert llm.readings("A [2] ы.") == [("A (two) ы.", "a (two) \ufffd.")]
+    assert [one.became(text) for one in (flow, spoken, llm)] == [
+        "It's five dollars. So?", "ɪts fˈaɪv dˈɑːlɚz. sˈoʊ?", "it's five dollars. so?"]
+    for speaker in (flow, llm):
+        assert speaker.became("Mr. Brown  said: nine. So?") == ("Mister Brown said: nine. So?" if speaker is flow else
+                                                                "mister brown said: nine. so?")
+        assert speaker.became("Nine  keys. So?") == ""
 
 
 @pytest.mark.parametrize("system, flags, words", [
@@ -247,9 +314,9 @@ def test_options_are_told_once(runs):
     import argparse
 
     parser = argparse.ArgumentParser()
-    speak.add_flags(parser)
+    options.add_flags(parser)
     flags = {action.dest for action in parser._actions} - {"help"}
-    assert flags == {option.name for options in speak.OPTIONS.values() for option in options}
+    assert flags == {option.name for of in options.OPTIONS.values() for option in of}
     for system in SYSTEMS:
         speaker = speak.load(runs / system)
         assert {option.name for option in speaker.options} <= flags

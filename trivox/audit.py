@@ -63,8 +63,8 @@ def audit(speaker, data_dir, out, recogniser, share):
     writer.writeheader()
     writer.writerows(row | {key: round(row[key], 4) for key in ("gain", "wer") if key in row} for row in rows)
     write_whole(out / "audit.csv", content.getvalue())
-    shown = [{"id": row["id"], "speaker": "", "text": row["text"], "why": why(row), "url": link(row["source"], out)}
-             for row in rows[:SHOWN]]
+    shown = [{"id": row["id"], "speaker": "", "text": row["text"], "why": why(row), "url": link(row["source"], out),
+              "read": speaker.sayable(row["text"]) and speaker.became(row["text"])} for row in rows[:SHOWN]]
     marked = sum(bool(row["drop"]) for row in rows)
     facts = {"clips": f"{len(rows):,}", "to be dropped": f"{marked:,}, marked in audit.csv", "heard by": what,
              "gain": "how much better the recording is predicted with the text than without it"}

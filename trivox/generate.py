@@ -217,7 +217,7 @@ def falls_on(p, uniform):
 # LLM TTS
 
 def generate_speech(model, prompts, seeds, frames, **options):
-    """Speak sentences of at most `frames` codes, arguments as for `stream_speech`. Returns a list of codes (n,)."""
+    """Speak sentences, arguments as for `stream_speech`. Returns a list of codes (n,)."""
     codes = torch.stack(list(stream_speech(model, prompts, seeds, frames, **options)), 1)
     return [row[row >= 0] for row in codes]
 
@@ -228,10 +228,11 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
     """Speak several sentences at once, and yield code after code, (B,) on the CPU, -1 where a sentence has ended.
 
     prompts: a list of tokens, from `sentence`. seeds: a number for each; what it becomes does not depend on its
-    neighbours. frames: how many codes at most, and no more than the longest prompt leaves room for. speaker (B,
-    speaker_width). top_k: 0 for all codes. temperature 0 takes the most probable code. repetition_penalty: logits of
-    codes that have been spoken are divided by it, or multiplied where below 0 (Keskar et al., 2019); 1 for none. A GPU
-    replays a step as one CUDA graph, of decoding.py's kernels where they support the model.
+    neighbours. frames: how many codes at most, a number, or one for each; and no more than its prompt leaves room for
+    in the context. speaker (B, speaker_width). top_k: 0 for all codes. temperature 0 takes the most probable code.
+    repetition_penalty: logits of codes that have been spoken are divided by it, or multiplied where below 0 (Keskar et
+    al., 2019); 1 for none. A GPU replays a step as one CUDA graph, of decoding.py's kernels where they support the
+    model.
 
     Raises UserError for a prompt that leaves less than two codes for each of its characters.
     """
@@ -243,7 +244,9 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
     if (speaker is None) != (c.speaker_width == 0):
         raise UserError("this model speaks with the voice of a recording: name one with --speaker" if speaker is None
                         else "this model was trained without voices and takes none")
-    frames, tokens = min(frames, room), torch.full((B, longest), PAD)
+    rooms, tokens = torch.tensor([c.context - len(prompt) for prompt in prompts]), torch.full((B, longest), PAD)
+    limit = torch.as_tensor(frames).expand(B).minimum(rooms)
+    frames, limit = int(limit.max()), limit[:, None].to(device)
     for row, prompt in zip(tokens, prompts):
         row[longest - len(prompt):] = prompt
     voice = None if speaker is None else model.read_speaker(speaker)
@@ -263,7 +266,7 @@ def stream_speech(model, prompts, seeds, frames, speaker=None, temperature=1.0, 
             punished = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
             logits = torch.where(spoken, punished, logits)
         new = pick(logits[:, None], uniform.index_select(1, at), *cut, most)  # (B, 1)
-        new = torch.where(token == c.audio_eos, c.codebook_size, new)  # it has ended
+        new = torch.where((token == c.audio_eos) | (at >= limit), c.codebook_size, new)  # it has ended
         spoken.scatter_(1, new, new < c.codebook_size)
         codes.index_copy_(1, at, torch.where(new < c.codebook_size, new, -1))
         token.copy_(torch.where(new < c.codebook_size, new + c.first_code, c.audio_eos))

@@ -40,7 +40,7 @@ def read_clips(folder):
     """{(prompt, 0, or 1 where it is there again, …): what a page shows of its clip} of a folder of samples."""
     clips = {}
     for n, row in enumerate(logged(folder / "clips.jsonl")):
-        for key, kind in {"text": str, "wer": float, "mel_distance": float}.items():
+        for key, kind in {"text": str, "read": str, "wer": float, "mel_distance": float}.items():
             if key in row or key == "text":
                 checked(kind, row.get(key), f"{key} in line {n + 1} of {folder / 'clips.jsonl'}")
         if length := seconds(folder / f"{n:03d}.wav"):
@@ -111,7 +111,8 @@ def read_run(folder):
 
 def table(runs, prefixes):
     """The listening table, (columns, rows). A column is a step of a run, equal steps together. A row has a prompt,
-    its reference, the seconds of its longest clip, and a cell a column; None stands for what there is not.
+    what models read where that is something else, {it: names of runs}, its reference, the seconds of its longest clip,
+    and a cell a column; None stands for what there is not.
 
     prefixes: where a run's samples/ are, seen from the page.
     """
@@ -125,15 +126,17 @@ def table(runs, prefixes):
     columns.sort(key=lambda column: column["step"])
     rows = []
     for key in dict.fromkeys(key for r in runs for clips in r["steps"].values() for key in clips):
-        reference, cells = None, []
+        reference, cells, reads = None, [], {}
         for column in columns:
             r, prefix = runs[column["run"]], prefixes[column["run"]]
             clip = r["steps"][column["folder"]].get(key)
             cells.append(clip and clip | {"file": f"{prefix}samples/{column['folder']}/{clip['n']:03d}"})
+            if clip and "read" in clip:
+                reads.setdefault(clip["read"], {})[r["name"]] = True
             name = clip and f"samples/reference/{clip['n']:03d}"
             if clip and not reference and (length := seconds(r["folder"] / f"{name}.wav")):
                 reference = {"file": prefix + name, "seconds": length}
-        rows.append({"text": key[0], "reference": reference, "cells": cells,
+        rows.append({"text": key[0], "reads": reads, "reference": reference, "cells": cells,
                      "longest": max(clip["seconds"] for clip in [reference, *cells] if clip)})
     return columns, rows
 

@@ -17,6 +17,7 @@ Shapes: wav (samples,) float32 in [-1, 1].
 import io
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ STATE_LENGTH = ("aiff", "ape", "asf", "au", "caf", "matroska,webm", "mov,mp4,m4a
 TO_INSTALL = "pip install --no-deps -r requirements-extra.txt brings it"
 
 RATES = 1000, 1_000_000  # Hz, the lowest and the highest of recordings
+STRANGERS = 8, 192_000  # channels and Hz, the most of what a stranger sends
 BLOCK = 2**18  # samples of all channels that are read at once
 SCALES = 2.0**15, 2.0**23, 2.0**31  # what full scale is to floats that were integers
 
@@ -60,11 +62,22 @@ def read_recording(path, sample_rate, max_seconds=None):
     Raises UserError with the reason where the file is missing, damaged, cut off, too long or empty, where its samples
     are not finite, or where it cannot be told what full scale is.
     """
+    return read(path, sample_rate, partial(Mono, max_seconds=max_seconds))
+
+
+def read_start(path, sample_rate, seconds):
+    """The first seconds of a recording that a stranger sent, as `read_recording` returns it. No more is decoded, as a
+    small file can hold days. Raises UserError also where it has more channels or a higher rate than STRANGERS."""
+    return read(path, sample_rate, partial(Start, seconds=seconds))
+
+
+def read(path, sample_rate, make):
+    """What a Mono of make's holds of a file, at `sample_rate`, and its full_scale."""
     if not Path(path).is_file():  # a pipe's writer would be waited for, for ever
         raise UserError(f"cannot read {path}: there is no such file")
     try:
         with open(path, "rb") as file:
-            mono = decode(path, file, max_seconds)
+            mono = decode(path, file, make)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from None
     except MemoryError:  # a damaged header can ask for any
@@ -90,8 +103,9 @@ def write_wav(path, wav, sample_rate):
 
 class Mono:
     """A recording as it is read: blocks are mixed down at once, and held in no more memory than they need."""
+    full = False  # whether what follows is not wanted
 
-    def __init__(self, path, rate, max_seconds, floats):
+    def __init__(self, path, rate, channels, floats, max_seconds=None):
         """floats: whether the file holds floats, which alone can be on another scale."""
         if not RATES[0] <= rate <= RATES[1]:  # resampled, it would take any memory
             raise UserError(f"{path} has a sample rate of {rate} Hz, which is damage: from {RATES[0]:,} to "
@@ -142,6 +156,24 @@ class Mono:
         return wav, full_scale
 
 
+class Start(Mono):
+    """The first seconds of a recording, whatever its header says of the others."""
+
+    def __init__(self, path, rate, channels, floats, seconds):
+        if channels > STRANGERS[0] or rate > STRANGERS[1]:
+            raise UserError(f"{path} has {channels} channels at {rate:,} Hz: at most {STRANGERS[0]} at "
+                            f"{STRANGERS[1]:,} Hz can be read")
+        super().__init__(path, rate, channels, floats)
+        self.wanted = round(seconds * rate)
+
+    @property
+    def full(self):
+        return self.samples >= self.wanted
+
+    def add(self, block):
+        super().add(block[:self.wanted - self.samples])
+
+
 HOT = 8.0  # +18 dB: mixes that were not limited go so far, and are left as they are
 QUIET = 128.0  # -48 dB of 16 bits: recordings on an integer scale have higher peaks
 OVERSHOOT = 1.5  # how far above full scale resampled integers get
@@ -166,8 +198,9 @@ def full_scale_of(peak, whole, beyond):
     return None
 
 
-def decode(path, file, max_seconds):
-    """The Mono of an open file, by libsndfile or PyAV. Raises UserError where it is cut off, or neither reads it."""
+def decode(path, file, make):
+    """The Mono of an open file, by libsndfile or PyAV. make: a function from its path, rate, number of channels and
+    whether it holds floats to an empty one. Raises UserError where it is cut off, or neither reads it."""
     import soundfile
 
     ending = Path(path).suffix.lower()
@@ -176,7 +209,7 @@ def decode(path, file, max_seconds):
                         "it to wav or flac")
     source, stated = look(path, file)
     if ending in PYAV_ENDINGS:  # at once, as mpg123, which is in libsndfile, takes AAC for a broken mp3
-        return by_pyav(av, path, file, max_seconds)
+        return by_pyav(av, path, file, make)
     try:
         sound = soundfile.SoundFile(source or os.fsencode(path))  # the name may be no UTF-8
     except (soundfile.LibsndfileError, ValueError, TypeError) as e:
@@ -184,13 +217,13 @@ def decode(path, file, max_seconds):
     else:
         with sound:
             if sound.format != "RAW":  # which libsndfile takes anything for that is named .au, .snd, .vox or .gsm
-                return by_libsndfile(path, sound, stated, max_seconds)
+                return by_libsndfile(path, sound, stated, make)
         why = "Format not recognised."
     if not (av := pyav()):
         raise UserError(f"cannot read {path}: {why.rstrip('.')}; PyAV, which reads more kinds, is not installed: "
                         f"{TO_INSTALL}")
     try:
-        return by_pyav(av, path, file, max_seconds)
+        return by_pyav(av, path, file, make)
     except Unreadable:
         raise UserError(f"cannot read {path}: {why}") from None
 
@@ -208,11 +241,11 @@ class Unreadable(UserError):
     """PyAV does not know what a file is."""
 
 
-def by_libsndfile(path, sound, stated, max_seconds):
+def by_libsndfile(path, sound, stated, make):
     """The Mono of an open SoundFile. stated: whether its number of frames is to be believed."""
     import soundfile
 
-    mono = Mono(path, sound.samplerate, max_seconds, sound.subtype in ("FLOAT", "DOUBLE"))
+    mono = make(path, sound.samplerate, sound.channels, sound.subtype in ("FLOAT", "DOUBLE"))
     stated = stated and sound.frames < 2**62  # which stands for unknown
     if stated:
         mono.expect(sound.frames)
@@ -224,18 +257,18 @@ def by_libsndfile(path, sound, stated, max_seconds):
     try:
         while len(some := sound.read(out=block)):
             mono.add(some)
-            if mono.samples == sound.frames:
+            if mono.samples == sound.frames or mono.full:
                 break
     except (soundfile.LibsndfileError, ValueError) as e:
         why = getattr(e, "error_string", str(e)).strip(". ")
         raise UserError(f"cannot read {path}: it is cut off or damaged ({why})") from None
     # where mp3 has no count of the samples that pad its last frame, it ends up to a frame before what is promised
-    if stated and mono.samples < sound.frames - (1152 if sound.format == "MP3" else 0):
+    if stated and not mono.full and mono.samples < sound.frames - (1152 if sound.format == "MP3" else 0):
         raise UserError(f"cannot read {path}: {CUT}")
     return mono
 
 
-def by_pyav(av, path, file, max_seconds):
+def by_pyav(av, path, file, make):
     """The Mono of an open file, by FFmpeg's libraries. Raises Unreadable where they do not know it."""
     whole = Behind(b"", file, 0, os.fstat(file.fileno()).st_size)
     try:
@@ -245,7 +278,8 @@ def by_pyav(av, path, file, max_seconds):
     with container:
         if not (stream := container.streams.best("audio")) or not stream.codec_context:
             raise Unreadable(f"cannot read {path}: it holds no sound that can be decoded")
-        mono = Mono(path, stream.rate or 0, max_seconds, stream.codec_context.name.startswith("pcm_f"))
+        context = stream.codec_context
+        mono = make(path, stream.rate or 0, context.layout.nb_channels, context.name.startswith("pcm_f"))
         seconds = 0
         if container.format.name in STATE_LENGTH:  # of others FFmpeg estimates it
             if stream.duration:
@@ -263,6 +297,8 @@ def by_pyav(av, path, file, max_seconds):
                 middle = 128 if values.dtype == np.uint8 else 0
                 full = 1 if values.dtype.kind == "f" else 2.0 ** (8 * values.dtype.itemsize - 1)
                 mono.add((np.ascontiguousarray(values, np.float32) - middle) / np.float32(full))
+                if mono.full:
+                    return mono
         except (av.FFmpegError, ValueError) as e:
             raise UserError(f"cannot read {path}: it is cut off or damaged ({getattr(e, 'strerror', None) or e})"
                             ) from None

@@ -25,6 +25,9 @@ def write_samples(speaker, prompts, judges, folder):
     """Make the prompts. judges: recognisers, of which the first is asked. Returns the word error rate of those prompts
     that have a text, or None."""
     clips, rows = speaker.speak([p["request"] for p in prompts]), [{"text": prompt["label"]} for prompt in prompts]
+    for row, prompt in zip(rows, prompts):
+        if (text := prompt["request"].get("text")) and (read := speaker.became(text)):
+            row["read"] = read
     for n, clip in enumerate(clips):
         save_clip(folder / f"{n:03d}", clip.wav, clip.mel, speaker.mel)
     spoken = [n for n, prompt in enumerate(prompts) if judges and prompt["request"].get("text")]

@@ -6,17 +6,16 @@
 
 A text is normalised, broken into sentences, refused with a message where nothing can be made of it, and spoken
 sentence by sentence with a pause between. sample.py, serve.py, evaluate.py, bench.py and the samples of the trainers
-all come this way, so that one text with one seed is the same sound however it is asked for. What can be asked for
-stands once, in OPTIONS.
+all come this way, so that one text with one seed is the same sound however it is asked for. What can be asked for is in
+options.py.
 """
 
 import math
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, takewhile
+from itertools import accumulate, islice, pairwise, takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +26,11 @@ from trivox.alphabet import alphabet
 from trivox.audio import LOG_FLOOR, MelConfig, load_vocoder, log_mel, mel_config
 from trivox.checkpoints import cast_matrices, codec_of, load_model
 from trivox.codecs import decode_stream, load_codec
-from trivox.common import UserError, autocast, pick_dtype, some_path
+from trivox.common import UserError, autocast, pick_dtype
+from trivox.espeak import phonemes
 from trivox.generate import follow, generate_frames, generate_speech, solve_flow, stream_frames, stream_speech
 from trivox.normalise import normalise_text
+from trivox.options import OPTIONS, SAMPLING, read_options
 from trivox.parallel import parallel
 from trivox.recordings import read_wav
 from trivox.sentences import split_text
@@ -38,98 +39,7 @@ from trivox.voices import read_voice
 
 PAUSE = 0.15  # seconds between sentences
 BATCH = 32  # sentences that are spoken at once
-SAMPLING = "temperature", "top_k", "top_p", "repetition_penalty"  # the LLM TTS's options that its ONNX script has too
 STREAMS = 16  # sentences of an LLM TTS that are spoken ahead while the first is heard
-
-# ------------------------------------------------------------------------------------------------------------
-# What can be asked for
-
-@dataclass(frozen=True)
-class Option:
-    """A flag of sample.py, a control of the page, an argument of `stream`. What is out of [low, high] is refused;
-    `usual` is how far the page's slider goes. A config may have another default, as eval_<name>."""
-    name: str
-    type: type
-    help: str
-    low: float | None = None
-    high: float | None = None
-    usual: float | None = None
-    choices: tuple = ()
-    each_book: bool = False  # one number for all codebooks, or a list with one for each
-    default: Any = None
-
-
-SECONDS = Option("seconds", float, "of audio, instead of what is predicted", 0.01, 3600, 30)
-SEED = Option("seed", int, "of all that is drawn at random", 0, 10**12, default=0)
-GUIDANCE = Option("cfg_scale", float, "guidance by the text, 1 for none", 0, 100, 4)
-TEMPERATURE = Option("temperature", float, "0 takes the most probable codes", 0, 100, 1.5, each_book=True)
-TOP_K = Option("top_k", int, "most probable codes to choose from, 0 for all", 0, 10**6, 256, each_book=True)
-TOP_P = Option("top_p", float, "choose among codes of together this probability, 1 for all", 1e-6, 1, 1, each_book=True)
-OPTIONS = {
-    "flow": (
-        Option("steps", int, "of the solver, at least one", 1, 10_000, 64),
-        Option("solver", str, "of the flow's equation", choices=("euler", "midpoint", "heun")),
-        GUIDANCE,
-        Option("vocoder", str, "from log-mels to sound", choices=("griffinlim", "bigvgan")),
-        SECONDS, SEED),
-    "codec": (
-        TEMPERATURE, TOP_K, TOP_P, GUIDANCE,
-        replace(SECONDS, help="of audio to make; with text, instead of what is predicted"),
-        Option("prompt_wav", Path, "a recording to go on from"),
-        Option("prompt_seconds", float, "of that recording, from its start; 0 for all", 0, 3600, 10), SEED),
-    "llm": (
-        *(replace(option, each_book=False) for option in (TEMPERATURE, TOP_K, TOP_P)),
-        Option("repetition_penalty", float, "for codes that were spoken before, 1 for none", 1e-6, 100, 2),
-        replace(SECONDS, help="of a sentence, at most"),
-        Option("speaker", Path, "a recording of the voice to speak with, of a person who agrees; or a voice as .npy"),
-        SEED),
-}
-
-
-def add_flags(parser):
-    """Add the options of all systems to an argparse parser; those that are not given become None."""
-    for name in dict.fromkeys(option.name for options in OPTIONS.values() for option in options):
-        found = {system: o for system, options in OPTIONS.items() for o in options if o.name == name}
-        first, helps = next(iter(found.values())), dict.fromkeys(o.help for o in found.values())
-        systems = "" if len(found) == len(OPTIONS) else f" ({', '.join(found)})"
-        kind = some_path if first.type is Path else first.type
-        parser.add_argument(f"--{name}", type=kind, choices=first.choices or None, default=None,
-                            nargs="+" if first.each_book else None, help="; or ".join(helps) + systems)
-
-
-def given_flags(args):
-    """Those of an argparse result that are options and were given."""
-    names = {option.name for options in OPTIONS.values() for option in options}
-    values = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    return {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
-
-
-def read_options(system, config, given):
-    """The value of each option of a system, {name: value}: what is given, else what the config says, a dict.
-
-    Raises UserError for an option of another system, a value out of range, a list that is not of one number a book.
-    """
-    options = {option.name: option for option in OPTIONS[system]}
-    if strange := [name for name in given if name not in options]:
-        raise UserError(f"--{strange[0]} is not an option of {system!r} checkpoints")
-    values, books = {}, config.get("codebooks", 1)
-    for name, option in options.items():
-        value, flag = given.get(name), f"--{name}"
-        if value is None:  # eval_seconds is a limit, not a length
-            value = option.default if name == "seconds" else config.get(f"eval_{name}", option.default)
-            flag = f"--eval_{name}"
-        several = value if isinstance(value, list) else [value]
-        if len(several) not in ((1, books) if option.each_book else (1,)):
-            raise UserError(f"{flag} has {len(several)} numbers for {books} codebooks: give one, or one for each")
-        if option.choices and value not in option.choices:
-            raise UserError(f"{flag} {value} is none of {', '.join(option.choices)}")
-        low, high = option.low, option.high
-        for x in several:
-            if isinstance(x, (int, float)) and not low <= x <= high:
-                raise UserError(f"{flag} {x} is out of range: at least {low:g} and at most {high:,g}")
-        values[name] = several[0] if len(several) == 1 else several
-    return values
-
 
 # ------------------------------------------------------------------------------------------------------------
 # The road
@@ -142,9 +52,18 @@ class Clip:
     codes: torch.Tensor | None = None
 
 
+def print_note(said):
+    print(f"note: {said}", file=sys.stderr)
+
+
+def quoted(texts):
+    """Some texts for a note: the first three, shortened."""
+    return ", ".join(repr(text[:40]) for text in texts[:3]) + f" and {len(texts) - 3:,} more" * (len(texts) > 3)
+
+
 class Speaker:
     """What is the same in all systems. Each adds how a text is read (`sentences`), and how sentences become sound: in
-    `play` one after the other, as they come, and in `make` and `clip` many at once.
+    `play` and `sound` one after the other, as they come, and in `make` and `clip` many at once.
 
     model: on its device. config: the dict that it was trained with. mel: the MelConfig of its clips' log-mels.
     """
@@ -154,7 +73,8 @@ class Speaker:
     def __init__(self, model, config, mel):
         self.model, self.c, self.config, self.mel = model, model.c, config, mel
         self.sample_rate, self.device = model.c.sample_rate, next(model.parameters()).device
-        self.dtype, self.told = speaking_dtype(config, self.device), set()
+        self.dtype = speaking_dtype(config, self.device)
+        self.note, self.told = print_note, set()  # takes what was not read or heard; what characters it was told of
         self.language = config.get("language", "en")
         defaults = read_options(self.system, config, {})
         self.options = [replace(option, default=defaults[option.name]) for option in OPTIONS[self.system]
@@ -191,26 +111,51 @@ class Speaker:
             self.tell_unread(self.features.unread(text), "the voice has no sound for", "it is left out")
         return sentences
 
+    def reads(self, sentence):
+        """One of `sentences` as the model reads it: its letters, or its phonemes."""
+        return phonemes(sentence, self.features.phonemes) if self.features and self.features.phonemes else sentence
+
+    def readings(self, text):
+        """What becomes of a text: [(sentence, what the model reads, or "" where that differs in capitals alone)]."""
+        return [(s, "" if (read := self.reads(s)).lower() == s.lower() else read) for s in self.sentences(text)]
+
+    def became(self, text):
+        """What the model reads of a text, or "" where that differs in capitals and white space alone."""
+        read = " ".join(map(self.reads, self.sentences(text)))
+        return "" if read.lower() == " ".join(text.lower().split()) else read
+
     def tell_unread(self, characters, what, became):
-        """Say on stderr, once for the same ones, which characters are not read, and what becomes of them."""
+        """Tell, once for the same ones, which characters are not read, and what becomes of them."""
         if characters and characters not in self.told:
             self.told.add(characters)
-            print(f"note: {what} {characters[:40]!r}: {became}", file=sys.stderr)
+            self.note(f"{what} {characters[:40]!r}: {became}")
 
     def parts(self, text, settings):
-        """The sentences of a text with all that is known of them, dicts: the settings, text, seed, and share, its part
-        of `seconds` by its length."""
-        sentences = self.sentences(text)
-        whole = sum(len(s or " ") for s in sentences)
-        return [settings | {"text": s, "seed": settings["seed"] * 1_000_003 + n,
-                            "share": settings["seconds"] and settings["seconds"] * len(s or " ") / whole}
-                for n, s in enumerate(sentences)]
+        """The sentences of a text with all that is known of them, dicts: the settings, text, seed, and start and end,
+        seconds of speech before and after it where `seconds` are asked for, else None.
+
+        Raises UserError as `sentences` does, and where `seconds` are too few for the pauses between sentences.
+        """
+        sentences, seconds = self.sentences(text), settings["seconds"]
+        spans = (self.share_out(seconds, [len(s or " ") for s in sentences]) if seconds else
+                 [(None, None)] * len(sentences))
+        return [settings | {"text": s, "seed": settings["seed"] * 1_000_003 + n, "start": start, "end": end}
+                for n, (s, (start, end)) in enumerate(zip(sentences, spans))]
+
+    def share_out(self, seconds, lengths):
+        """(start, end) of each of some sentences in the speech of a sound of so many seconds, without its pauses: each
+        has its part by its length."""
+        if (speech := seconds - PAUSE * (len(lengths) - 1)) <= 0:
+            raise UserError(f"--seconds {seconds:g} leaves no room to speak: the pauses between {len(lengths)} "
+                            f"sentences take {seconds - speech:g} s")
+        upto = [speech * n / sum(lengths) for n in accumulate(lengths, initial=0)]
+        return list(pairwise(upto))
 
     def stream(self, text=None, **options):
         """Speak a text, and yield waveform, (samples,) float32, as it comes. options: as in `self.options`.
 
-        Raises UserError as `sentences` and `settings` do, and where the model makes no sound at all. One of several
-        sentences that it says nothing of is a moment of silence, and a note on stderr.
+        Raises UserError as `parts` and `settings` do, and where the model makes no sound at all. One of several
+        sentences that it says nothing of is a moment of silence, and a note.
         """
         self.model.eval()
         parts = self.parts(text, self.settings(options))
@@ -218,23 +163,31 @@ class Speaker:
 
     def with_pauses(self, parts):
         """What `stream` yields: the sound of one sentence after the other."""
-        silent = []
-        for n, (part, wavs) in enumerate(zip(parts, self.play(parts))):
-            if n:
-                yield self.pause()
-            first = next(wavs, None)
-            if first is None:
-                silent.append(part["text"] or "what was asked for")
-                if len(silent) == len(parts):
-                    raise UserError(f"the model made no sound for {silent[0][:40]!r}: try another seed")
-                print(f"note: the model made no sound for {silent[-1][:40]!r}: try another seed", file=sys.stderr)
-                first = decode(self.codec, torch.zeros(0, 1))
-            samples = 0
-            for wav in chain([first], wavs):
+        silent, cut, unheard, spoken, pause = [], [], [], 0, []
+        for part, steps in zip(parts, self.play(parts)):
+            if (most := self.most_frames(part, spoken)) is not None and most < 1:
+                unheard.append(part)
+                continue
+            yield from pause
+            samples, pause = 0, [self.pause()]
+            for wav in self.sound(islice(steps, most), part):
                 samples += len(wav)
                 yield wav
-            if (most := self.most_frames(part)) and samples >= most * self.sample_rate / self.c.frame_rate:
-                self.tell_cut([part], 1)
+            if not samples:
+                silent.append(part["text"] or "what was asked for")
+                if len(silent) == len(parts):
+                    break
+                yield (wav := decode(self.codec, torch.zeros(0, 1)))
+                samples = len(wav)
+            if most is not None:
+                frames = round(samples * self.c.frame_rate / self.sample_rate)
+                spoken += frames
+                cut += [(part, most)] * (frames >= most)
+        if len(silent) + len(unheard) == len(parts):
+            raise UserError(f"the model made no sound for {silent[0][:40]!r}: try another seed")
+        if silent:
+            self.note(f"the model made no sound for {quoted(silent)}: try another seed")
+        self.tell_lost(cut, unheard, len(parts))
 
     def speak(self, requests, **options):
         """Speak many texts at once. requests: dicts of a text and of the options that are its own, such as seed, also
@@ -256,26 +209,48 @@ class Speaker:
             with autocast(self.device, self.dtype):
                 for i, x in zip(some, self.make([flat[i] for i in some])):
                     made[i] = x
-        if cut := [part for x, part in zip(made, flat) if len(x) >= (self.most_frames(part) or math.inf)]:
-            self.tell_cut(cut, len(flat))
+        made, heard, cut, unheard = iter(made), [], [], []  # heard: (what was made, part) of each text's sentences
+        for some in parts:
+            heard.append([])
+            spoken = 0
+            for part, x in zip(some, made):
+                most = self.most_frames(part, spoken)
+                if most is not None and most < 1:
+                    unheard.append(part)
+                    continue
+                heard[-1].append((x[:most], part))
+                if most is not None:
+                    cut += [(part, most)] * (len(x) >= most)
+                    spoken += min(max(1, len(x)), most)
+        self.tell_lost(cut, unheard, len(flat))
         with parallel(threads=True) as pool:  # Griffin-Lim leaves the lock to others while it works
-            clips = iter(list(pool.map(self.clip, made, flat)))
-        return [self.join([next(clips) for _ in some]) for some in parts]
+            clips = iter(list(pool.map(lambda one: self.clip(*one), [one for some in heard for one in some])))
+        return [self.join([next(clips) for _ in some]) for some in heard]
 
-    def most_frames(self, part):
-        """After how many frames a sentence is cut off where the model does not end it; None where it always does."""
+    def most_frames(self, part, spoken=0):
+        """After how many frames a sentence is cut off where the model does not end it, when those before it have so
+        many; less than 1 where it is not heard at all, None where the model always ends it."""
 
-    def tell_cut(self, parts, of):
-        """Say on stderr which sentences were cut off."""
-        seconds = parts[0]["seconds"] or self.config["eval_seconds"]
-        which = f"{len(parts)} of {of} sentences, {parts[0]['text'][:40]!r} for one, have" if of > 1 else (
-            f"{parts[0]['text'][:40]!r} has")
-        print(f"note: {which} no end after {seconds:g} s, and no more is heard: --seconds allows more, another seed "
-              "may end sooner", file=sys.stderr)
+    def tell_lost(self, cut, unheard, of):
+        """Tell which of so many sentences were cut off, [(part, after how many frames)], and which not heard at all."""
+        if cut:
+            (part, most), seconds = cut[0], cut[0][1] / self.c.frame_rate
+            which = f"{len(cut)} of {of} sentences, {part['text'][:40]!r} for one, have" if len(cut) > 1 else (
+                f"{part['text'][:40]!r} has")
+            allows = "" if most == self.room(part) else "--seconds allows more, "
+            self.note(f"{which} no end after {seconds:.3g} s, and no more is heard: {allows}another seed may end "
+                      "sooner")
+        if unheard:
+            self.note(f"{quoted([part['text'] for part in unheard])}: not heard, as the {unheard[0]['seconds']:g} s of "
+                      "--seconds are over before")
+
+    def room(self, part):
+        """How many frames of a sentence the model's context holds; None where it does not matter."""
 
     def shared(self, part):
-        """What the sentences of a batch have in common: options of the sampling loop, and whether `share` counts."""
-        return {name: part[name] for name in self.loop_options if name in part}, bool(part["share"])
+        """What the sentences of a batch have in common: options of the sampling loop, and whether they have a length.
+        """
+        return {name: part[name] for name in self.loop_options if name in part}, part["end"] is not None
 
     def size(self, part):
         """What sentences of a batch should have in common, so that little is padded."""
@@ -347,15 +322,18 @@ class FlowSpeaker(Speaker):
             some = parts[at:at + (BATCH if at else 1)]
             with autocast(self.device, self.dtype):
                 mels = self.make(some)
-            for mel, part in zip(mels, some):
-                yield iter([self.clip(mel, part).wav])
+            yield from ([mel] for mel in mels)
+
+    def sound(self, steps, part):
+        return (self.clip(mel, part).wav for mel in steps)
 
     def make(self, parts):
         """Log-mels, a list of (frames, n_mels) float32 on the CPU."""
         text, length = (x.to(self.device) for x in self.features([part["text"] for part in parts]))
-        shares, frames = [part["share"] for part in parts], None
-        if shares[0]:
-            frames = torch.tensor([max(1, round(s * self.mel.frame_rate)) for s in shares], device=self.device)
+        frames, rate = None, self.mel.frame_rate
+        if parts[0]["end"]:
+            frames = torch.tensor([max(1, round(part["end"] * rate) - round(part["start"] * rate)) for part in parts],
+                                  device=self.device)
         how, _ = self.shared(parts[0])
         return solve_flow(self.model, text, length, self.features([""])[0].to(self.device),
                           [part["seed"] for part in parts], frames, **how)
@@ -411,7 +389,10 @@ class CodecSpeaker(Speaker):
         return super().parts(text, settings)
 
     def play(self, parts):
-        return (decode_stream(self.codec, self.codes(part)) for part in parts)
+        return map(self.codes, parts)
+
+    def sound(self, steps, part):
+        return decode_stream(self.codec, steps)
 
     def codes(self, part):
         """What is decoded as it comes: the codes (Q,) of frame after frame, up to the end of the clip."""
@@ -430,24 +411,31 @@ class CodecSpeaker(Speaker):
         if self.c.cross_every:
             text, length = (x.to(self.device) for x in self.features([part["text"] or "" for part in parts]))
             how |= {"text": text, "length": length}
-            if parts[0]["text"] and parts[0]["share"]:
-                how["seconds"] = torch.tensor([part["share"] for part in parts], device=self.device)
+            if parts[0]["text"] and parts[0]["end"]:
+                how["seconds"] = torch.tensor([part["end"] - part["start"] for part in parts], device=self.device)
         return loop(self.model, max(map(self.frames, parts)), [part["seed"] for part in parts],
                     [nothing if part["prompt"] is None else part["prompt"] for part in parts], **how)
 
     def frames(self, part):
         """How long a clip may become, with its prompt."""
-        seconds = part["seconds"] or self.config["eval_seconds"]
-        return max(1, round(seconds * self.c.frame_rate)) + (0 if part["prompt"] is None else len(part["prompt"]))
+        return frames_left(self, part, 0) + (0 if part["prompt"] is None else len(part["prompt"]))
 
-    def most_frames(self, part):
-        return self.frames(part) if part["text"] else None
+    def most_frames(self, part, spoken=0):
+        return frames_left(self, part, spoken) if part["text"] else None
 
     def size(self, part):
         return self.frames(part), super().size(part)
 
     def clip(self, codes, part):
         return Clip(wav := decode(self.codec, codes), log_mel(wav, self.mel), codes)
+
+
+def frames_left(speaker, part, spoken):
+    """How many frames a sentence of a language model may have when those before it have so many: up to where it is to
+    end, or as many as the config says. The first has one at least."""
+    if part["end"] is None:
+        return max(1, round(speaker.config["eval_seconds"] * speaker.c.frame_rate))
+    return max(round(part["end"] * speaker.c.frame_rate) - spoken, 0 if spoken else 1)
 
 
 def decode(codec, codes):
@@ -489,17 +477,30 @@ class LLMSpeaker(Speaker):
                          "each is one unknown character to it")
         return sentences
 
+    def share_out(self, seconds, lengths):
+        """Each may have what those before it leave, as the model takes the time that it takes."""
+        return [(0, seconds - PAUSE * n) for n in range(len(lengths))]
+
+    def reads(self, sentence):
+        """Its characters, with � for those that the model does not know."""
+        return "".join(self.letters.text([i]) or "\ufffd" for i in self.letters.ids(sentence))
+
     def play(self, parts):
         for at in range(0, len(parts), STREAMS):  # so many sentences at once
             some = parts[at:at + STREAMS]
-            for codes in follow(self.under_autocast(self.run(stream_speech, some)), len(some)):
-                yield decode_stream(self.codec, codes)
+            yield from follow(self.under_autocast(self.run(stream_speech, some)), len(some))
+
+    def sound(self, steps, part):
+        return decode_stream(self.codec, steps)
 
     def shared(self, part):
-        return super().shared(part)[0], part["seconds"]
+        return super().shared(part)[0]
 
-    def most_frames(self, part):
-        return max(1, round((part["seconds"] or self.config["eval_seconds"]) * self.c.frame_rate))
+    def most_frames(self, part, spoken=0):
+        return min(frames_left(self, part, spoken), self.room(part))
+
+    def room(self, part):
+        return self.c.context - len(read_prompt(self.c, part["text"]))
 
     def make(self, parts):
         """Codes, a list of (n, 1) int64."""
@@ -507,11 +508,11 @@ class LLMSpeaker(Speaker):
 
     def run(self, loop, parts):
         """stream_speech or generate_speech over some sentences."""
-        how, _ = self.shared(parts[0])
+        how = self.shared(parts[0])
         if self.c.speaker_width:
             how["speaker"] = torch.stack([part["speaker"] for part in parts]).to(self.device)
         return loop(self.model, [read_prompt(self.c, part["text"]) for part in parts], [part["seed"] for part in parts],
-                    self.most_frames(parts[0]), **how)
+                    [max(1, self.most_frames(part)) for part in parts], **how)
 
     def clip(self, codes, part):
         return Clip(wav := decode(self.codec, codes), log_mel(wav, self.mel), codes)
