@@ -52,7 +52,7 @@ ROOT = Path(__file__).parent
 TEXT_ROOMS = ("__init__", "alphabet", "chinese", "dates", "errors", "foreign", "markup", "normalise", "numerals",
               "quantities", "sentences", "usage")  # what a text goes through, none of which imports torch
 # Which speak.py and they import
-PACKAGES = "onnxruntime", "numpy", "num2words", "cn2an", "proces", "anyascii", "emoji", "sentencex"
+PACKAGES = "onnxruntime", "numpy", "num2words", "anyascii", "emoji", "sentencex"
 
 # ------------------------------------------------------------------------------------------------------------
 # ONNX

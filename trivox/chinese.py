@@ -1,6 +1,8 @@
-"""Numbers in Chinese words: years, dates, times, shares, money and ranges as they are read aloud, by rules of our own.
-cn2an makes the words of a plain number; its own rules would read 2023-04-03 as two subtractions, 100年 as the name of a
-year, and the number of a telephone in hundreds of millions."""
+"""Numbers in Chinese words: years, dates, times, shares, money and ranges as they are read aloud.
+
+num2words has no Chinese, and cn2an 0.5.24 reads 2023-04-03 as two subtractions, 100年 as the name of a year, and the
+number of a telephone in hundreds of millions; its package leaves folders called build and src beside its own.
+"""
 
 import re
 from functools import lru_cache
@@ -21,26 +23,36 @@ TRADITIONAL = str.maketrans("万亿点负两欧镑摄华", "萬億點負兩歐�
 def say_chinese(text, traditional=False):
     """A text with its numbers in words, in traditional characters where it has some itself, or they are asked for."""
     text = BLANKS.sub("", "".join(str(int(c)) if c.isdecimal() else c for c in text))
-    traditional = traditional or simplified(text) != text
+    some = re.findall(f"[{HAN}]", text)
+    traditional = traditional or any(in_code(c, "big5") and not in_code(c, "gb2312") for c in some)
     for pattern, say in RULES:
         text = pattern.sub(lambda match, say=say: say(match).translate(TRADITIONAL if traditional else {}), text)
     return text
 
 
-def simplified(text):
-    """A text in simplified characters."""
-    from proces import preprocess
+def in_code(c, code):
+    """Whether a code has this character: GB 2312 has the simplified ones, Big5 the traditional ones."""
+    try:
+        return bool(c.encode(code))
+    except UnicodeEncodeError:
+        return False
 
-    return preprocess(text, ["traditional_to_simplified"])
+
+def cardinal(number, within=False):
+    """The words of a whole number; within: behind those of a larger one, where 15 is 一十五 and not 十五."""
+    for unit, name in ((10**8, "亿"), (10**4, "万"), (1000, "千"), (100, "百"), (10, "十")):
+        if number >= unit:
+            high, low = divmod(number, unit)
+            words = ("" if unit == 10 and high == 1 and not within else cardinal(high, within)) + name
+            return words + ("零" * (low < unit // 10) + cardinal(low, True) if low else "")
+    return digits(str(number))
 
 
 @lru_cache(10_000)
 def words_of(number):
     """Digits, with or without commas and decimals, in words; one by one where they are too many, or begin with 0."""
-    from cn2an import an2cn
-
     whole, _, decimals = number.replace(",", "").partition(".")
-    words = digits(whole) if len(whole) > LONGEST or re.match("0.", whole) else an2cn(whole)
+    words = digits(whole) if len(whole) > LONGEST or re.match("0.", whole) else cardinal(int(whole))
     return re.sub("^二(?=[千万亿])", "两", words) + ("点" + digits(decimals) if decimals else "")
 
 

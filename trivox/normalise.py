@@ -188,7 +188,7 @@ def normalise_text(text, accents=False, language="en"):
     of the words, as num2words calls it, such as "de"; of others than English, only numbers are put in words. Texts of
     "und", which is none, such as phonemes, stay as they are but for white space.
 
-    Raises UserError for numbers in what is no language; where neither num2words nor cn2an knows it, digits stay.
+    Raises UserError for numbers in what is no language; where it is not known, digits stay.
     """
     if language == "und":
         return " ".join(text.split())

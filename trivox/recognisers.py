@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from trivox.chinese import simplified
 from trivox.common import UserError
 from trivox.foreign import CHINESE
 from trivox.normalise import normalise_text
@@ -55,11 +54,18 @@ def compared_words(text, language="en"):
     except UserError:  # no words for numbers: digits are compared, as an evaluation must not end here
         text = text.lower()
     if language in CHINESE:
-        text = simplified(text)
+        text = simplifier().convert(text)
     words = normaliser(language)(re.sub(r"[()\[\]{}<>]", " ", text))
     if language != "en":
         return " ".join(words.split())
     return re.sub(r"(?<=\d)(?=\d)", " ", words)
+
+
+@lru_cache(1)
+def simplifier():
+    import opencc
+
+    return opencc.OpenCC("t2s")
 
 
 @lru_cache(8)
