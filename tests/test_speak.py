@@ -283,6 +283,10 @@ def test_nothing_said(runs, capsys):
     wav = np.concatenate(list(speaker.stream("two books. nine keys.")))
     assert len(wav) == 441 + int(0.15 * 22050) + 40 * 441 and not wav[:441].any() and wav[-441 * 30:].any()
     assert "note: the model made no sound for 'two books.'" in capsys.readouterr().err
+    speaker.run = lambda loop, parts: [torch.tensor(codes[:codes.index(-1)]) for codes in ([-1], [*range(20), -1])]
+    (clip,) = speaker.speak([{"text": "two books. nine keys."}])
+    assert len(clip.wav) == 441 + int(0.15 * 22050) + 20 * 441
+    assert "note: the model made no sound for 'two books.'" in capsys.readouterr().err
 
 
 def test_requests_of_their_own(runs):

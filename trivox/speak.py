@@ -185,15 +185,14 @@ class Speaker:
                 cut += [(part, most)] * (frames >= most)
         if len(silent) + len(unheard) == len(parts):
             raise UserError(f"the model made no sound for {silent[0][:40]!r}: try another seed")
-        if silent:
-            self.note(f"the model made no sound for {quoted(silent)}: try another seed")
-        self.tell_lost(cut, unheard, len(parts))
+        self.tell_lost(silent, cut, unheard, len(parts))
 
     def speak(self, requests, **options):
         """Speak many texts at once. requests: dicts of a text and of the options that are its own, such as seed, also
         `prompt`, codes (T, Q) to go on from; `speaker` may be an embedding. Returns a list of Clips.
 
-        What a text becomes does not depend on its neighbours. A model that says nothing gives a moment of silence.
+        What a text becomes does not depend on its neighbours. A sentence that the model says nothing of is a moment of
+        silence, and a note.
         """
         self.model.eval()
         parts = []
@@ -209,7 +208,8 @@ class Speaker:
             with autocast(self.device, self.dtype):
                 for i, x in zip(some, self.make([flat[i] for i in some])):
                     made[i] = x
-        made, heard, cut, unheard = iter(made), [], [], []  # heard: (what was made, part) of each text's sentences
+        made, heard = iter(made), []  # heard: (what was made, part) of each text's sentences
+        silent, cut, unheard = [], [], []
         for some in parts:
             heard.append([])
             spoken = 0
@@ -219,10 +219,11 @@ class Speaker:
                     unheard.append(part)
                     continue
                 heard[-1].append((x[:most], part))
+                silent += [part["text"] or "what was asked for"] * (not len(x))
                 if most is not None:
                     cut += [(part, most)] * (len(x) >= most)
                     spoken += min(max(1, len(x)), most)
-        self.tell_lost(cut, unheard, len(flat))
+        self.tell_lost(silent, cut, unheard, len(flat))
         with parallel(threads=True) as pool:  # Griffin-Lim leaves the lock to others while it works
             clips = iter(list(pool.map(lambda one: self.clip(*one), [one for some in heard for one in some])))
         return [self.join([next(clips) for _ in some]) for some in heard]
@@ -231,8 +232,11 @@ class Speaker:
         """After how many frames a sentence is cut off where the model does not end it, when those before it have so
         many; less than 1 where it is not heard at all, None where the model always ends it."""
 
-    def tell_lost(self, cut, unheard, of):
-        """Tell which of so many sentences were cut off, [(part, after how many frames)], and which not heard at all."""
+    def tell_lost(self, silent, cut, unheard, of):
+        """Tell which of so many sentences the model made no sound of, texts; which were cut off, [(part, after how many
+        frames)]; and which were left out, as the time was over, parts."""
+        if silent:
+            self.note(f"the model made no sound for {quoted(silent)}: try another seed")
         if cut:
             (part, most), seconds = cut[0], cut[0][1] / self.c.frame_rate
             which = f"{len(cut)} of {of} sentences, {part['text'][:40]!r} for one, have" if len(cut) > 1 else (
