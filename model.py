@@ -810,7 +810,8 @@ class LLMConfig:
     @property
     def first_code(self):
         if self.characters == "auto":
-            raise UserError("characters: auto takes those of a data set, and none has been opened")
+            raise UserError("characters: auto takes those of a data set, and none has been opened: the config.yaml of "
+                            "a run has them")
         return FIRST + len(self.characters)
 
     @property
