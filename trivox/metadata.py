@@ -22,11 +22,14 @@ ROLES = ("id", "text", "normalized", "speaker")
 LISTS = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.txt", "filelist.txt", "manifest.jsonl")
 NAMES = {role: names.split() for role, names in {  # what headers and JSON call them, the best first
     "id": "file_name filename file file_path filepath path audio_filepath audio_path audio_file audio_filename audio "
-          "wav_path wav_file wav_filename wav wavs recording clip id clip_id utterance_id utt_id utterance utt key",
-    "text": "text sentence transcript transcription raw_text text_raw raw_transcription original_text",
+          "wav_path wav_file wav_filename wav wavs recording clip id clip_id utterance_id utt_id utterance utt key "
+          "datei dateiname fichier archivo файл 文件",
+    "text": "text sentence transcript transcription raw_text text_raw raw_transcription original_text texte texto "
+            "testo satz текст 文本",
     "normalized": "normalized normalised normalized_text normalised_text text_normalized text_normalised "
                   "normalized_transcription clean_text",
-    "speaker": "speaker speaker_id speaker_name spk spk_id client_id voice reader narrator"}.items()}
+    "speaker": "speaker speaker_id speaker_name spk spk_id client_id voice reader narrator sprecher locuteur hablante "
+               "диктор"}.items()}
 PATHS = "path", "filepath", "file_name", "filename", "file", "audio_filepath"  # of an object that is a recording
 PARTS = "offset", "start", "start_time", "begin", "segment_start"  # where a clip begins in its recording
 NOT_NAMES = {*"""m f male female man woman happy sad angry neutral calm surprised fearful disgusted en de fr es it nl pt
