@@ -36,6 +36,7 @@ from trivox.cut import cut_corpus
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
 from trivox.emilia import EMILIA, convert_emilia
+from trivox.foreign import known
 from trivox.open_speech import make_open_corpus
 from trivox.prepare import embed, prepare_mels, tokenize
 from trivox.recipes import TRAINERS, make_data
@@ -300,6 +301,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     if "codebook_size" in args:
         args.codebook_size = book_sizes(args)
+    if getattr(args, "language", "en") != "en":
+        known(args.language)  # raises UserError for what is none, before anything is made
     if args.command == "tokenize" and args.fit and args.codec != "mel_rvq":
         raise UserError(f"--fit is for mel_rvq, which is fitted here; {args.codec} is as it is")
     if getattr(args, "root", None) and args.out.resolve() in (args.root.resolve(), (args.root / "wavs").resolve()):

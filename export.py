@@ -35,6 +35,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import yaml
 from safetensors.torch import save_file
 
 from trivox.alphabet import SYMBOLS
@@ -50,7 +51,7 @@ from trivox.voices import read_voice
 
 ROOT = Path(__file__).parent
 TEXT_ROOMS = ("__init__", "alphabet", "chinese", "dates", "errors", "foreign", "markup", "normalise", "numerals",
-              "quantities", "sentences", "usage")  # what a text goes through, none of which imports torch
+              "quantities", "sentences", "units", "usage")  # what a text goes through, none of which imports torch
 # Which speak.py and they import
 PACKAGES = "onnxruntime", "numpy", "num2words", "anyascii", "emoji", "sentencex"
 
@@ -252,7 +253,7 @@ def merge(ckpt, out):
         folder.mkdir(parents=True)
         save_file({key: x.contiguous() for key, x in model.state_dict().items()}, folder / "ema.safetensors")
         merged = config | {"lora_rank": 0, "init_from": ""}
-        (folder / "config.yaml").write_text(json.dumps(merged), encoding="utf-8")  # JSON is YAML
+        (folder / "config.yaml").write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
         if kept.exists():
             shutil.copytree(kept, new / "codec")
     print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")

@@ -824,8 +824,8 @@ class LLMConfig:
 
     def __post_init__(self):
         check_blocks(self, {"attention": "A", "gdn": "G"})
-        if len({*self.characters}) < len(self.characters):
-            raise UserError(f"characters {self.characters!r} names one twice")
+        if not self.characters or len({*self.characters}) < len(self.characters):
+            raise UserError(f"characters {self.characters!r} should name some, and none of them twice")
 
 
 def sentence(c, characters, codes=None):

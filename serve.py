@@ -107,7 +107,7 @@ def build(name, speaker):
             goes_on = options.get("prompt_wav") and not text.strip()
             wav = np.concatenate(list(speaker.stream(None if goes_on else text, **options)))
         except UserError as e:
-            raise gr.Error("; ".join([str(e), *notes]), print_exception=False) from None
+            raise gr.Error(escape("; ".join([str(e), *notes])), print_exception=False) from None  # it shows HTML
         took, seconds = time.perf_counter() - start, len(wav) / speaker.sample_rate
         pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16)
         return (speaker.sample_rate, pcm), (f"{seconds:.2f} s of audio in {took:.2f} s, real-time factor "

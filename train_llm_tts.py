@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from model import LLM, LLMConfig, packed_batch, sentence
 from trivox.audio import log_mel
-from trivox.checkpoints import check_codec, digest, initial_weights, keep_base
+from trivox.checkpoints import characters_of, check_codec, digest, initial_weights, keep_base
 from trivox.codecs import load_codec
 from trivox.common import Folder, Fraction, Limit, NotNegative, Positive, Share, Top, UserError, all_sum, autocast
 from trivox.cross_entropy import linear_cross_entropy
@@ -230,7 +230,6 @@ def main(argv):
 
     # Data
     data = open_tokens(SentenceDataset, c.data_dir, c, c.language)
-    c.characters = data.alphabet.symbols  # also where it said auto
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]
@@ -243,8 +242,10 @@ def main(argv):
         shown = speakers_clips(data, train, val)
 
     # Model
-    model = LLM(c)
     checkpoint = run_folder.open_run(c)
+    c.characters = characters_of(c, checkpoint, data.alphabet.symbols)
+    data.read_in(c.characters)
+    model = LLM(c)
     if c.lora_rank:
         c.init_from = keep_base(c.init_from, c.out_dir, checkpoint)
     if c.init_from and (c.lora_rank or not checkpoint):

@@ -5,7 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" WANDB_MODE=disabled
-system=${1:-flow} out=$(realpath -m "${2:-data/audit}")
+system=${1:-flow}
+case $system in flow | codec | llm) ;; *) echo "error: $system is none of flow, codec, llm" >&2 && exit 1 ;; esac
+out=$(realpath -m "${2:-data/audit}")
 python data.py demo --out "$out/demo"
 mkdir -p "$out/corpus"
 ln -sfn "$out/demo/corpus/wavs" "$out/corpus/wavs"
@@ -32,7 +34,6 @@ case $system in
         python data.py tokenize --codec mel_rvq --hop_length 441 --codebooks 4 --codebook_size 256 "${made[@]}" ;;
     llm) trainer=train_llm_tts.py config=llm_demo
         python data.py tokenize --codec mel_rvq --hop_length 441 --codebooks 1 --codebook_size 1024 "${made[@]}" ;;
-    *) echo "error: $system is none of flow, codec, llm" >&2 && exit 1 ;;
 esac
 python $trainer --config configs/$config.yaml --data_dir "$out/$system" --out_dir "$out/run_$system"
 python evaluate.py audit --ckpt "$out/run_$system"

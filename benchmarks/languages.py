@@ -49,10 +49,11 @@ def make_corpus(language, root):
 
 
 def python(command, **flags):
-    """Run one of the project's commands. Raises CalledProcessError where it fails."""
+    """Run one of the project's commands, and end with its status where it fails."""
     words = shlex.split(command) + [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     print("python", shlex.join(words), flush=True)
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+    if status := subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        sys.exit(status)
 
 
 def learn(language, system, out):
@@ -64,7 +65,7 @@ def learn(language, system, out):
     python(f"data.py {prepare}", root=corpus, out=data, language=language)
     start = time.perf_counter()
     python(train, data_dir=data, out_dir=run, language=language, overfit=30, eval_prompts="overfit",
-           eval_recogniser="auto", log_every=25)
+           eval_recogniser="auto", log_every=25, resume=True)
     write_whole(out / language / f"{system}_minutes.txt", f"{(time.perf_counter() - start) / 60:.1f}\n")
     python("evaluate.py", ckpt=run)
 

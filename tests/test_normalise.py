@@ -240,10 +240,10 @@ def test_ljspeech_is_normalised():
 # Other languages
 
 @pytest.mark.parametrize("language, text, spoken", [
-    ("de", "3 Katzen, 3,5 kg und -5", "drei Katzen, drei Komma fünf kg und minus fünf"),
+    ("de", "3 Katzen, 3,5 kg und -5", "drei Katzen, drei Komma fünf Kilogramm und minus fünf"),
     ("de-AT", "1.234.567 oder 1 000 000", f"{num2words(1234567, lang='de')} oder {num2words(10**6, lang='de')}"),
     ("fr", "l'an 2026", "l'an deux mille vingt-six"), ("pt_BR", "21", "vinte e um"), ("nb", "7", "syv"),
-    ("de", "007 z.B. Dr. 5%", "null null sieben z.B. Dr. fünf%"), ("zh", "没有数字。", "没有数字。"),
+    ("de", "007 z.B. Dr. 5%", "null null sieben zum Beispiel Doktor fünf Prozent"), ("zh", "没有数字。", "没有数字。"),
     ("en-GB", "$5", "five dollars"), ("EN", "$5", "five dollars"), ("De", "5,05", "fünf Komma null fünf"),
     ("it", "3,50 e 3", "tre virgola cinque zero e tre"), ("cy", "3.5", "tri pwynt pump"),
     ("de", "1.234,56 und 1.234", f"{num2words('1234.56', lang='de')} und {num2words(1234, lang='de')}"),

@@ -23,7 +23,7 @@ from train_llm_tts import Config, counts, llm_loss, make_batch, rows_from
 from trivox import codecs, common, echolancer, generate, run_folder, speak
 from trivox import metrics as figures
 from trivox.alphabet import SYMBOLS, Alphabet, of_texts
-from trivox.checkpoints import load_model
+from trivox.checkpoints import embedding_for, load_model
 from trivox.datasets import SentenceDataset
 from trivox.prepare import write_sentences
 from trivox.voices import read_voice
@@ -468,11 +468,22 @@ def test_the_corpus_own_characters(flags, rewritten, tmp_path, in_process, capsy
     in_process(flags("--resume", **own | dict(steps=7, characters="auto", overfit=4)))
     more = rewritten("more", language="ru", symbols=symbols + "ѣ")
     said = refusal(in_process, *flags("--resume", **own | dict(steps=8, characters="auto", overfit=4, data_dir=more)))
-    assert "characters was" in said and "--out_dir" in said
+    assert "have the characters 'ѣ'" in said and "--characters auto" in said
+    fewer = rewritten("fewer", language="ru", letters=RUSSIAN | {ord("z"): "а"})
+    assert len(SentenceDataset(fewer).alphabet.symbols) <= len(symbols)
+    in_process(flags("--resume", **own | dict(steps=8, characters="auto", overfit=4, data_dir=fewer)))
+    assert load_model(tmp_path / "run")[1]["characters"] == symbols
 
 
 def test_other_characters_take_over_what_is_known(flags, rewritten, base, tmp_path, in_process, capsys):
-    """The same characters in another order are the same model; new ones are told."""
+    """They stay what they were, however those of the data set are ordered; new ones are told, and come behind."""
+    torch.manual_seed(0)
+    c = Config(**TINY | dict(characters=" bß" + "".join(sorted({*SYMBOLS} - {*" bz"}))))
+    moved, before = embedding_for(LLM(c), one := load_model(base)[0], "x"), one.embedding.weight
+    assert torch.equal(moved[5 + c.characters.index("k")], before[5 + SYMBOLS.index("k")])
+    assert torch.equal(moved[c.first_code:], before[43:]) and torch.equal(moved[:5], before[:5])
+    said = capsys.readouterr().out
+    assert "'ß' are new to x" in said and "'z' are those of x" in said
     shuffled = rewritten("shuffled", "".join(sorted(SYMBOLS)), {})
     settings = dict(init_from=base, packed=False, overfit=4, steps=1, lr=0, min_lr=0, characters="auto")
     in_process(flags(**settings, data_dir=shuffled))
@@ -480,12 +491,14 @@ def test_other_characters_take_over_what_is_known(flags, rewritten, base, tmp_pa
     rows = []
     for folder, model in ((shuffled, here), (base, there)):
         data = SentenceDataset(folder if folder == shuffled else load_model(base)[1]["data_dir"])
+        data.read_in(model.c.characters)
         rows.append(figures.score_sentences(model, data, data.clips("all"), None, CPU, torch.float32))
-    assert here.c.characters != there.c.characters and rows[0] == pytest.approx(rows[1], rel=1e-5)
+    assert here.c.characters == there.c.characters and rows[0] == pytest.approx(rows[1], rel=1e-5)
     data = rewritten("russian", language="ru")
     in_process(flags(**settings | dict(data_dir=data, language="ru", out_dir=tmp_path / "russian_run")))
     said, new = capsys.readouterr().out, load_model(tmp_path / "russian_run")[0]
-    assert "абц" not in said and "абвг" in said and "new to" in said and "'abc" in said
+    assert "абвг" in said and "new to" in said and "will not read" not in said
+    assert new.c.characters.startswith(SYMBOLS) and "ф" in new.c.characters
     assert torch.equal(new.embedding.weight[new.c.first_code:], there.embedding.weight[43:])
     assert torch.equal(new.embedding.weight[5 + new.c.characters.index(".")], there.embedding.weight[32])
     adapter = dict(lora_rank=2, data_dir=data, language="ru", out_dir=tmp_path / "adapter")

@@ -15,8 +15,8 @@ class Alphabet:
     """Characters, a string in which each stands once, numbered from 5 on as they stand there.
 
     Echolancer's are small letters, to which others are decomposed (NFKD). One of a corpus is in composed letters (NFC),
-    in lower case where it has no capital; a character that it lacks is read as what it has of its lower case or its
-    Latin letters, such as e for é.
+    in lower case where it has no capital; a character that it lacks is read as what it has of its lower case or, of
+    Latin letters and marks, its like in ASCII, such as e for é.
     """
 
     def __init__(self, symbols=SYMBOLS):
@@ -42,7 +42,10 @@ class Alphabet:
 
     def spell(self, c):
         """The numbers of one character, by others where the alphabet lacks it."""
-        for form in (c, c.lower(), unicodedata.normalize("NFKC", c).lower(), anyascii(c), anyascii(c).lower()):
+        forms = [c, c.lower(), unicodedata.normalize("NFKC", c).lower()]
+        if unicodedata.name(c, "").startswith("LATIN") or unicodedata.category(c)[0] == "P":
+            forms += [anyascii(c), anyascii(c).lower()]  # of other letters that would be other speech
+        for form in forms:
             if form and all(x in self.number for x in form):
                 return [self.number[x] for x in form]
         return [UNKNOWN]
@@ -53,6 +56,7 @@ class Alphabet:
 
     def unknown(self, text):
         """Those of a text that there is no number for, each once, in their order: a string."""
+        text = unicodedata.normalize("NFC", text)
         return "".join(c for c in dict.fromkeys(text) if not c.isspace() and UNKNOWN in self.ids(c))
 
     def has_letters(self, ids):

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from trivox.alphabet import UNKNOWN, Alphabet
+from trivox.alphabet import UNKNOWN, Alphabet, folded
 from trivox.common import UserError
 from trivox.corpora import ending_of, read_corpus
 from trivox.files import write_whole
@@ -93,7 +93,8 @@ def facts_of(used, skipped, heldout):
 def alphabet(used, language):
     """The characters of the texts as they are spoken, [(character, its name, how often, whether Echolancer's alphabet
     has it)], the rarest first of those that it has not."""
-    counts = Counter(c for clip in used for c in normalise_text(clip["text"], True, language).lower())
+    counts = Counter(c for clip in used for c in folded(normalise_text(clip["text"], True, language), "NFC",
+                                                        language == "und"))
     letters, rows = Alphabet(), []
     for c, n in counts.items():
         known = UNKNOWN not in letters.ids(normalise_text(f"x{c}x", language=language))

@@ -10,7 +10,7 @@ import torch
 
 from model import LLM, CodecConfig, CodecLM, FlowConfig, FlowTTS, LLMConfig
 from trivox import echolancer
-from trivox.alphabet import FIRST
+from trivox.alphabet import FIRST, SYMBOLS
 from trivox.codecs import read_codec
 from trivox.common import UserError, read_yaml
 from trivox.recipes import complete
@@ -166,24 +166,35 @@ def initial_weights(model, source, data_dir):
         raise UserError(f"an adapter learns no voices, and {source} has none: fine-tune it with speaker_width first")
 
 
+def characters_of(c, checkpoint, symbols):
+    """The characters that a model to be trained reads: those of its config, or where that says auto, those of the run's
+    `checkpoint`, else of the model that it begins with and then those of its data set, `symbols`, that are new."""
+    if c.characters != "auto":
+        return c.characters
+    if checkpoint:
+        return read_yaml(checkpoint / "config.yaml").get("characters", SYMBOLS)
+    known = read_config(c.init_from).get("characters", SYMBOLS) if c.init_from else ""
+    return known + "".join(x for x in symbols if x not in known)
+
+
 def embedding_for(model, before, source):
     """The embedding of `before`, the model of `source`, in the characters of `model`. Those that are new to it begin as
-    `model` has them, which is said, and so is which are left out."""
+    `model` has them. That is said, and which there are no more."""
     here, there = model.c, before.c
     old, new = before.embedding.weight.detach(), model.embedding.weight.detach().clone()
     if here.lora_rank:
-        raise UserError(f"an adapter learns no characters, and {source} reads {there.characters!r} where this data set "
-                        f"has {here.characters!r}: fine-tune it without lora_rank first")
+        raise UserError(f"an adapter learns no characters, and {source} reads {there.characters!r}, where this model "
+                        f"reads {here.characters!r}: fine-tune it without lora_rank first")
     if (old.shape[1], there.codebook_size) != (new.shape[1], here.codebook_size):
         return old  # of another size, which is told where weights are loaded
     known = [c for c in here.characters if c in there.characters]
     rows = [[*range(FIRST), *(FIRST + c.characters.index(x) for x in known), *range(c.first_code, len(weights))]
             for c, weights in ((here, new), (there, old))]
     new[rows[0]] = old[rows[1]]
-    fresh, gone = ("".join(c for c in some if c not in others) for some, others in (
-        (here.characters, there.characters), (there.characters, here.characters)))
-    print(f"note: the characters {fresh!r} are new to {source}, and are learnt from nothing"
-          + f"; {gone!r}, which the texts have not, are left out" * bool(gone))
+    for some, others, became in ((here, there, f"are new to {source}, and are learnt from nothing"),
+                                 (there, here, f"are those of {source} that this model will not read")):
+        if found := "".join(c for c in some.characters if c not in others.characters):
+            print(f"note: the characters {found!r} {became}")
     return new
 
 

@@ -81,16 +81,23 @@ def say_time(match):
 
 
 def say_range(match):
-    low, share, high, also = match.groups()
+    money, minus, low, share, below, high, unit = match.groups()
     rest = match.string[match.end():match.end() + 2]
-    if also:
-        return f"百分之{words_of(low)}到百分之{words_of(high)}"
-    return f"{'百分之' * bool(share)}{counted(low, rest)}到{counted(high, rest)}"
+    if unit in ("%", "‰"):
+        part = "百分之" if unit == "%" else "千分之"
+        return f"{'负' * bool(minus)}{part}{words_of(low)}到{'负' * bool(below)}{part}{words_of(high)}"
+    sign = "零下" if unit in ("°C", "°F") else "负"
+    if unit or money:
+        rest = UNITS.get(unit) or MONEY[money]
+    words = f"{sign * bool(minus)}{'百分之' * bool(share)}{counted(low, rest)}到"
+    return f"{words}{sign * bool(below)}{counted(high, rest)}" + (rest if unit or money else "")
 
 
 def say_number(match):
     """A number with its sign, its money, its unit. What stands behind Latin letters, as in A1024, is no number."""
     minus, money, number, large, unit = match.groups()
+    if minus and re.search(f"[{HAN}]$", match.string[:match.start()]) and not unit.startswith("°"):
+        return "-" + say_number(NUMBERS.match(match.string, match.start() + 1))  # 上海-2024: no number below 0
     before, after = match.string[:match.start()][-1:], match.string[match.end():match.end() + 2]
     if re.match("[A-Za-z]", before) and len(number) > 2 and number.isdecimal():
         words = digits(number) + large
@@ -103,7 +110,12 @@ def say_number(match):
     return ("零下" if unit in ("°C", "°F") else "负") * bool(minus) + words
 
 
+NUMBERS = re.compile(rf"(?:(?<![\dA-Za-z)])(-))?([¥$€£])?({NUMBER})([百千万萬亿億]{{0,2}})(%|‰|°[CF]?|)")
 RULES = [(re.compile(pattern), say) for pattern, say in (
+    (rf"(?<=\d)([{HAN}]{{1,2}}|°[CF]?)[-~](?=\d)|(?<=:\d\d)()[-~](?=\d{{1,2}}:\d\d)",  # 8点-22点, 9:00-17:00
+     lambda match: f"{match[1] or ''}到"),
+    (r"(?<![\d.-])((?:19|20)\d\d)-(0[1-9]|1[0-2])(?![\d.年-])",
+     lambda match: f"{digits(match[1])}年{words_of(str(int(match[2])))}月"),
     (r"(?<![\d.-])([12]\d{3})([-/.])(0?[1-9]|1[0-2])\2(0?[1-9]|[12]\d|3[01])(?![\d.-])", say_date),
     (r"(?<![\d.,第-])([12]\d{3})[-~]([12]\d{3})(?=年)", lambda match: f"{digits(match[1])}到{digits(match[2])}"),
     # A year, and not 1000年 or 2000年前, which are so many of them; 98年5月
@@ -112,10 +124,11 @@ RULES = [(re.compile(pattern), say) for pattern, say in (
     (r"(?<![\d.,第:-])0\d(?=[月日时時点點分秒])", lambda match: words_of(str(int(match[0])))),  # 05月
     (r"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?![\d:])", say_time),
     (r"(?<![\d:.,])(\d{1,4}):(\d{1,4})(?![\d:])", lambda match: f"{words_of(match[1])}比{words_of(match[2])}"),
-    (r"(?<![\d/.,A-Za-z-])(\d{1,3})/([1-9]\d{0,2})(?![\d/.,A-Za-z-])",
-     lambda match: f"{words_of(match[2])}分之{words_of(match[1])}"),
+    (r"(?<![\d/.,A-Za-z-])(-?)(\d{1,3})/([1-9]\d{0,2})(?![\d/.,A-Za-z-])",
+     lambda match: f"{'负' * bool(match[1])}{words_of(match[3])}分之{words_of(match[2])}"),
     # Numbers of telephones, versions, addresses of machines
-    (r"(?<![\d.,])(?:0\d+(?:-\d+)+|1[3-9]\d{9}(?!\d|\.\d)|\d+(?:\.\d+){2,})", lambda match: digits(match[0])),
-    (rf"(?<![\d.,A-Za-z-])({NUMBER})(%?)[-~]({NUMBER})(%?)(?![\d-])", say_range),
-    (rf"(?:(?<![\dA-Za-z)])(-))?([¥$€£])?({NUMBER})([百千万萬亿億]{{0,2}})(%|‰|°[CF]?)?", say_number),
-)]
+    (r"(?<![\d.,])(?:0\d+(?:-\d+)+|\d{3,4}-\d{3,4}-\d{4}(?![\d-])|(?:86)?1[3-9]\d{9}(?!\d|\.\d)|\d+(?:\.\d+){2,})",
+     lambda match: digits(match[0])),
+    (rf"(?<![\d.,A-Za-z{HAN}-])([¥$€£])?(-)?({NUMBER})([%‰]?)[-~](-)?({NUMBER})(%|‰|°[CF]?)?(?![\d-])", say_range),
+    (rf"(?<![\d.,A-Za-z-])([¥$€£])?()({NUMBER})([%‰]?)[-~](-)?({NUMBER})(%|‰|°[CF]?)?(?![\d-])", say_range),
+)] + [(NUMBERS, say_number)]

@@ -53,9 +53,9 @@ def read_codec(folder):
     for key in ("clips", "hop_length"):  # which the first of these files did not have
         if key in info:
             checked(NonNegativeInt, info[key], f"{key} in {path}")
-    characters = checked(str, info.get("characters", ""), f"characters in {path}")
-    if len({*characters}) < len(characters):
-        raise UserError(f"characters in {path} names one twice: tokenize again")
+    characters = checked(str, info.get("characters", "a"), f"characters in {path}")
+    if not characters or len({*characters}) < len(characters):
+        raise UserError(f"characters in {path} should name some, and none of them twice: tokenize again")
     return info
 
 

@@ -252,21 +252,18 @@ class SentenceDataset:
     """Read-only view of a token data set of one codebook, for the LLM TTS: sentences, each of characters and codes.
 
     Nearly all of it stays on the disk, mapped, so that 31 million sentences can be opened. codec: codec.json. grammar:
-    JSGF or None. speakers: their names. alphabet: that of the characters. Raises UserError where the folder holds no
-    such data set, a damaged one, or one that is not what the config asks for: codec, sample_rate, frame_rate,
-    codebook_size, characters.
+    JSGF or None. speakers: their names. alphabet: that by which characters are numbered. Raises UserError where the
+    folder holds no such data set, a damaged one, or one that is not what the config asks for: codec, sample_rate,
+    frame_rate, codebook_size, characters.
     """
 
     def __init__(self, folder, **wanted):
         self.folder = folder = Path(folder)
         characters = wanted.pop("characters", "auto")
         self.codec, self.grammar = check_tokens(folder, wanted)
-        self.alphabet = alphabet(self.codec.get("characters", SYMBOLS))
-        if characters not in ("auto", symbols := self.alphabet.symbols):
-            raise UserError(f"the texts of {folder} are in the characters {symbols!r}, and the model reads "
-                            f"{characters!r}: --characters auto for a model that reads theirs, or data.py tokenize "
-                            "--characters again")
-        self.endings = (".u16", np.uint16), (".ids" if self.alphabet.own else ".u8", self.alphabet.dtype)
+        self.stored = alphabet(self.codec.get("characters", SYMBOLS))
+        self.read_in(self.stored.symbols if characters == "auto" else characters)
+        self.endings = (".u16", np.uint16), (".ids" if self.stored.own else ".u8", self.stored.dtype)
         if (books := self.codec["codebooks"]) != 1:
             raise UserError(f"the tokens at {folder} have {books} codebooks, but the LLM TTS reads one: tokenize with "
                             "--codebooks 1, or with --codec neucodec")
@@ -294,6 +291,16 @@ class SentenceDataset:
         if (clips := self.codec.get("clips")) != len(self):
             raise UserError(f"{folder} holds {len(self):,} of its {clips or 0:,} clips: {MISSING}")
         self.mapped, self.rows_of = lru_cache(8192)(self.map), lru_cache(8)(self.read_rows)
+
+    def read_in(self, symbols):
+        """Number characters as a model does that reads these. Raises UserError where it knows not all of the texts'."""
+        if lacks := "".join(c for c in self.stored.symbols if c not in symbols):
+            raise UserError(f"the texts of {self.folder} have the characters {lacks!r}, and the model reads "
+                            f"{symbols!r}: --characters auto for a new model that reads theirs, or data.py tokenize "
+                            "--characters again")
+        self.alphabet = alphabet(symbols)
+        self.number = np.array([*range(FIRST), *(self.alphabet.number[c] for c in self.stored.symbols)],
+                               self.alphabet.dtype)
 
     def map(self, shard, column):
         """The codes (column 0) or the characters (1) of a shard."""
@@ -353,11 +360,11 @@ class SentenceDataset:
 
     def characters(self, i):
         """The characters of clip i, (m,) uint8 or uint16. Raises UserError for characters that there are not."""
-        characters, end = self.span(i, 1), FIRST + len(self.alphabet.symbols)
-        if characters.max(initial=0) >= end:
-            raise UserError(f"clip {i} of {self.folder} has a character {characters.max()}, beyond the last, "
-                            f"{end - 1}: {AGAIN}")
-        return characters
+        characters = self.span(i, 1)
+        if (last := characters.max(initial=0)) >= len(self.number):
+            raise UserError(f"clip {i} of {self.folder} has a character {last}, beyond the last, "
+                            f"{len(self.number) - 1}: {AGAIN}")
+        return self.number[characters]
 
     def text(self, i):
         """The text of clip i as the model sees it: normalised, in lower case where the alphabet has no capitals."""

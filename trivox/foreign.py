@@ -1,12 +1,13 @@
 """Numbers in the words of other languages than English, by num2words, and what it leaves out: decimals, groups of
-digits, ordinals with a stop."""
+digits, ordinals with a stop. What stands beside them, such as units, is in units.py."""
 
 import re
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from trivox.chinese import say_chinese
 from trivox.errors import UserError
+from trivox.units import plain, say_units
 
 LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
 NAMED = {"nb": "no", "nn": "no", "kk": "kz"}  # what num2words calls a language
@@ -33,11 +34,17 @@ Juni Juli August September Oktober November Dezember Kapitel Band Akt Szene Tag 
 Lebensjahr Geburtstag Klasse Platz Rang Stock Stockwerk Etage Auflage Ausgabe Weltkrieg Weltkriegs Weltkrieges
 Bundesliga Liga Runde Satz Halbzeit Minute Stunde Mal Spieltag Semester Bezirk Armee Division Korps Infanterie
 Wahlperiode Staffel Folge Etappe Advent""".split())
-WEAK = re.compile(r"\b(?:[dD]e[mns]|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[sS]eit|[aA]b|[bB]is|[nN]ach)(?: \w+ten)? $")
+WEAK = re.compile(r"\b(?:[dD]e[mns]|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[sS]eit|[aA]b|[bB]is|[nN]ach"
+                  r"|(?:[iI]n|[aA]uf|[aA]n|[mM]it|[aA]us|[bB]ei|[nN]ach|[vV]on|[zZ]u|[vV]or) der)(?: \w+ten)? $")
+ARTICLE = re.compile(r"\b(?:[dD](?:er|ie|as|e[mns])|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[aAiI]ns) $")  # before any noun
+NO_NOUN = set("""Dann Da Danach Darauf Er Sie Es Wir Ich Ihr Du Das Die Der Ein Eine Aber Und Nun So In Am Im An Auf Mit
+Nach Bei Von Zu Als Wenn Weil Doch Jetzt Heute Hier Dort Man Was Wer Wie Wo Warum Alle Viele""".split())
 
 # Russian days of months and years of four digits, which are ordinals, and the case that what follows asks for
 MONTHS = "января|февраля|марта|апреля|мая|июня|июля|августа|сентября|октября|ноября|декабря"
-RUSSIAN = re.compile(rf"(?<![\w.,-])(?:([12]?\d|3[01])(?= (?:{MONTHS})\b)|([12]\d{{3}})(?= (год(?:а|у|ом|е)?)\b))")
+DAY = r"(?:0?[1-9]|[12]\d|3[01])"
+RUSSIAN = re.compile(rf"(?:(?<![\w.,-])|(?<=\d-))({DAY})(?= (?:{MONTHS})\b|(?: и | по |-){DAY} (?:{MONTHS})\b)"
+                     r"|(?<![\w.,-])([12]\d{3})(?= (год(?:а|у|ом|е)?)\b)")
 CASES = {"год": "n", "года": "g", "году": "p", "годом": "i", "годе": "p"}
 NUMERO = {"ru": "номер ", "uk": "номер ", "bg": "номер ", "be": "нумар "}  # what is said for №
 
@@ -51,9 +58,9 @@ def known(language):
     for name in (whole, code, NAMED.get(code)):
         if name in names:
             return names[name]
-    if code not in LANGUAGES:
-        raise UserError(f"numbers cannot be put in words: num2words has no language {language!r}, but "
-                        f"{', '.join(sorted(CONVERTER_CLASSES))}; write numbers in words")
+    if code not in (*LANGUAGES, "und"):
+        raise UserError(f"there is no language {language!r}: give a code of ISO 639, such as "
+                        f"{', '.join(sorted(LANGUAGES)[:8])} …, or und, for texts that stay as they are")
     return None
 
 
@@ -71,9 +78,10 @@ def tell(language):
 def say_foreign(text, language):
     """A text with its numbers in the words of another language: of Chinese by `chinese.py`, of the others by num2words.
     Where that has none of it, digits stay, and that is said. Raises UserError for what is no language."""
+    code = code_of(language)
     if not re.search(r"\d", text):
-        return text
-    code, name = code_of(language), known(language)
+        return say_units(text, code, words_of)
+    name = known(language)
     text = BLANKS.sub(lambda number: number[0].replace(" ", "") if code in SPACED or number[0].count(" ") > 1
                       else number[0], text)
     if code in CHINESE:
@@ -81,6 +89,7 @@ def say_foreign(text, language):
     if not name:
         tell(language)
         return text
+    text = say_units(text, code, partial(say_plain, name=name))
     if code == "ru":
         text = RUSSIAN.sub(say_russian, text)
     if code in ORDINALS:
@@ -91,12 +100,14 @@ def say_foreign(text, language):
 def say_ordinal(match, code, name):
     """19. Jahrhundert, before which a sentence does not end: neunzehntes, after im neunzehnten."""
     number, following = match.groups()
-    if not following[0].islower() and not (code == "de" and following in COUNTED):
+    before = match.string[max(0, match.start() - 30):match.start()]
+    counts = code == "de" and (following in COUNTED or ARTICLE.search(before) and following not in NO_NOUN)
+    if not following[0].islower() and not counts:
         return match[0]
     words = words_of(number, name, "ordinal") or words_of(number, name)
     if not words:
         return match[0]
-    weak = code == "de" and WEAK.search(match.string[max(0, match.start() - 30):match.start()])
+    weak = code == "de" and WEAK.search(before)
     return words + "n" * bool(weak) + " "
 
 
@@ -104,7 +115,10 @@ def say_russian(match):
     """третьего апреля, в тысяча девятьсот восемьдесят седьмом году."""
     day, year, word = match.groups()
     before = match.string[max(0, match.start() - 3):match.start()]
-    case = "g" if day else "d" if word == "году" and re.search(r"\b(?:[Кк]|[Пп]о) $", before) else CASES[word]
+    if day:  # к пятому, по пятое, else пятого
+        case = "d" if re.search(r"\b[Кк]о? $", before) else "n" if re.search(r"\bпо $", before) else "g"
+        return words_of(str(int(day)), "ru", "ordinal", case=case, gender="n") or match[0]
+    case = "d" if word == "году" and re.search(r"\b(?:[Кк]|[Пп]о) $", before) else CASES[word]
     return words_of(day or year, "ru", "ordinal", case=case, gender="n" if day else "m") or match[0]
 
 
@@ -112,11 +126,8 @@ def say_number(match, name):
     """A number, with points or commas before groups of three digits or before decimals; of what is no number, its
     digits."""
     minus, number = match.groups()
-    if re.fullmatch(r"\d{1,3}([.,])\d{3}(\1\d{3})*", number):
-        number = re.sub("[.,]", "", number)
-    elif re.fullmatch(r"\d{1,3}(\.\d{3})+,\d+|\d{1,3}(,\d{3})+\.\d+", number):  # 1.234,56
-        mark = "," if number.rindex(",") > number.rindex(".") else "."
-        number = number.replace(".," [mark == "."], "").replace(",", ".")
+    grouped = plain(number)
+    number = grouped if re.fullmatch(r"\d+(?:\.\d+)?", grouped) else number
     parts = re.fullmatch(r"(0|[1-9]\d{0,14})(?:[.,](\d{1,15}))?", number)
     if parts and len(parts[1]) > LONGEST.get(name, 15):
         parts = None
@@ -124,6 +135,14 @@ def say_number(match, name):
     words = words or (minus or "") + " ".join(words_of(c, name) or c if c.isdecimal() else c for c in number)
     found, (start, end) = match.string, match.span()
     return " " * found[start - 1:start].isalnum() + words + " " * found[end:end + 1].isalnum()
+
+
+def say_plain(number, form="cardinal", name="", **inflected):
+    """The words of a number as Python writes it."""
+    if "." not in number or form != "cardinal":
+        return words_of(number, name, form, **inflected)
+    minus, whole, decimals = re.fullmatch(r"(-?)(\d+)\.(\d+)", number).groups()
+    return decimal_words(minus, whole, decimals, name)
 
 
 def decimal_words(minus, whole, decimals, name):

@@ -20,6 +20,7 @@ from trivox.dates import MONTHS
 from trivox.foreign import NUMERO, code_of, say_foreign
 from trivox.markup import TAG, one_line, untagged
 from trivox.numerals import STARTERS, ends, in_words
+from trivox.units import UNITS
 
 # ------------------------------------------------------------------------------------------------------------
 # Marks
@@ -235,6 +236,8 @@ def fold(text, accents, english, language):
     if english:
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
         text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1\2°", text))))
+    elif code_of(language) in UNITS:
+        text = re.sub("(?<=[mм])²", "^2", text)
     text = INVISIBLE.sub("", text).replace("−", "-").translate(FOLDS)
     text = "".join(number_apart(c, following) for c, following in zip(text, text[1:] + " "))
     text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)

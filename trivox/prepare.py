@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from trivox.alphabet import SYMBOLS, alphabet, of_texts
+from trivox.alphabet import SYMBOLS, UNKNOWN, alphabet, of_texts
 from trivox.audio import log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
@@ -325,8 +325,10 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
     kept = [row for some in rows.values() for row in some]
     own = (characters or ("echolancer" if language == "en" else "auto")) == "auto" and any(row["text"] for row in kept)
     letters = alphabet(of_texts([row["text"] for row in kept], language == "und") if own else SYMBOLS)
-    for path in rows:
-        write_sentences(path, rows[path], speakers, letters, language)
+    unknown = sum(write_sentences(path, rows[path], speakers, letters, language) for path in rows)
+    if unknown > 0.001 * (there := sum(len(row["text"]) for row in kept)):
+        print(f"note: {unknown / there:.1%} of the characters of these texts are none of Echolancer's, and so unknown "
+              "to the LLM TTS: --characters auto keeps them, and --language says in which language they are")
     tell_scales(kept)
     tell_unusual(kept, codec.frame_rate)
     take_grammar(root, out)
@@ -419,7 +421,7 @@ def write_sentences(path, rows, speakers, letters, language="en"):
     """The characters of a shard's clips and then, as the mark that they are whole, where each clip ends.
 
     rows: what its .jsonl says of the clips. speakers: the names of all speakers of the data set. letters: the Alphabet
-    that they are written in. language: of the texts.
+    that they are written in. language: of the texts. Returns how many characters it does not know.
     """
     characters = [letters.ids(normalise_text(row["text"], letters.own, language)) for row in rows]
     number = {name: i for i, name in enumerate(speakers)}
@@ -429,6 +431,7 @@ def write_sentences(path, rows, speakers, letters, language="en"):
     write_whole(path.with_suffix(this), b"".join(ids.tobytes() for ids in characters))
     path.with_suffix(other).unlink(missing_ok=True)
     write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
+    return sum(int((ids == UNKNOWN).sum()) for ids in characters)
 
 
 def cut_source(root, source, codec, chunk_frames):

@@ -214,6 +214,7 @@ def decode(path, file, make):
         sound = soundfile.SoundFile(source or os.fsencode(path))  # the name may be no UTF-8
     except (soundfile.LibsndfileError, ValueError, TypeError) as e:
         why = getattr(e, "error_string", str(e)) or "it is damaged"
+        why = "Format not recognised." if "not a regular file" in why else why  # mpg123 of what is no mp3
     else:
         with sound:
             if sound.format != "RAW":  # which libsndfile takes anything for that is named .au, .snd, .vox or .gsm

@@ -20,7 +20,8 @@ STOP = re.compile(r"[。！？।॥۔؟።։](?![\"'」』”’)\]）。！？
 def split_text(text, limit, language="en"):
     """The sentences of a text, by the rules of sentencex, which know abbreviations and the stops of many scripts; those
     beyond `limit` bytes are cut between words, and of scripts without blanks behind a comma or, failing that, anywhere.
-    Marks by themselves stay with the sentence beside them, closing ones with the one before.
+    Marks by themselves stay with the sentence beside them, closing ones with the one before; where that is cut, those
+    that would stand alone are left out.
 
     Raises UserError for a text without a letter or digit, for a word beyond the limit, and for what is no Unicode.
     """

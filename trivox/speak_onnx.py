@@ -171,9 +171,10 @@ def note(problem):
     print(f"note: {problem}", file=sys.stderr)
 
 
-NEEDED = ("characters", "language", "codebook_size", "context", "sentence", "audio_bos", "frame_rate", "states",
-          "one_by_one", "speaker_width", "sample_rate", "seconds", "temperature", "top_k", "top_p",
-          "repetition_penalty")
+NEEDED = {str: ("characters", "language"), dict: ("states",), bool: ("one_by_one",),
+          int: ("codebook_size", "context", "sentence", "audio_bos", "sample_rate", "speaker_width", "top_k"),
+          (int, float): ("frame_rate", "seconds", "top_p", "repetition_penalty", "temperature")}
+MAY_BE_NONE = "one_by_one", "speaker_width", "top_k", "temperature"  # or false
 
 
 def read_config(path):
@@ -182,8 +183,16 @@ def read_config(path):
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(broken(path, e)) from None
-    if lacks := [key for key in NEEDED if not isinstance(about, dict) or key not in about]:
-        raise UserError(broken(path, f"it does not say {lacks[0]}"))
+    if not isinstance(about, dict):
+        raise UserError(broken(path, "it is no dictionary"))
+    for kind, keys in NEEDED.items():
+        for key in keys:
+            value = about.get(key)
+            may_be = value or key in MAY_BE_NONE
+            if not isinstance(value, kind) or not may_be or isinstance(value, (int, float)) and value < 0:
+                raise UserError(broken(path, f"{key} is {value!r} there" if key in about else f"it does not say {key}"))
+    if about["audio_bos"] != (wanted := 6 + len(about["characters"]) + about["codebook_size"]):
+        raise UserError(broken(path, f"audio_bos is {about['audio_bos']} and not {wanted}, as its characters have it"))
     return about
 
 
@@ -276,10 +285,10 @@ def main():
                         "writes") from None
     options = {name: value for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seconds")
                if (value := getattr(args, name)) is not None}
-    for name, low, high in (("temperature", 0, 1e9), ("top_k", 0, 1e9), ("top_p", 1e-9, 1),
-                            ("repetition_penalty", 1e-9, 1e9), ("seconds", 1e-9, 1e9)):
+    for name, low, high in (("temperature", 0, 100), ("top_k", 0, 10**6), ("top_p", 1e-6, 1),
+                            ("repetition_penalty", 1e-6, 100), ("seconds", 0.01, 3600)):
         if not low <= options.get(name, high) <= high:
-            raise UserError(f"--{name} {options[name]} is out of range")
+            raise UserError(f"--{name} {options[name]} is out of range: at least {low:g} and at most {high:,}")
     speaker, start = Speaker(HERE, args.threads, voice), time.perf_counter()
     wav, rate = speaker.speak(args.text, args.seed % 2 ** 32, **options), speaker.c["sample_rate"]
     took = time.perf_counter() - start
