@@ -64,7 +64,11 @@ def test_what_a_corpus_lacks_is_read_as_its_like():
     there is nothing like it."""
     letters = Alphabet(of_texts(["the quick brown fox jumps over the lazy dog, ß and ä."]))
     assert letters.text(letters.ids("Café ÄRGER Straße Łodz Ｏｋ")) == "cafe ärger straße lodz ok"
-    assert letters.unknown("слово ä 語") == "" or "語" not in letters.symbols
+    assert letters.unknown("слово ä 語") == "слов語"  # Latin letters for these would be other speech
+    assert letters.text(letters.ids("ja、ne。")) == "ja,ne."
+    decomposed = unicodedata.normalize("NFD", "감사 éñ")
+    assert Alphabet("감사 é").unknown(decomposed) == "ñ" and Alphabet("감사 é").text(
+        Alphabet("감사 é").ids(decomposed[:-2])) == "감사 é"
     assert letters.unknown("a ★ b ☃") == "★☃" and letters.ids("★").tolist() == [1]
     assert 1 not in Alphabet(of_texts(["Ab"], cased=True)).ids("Ab") and Alphabet(of_texts(["Ab"])).symbols == " ab"
 

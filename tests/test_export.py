@@ -305,6 +305,18 @@ def test_a_damaged_export(whole, tmp_path, file, damage):
     assert said.startswith(f"cannot read {folder / file} (") and "export" in said and "\n" not in said
 
 
+@pytest.mark.parametrize("wrong, words", [
+    ({"characters": ""}, "characters is ''"), ({"characters": 5}, "characters is 5"), ({"language": None}, "language"),
+    ({"states": {}}, "states"), ({"sample_rate": 0}, "sample_rate is 0"), ({"seconds": -1}, "seconds is -1"),
+    ({"characters": SYMBOLS + "ß"}, "audio_bos")], ids=str)
+def test_a_changed_config_of_an_export(whole, tmp_path, wrong, words):
+    folder = shutil.copytree(whole, tmp_path / "onnx")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | wrong))
+    with pytest.raises(UserError, match=f"config.json .*{re.escape(words)}"):
+        speak_onnx.read_config(folder / "config.json")
+
+
 @pytest.mark.parametrize("content", ["nothing", "archive", "pickle", "text", "not finite", "too many"])
 def test_what_is_no_voice(whole, tmp_path, monkeypatch, content):
     path = tmp_path / "a.npy"

@@ -108,6 +108,20 @@ def test_floats_on_a_scale_of_integers(tmp_path, one_process, capsys):
     assert "note: 4 clips, a for one" in capsys.readouterr().out
 
 
+def test_characters_that_are_unknown(tmp_path, one_process, capsys):
+    """A corpus in other letters, tokenized as if it were English, is told of."""
+    root = make_corpus(tmp_path / "corpus", {"a": tone(0.3), "b": tone(0.4)}, ["a|Привет, мир.", "b|Two words."])
+    flags = ["tokenize", "--root", str(root), "--out", str(tmp_path / "out"), "--codec", "mel_rvq"]
+    flags += ["--codebook_size", "4"]
+    main([*flags, "--codebooks", "1"])
+    said = capsys.readouterr().out
+    assert "note: 40.9% of the characters of these texts are none of Echolancer's" in said
+    main([*flags, "--codebooks", "1", "--characters", "auto"])
+    assert "none of Echolancer's" not in capsys.readouterr().out
+    assert SentenceDataset(tmp_path / "out").text(0) == "привет, мир."
+    assert "no language 'xq'" in refusal(main, *flags, "--language", "xq")
+
+
 def test_another_language(tmp_path, one_process, capsys):
     """Its numbers are words of its own, in log-mels' rows and in tokens' characters; the data set says so, and a run in
     another language does not take it, nor is it mixed with another."""
@@ -135,7 +149,7 @@ def test_another_language(tmp_path, one_process, capsys):
         said = refusal(lambda argv: take("en"))
         assert "'de'" in said and "--language de" in said
     assert "other settings" in refusal(main, "ljspeech", *flags[:2], "--out", tmp_path / "mels")
-    assert "num2words has no language 'xx'" in refusal(main, "ljspeech", "--root", root, "--language", "xx", "--out",
+    assert "there is no language 'xx'" in refusal(main, "ljspeech", "--root", root, "--language", "xx", "--out",
                                                        tmp_path / "x")
 
 

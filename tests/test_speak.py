@@ -185,7 +185,7 @@ def test_another_language(runs):
     flow, llm = (speak.load(runs / name) for name in ("flow", "llm"))
     german = speak.FlowSpeaker(flow.model, flow.config | {"language": "de"})
     assert german.sentences("Es kostet 21 Mark. Er kam z. B. um 3.") == [
-        "Es kostet einundzwanzig Mark.", "Er kam z. B. um drei."]
+        "Es kostet einundzwanzig Mark.", "Er kam zum Beispiel um drei."]
     german = speak.LLMSpeaker(llm.model, llm.config | {"language": "de"}, llm.codec)
     assert german.sentences("Straße 2.") == ["Strasse zwei."]
 

@@ -475,6 +475,19 @@ def test_the_corpus_own_characters(flags, rewritten, tmp_path, in_process, capsy
     assert load_model(tmp_path / "run")[1]["characters"] == symbols
 
 
+def test_an_adapter_in_its_own_characters(flags, rewritten, tmp_path, in_process):
+    """On a part of the characters of its model, which have some beyond 16 bits; merged, they are there."""
+    data = rewritten("rare", letters={ord("a"): "𠮷", ord("b"): "\u0301"})
+    own = dict(packed=False, overfit=4, steps=1, characters="auto")
+    in_process(flags(**own, data_dir=data))
+    part = rewritten("part", letters={ord("a"): "𠮷", ord("b"): "𠮷"})
+    in_process(flags(**own | dict(data_dir=part, init_from=tmp_path / "run", lora_rank=2, out_dir=tmp_path / "lora")))
+    export.main(["--ckpt", str(tmp_path / "lora"), "--merge", str(tmp_path / "merged")])
+    merged, config = load_model(tmp_path / "merged")
+    assert config["characters"] == merged.c.characters == load_model(tmp_path / "run")[1]["characters"]
+    assert "𠮷" in merged.c.characters and speak.load(tmp_path / "merged").sentences("𠮷 two") == ["𠮷 two"]
+
+
 def test_other_characters_take_over_what_is_known(flags, rewritten, base, tmp_path, in_process, capsys):
     """They stay what they were, however those of the data set are ordered; new ones are told, and come behind."""
     torch.manual_seed(0)
