@@ -28,8 +28,8 @@ from trivox.synthesisers import speak  # noqa: E402 likewise
 
 VOICES = {"de": "de", "ru": "ru", "zh": "cmn"}  # espeak-ng's, of what data.py and Whisper call the language
 SYSTEMS = {  # of each the commands that make its data and train it, as far as they do not depend on the language
-    "flow": ("ljspeech", "train_flow_tts.py --config configs/flow_demo.yaml --phonemes '' --batch_size 10 --steps 1000 "
-             "--text_condition_dropout 0 --eval_cfg_scale 1 --eval_every 250 --speak_every 500 --save_every 500"),
+    "flow": ("ljspeech", "train_flow_tts.py --config configs/flow_demo.yaml --phonemes '' --batch_size 10 --steps 2500 "
+             "--text_condition_dropout 0 --eval_cfg_scale 1 --eval_every 500 --speak_every 2500 --save_every 500"),
     "codec": ("tokenize --codec mel_rvq --hop_length 441 --codebooks 4 --codebook_size 256",
               "train_codec_lm.py --config configs/codec_demo_text.yaml --mixer attention --batch_size 10 --steps 200 "
               "--text_condition_dropout 0 --eval_cfg_scale 1 --eval_every 50 --sample_every 200 --save_every 100"),
