@@ -14,6 +14,7 @@ NAMED = {"nb": "no", "nn": "no", "kk": "kz"}  # what num2words calls a language
 # What is said of the mark before decimals, where num2words loses them, or zeros among them
 POINTS = {"it": "virgola", "cy": "pwynt", "bn": "দশমিক", "tr": "virgül", "ar": "فاصلة", "fa": "ممیز", "id": "koma",
           "vi": "phẩy"}
+MINUS = {"pl": "minus"}  # where num2words knows no number below zero
 # The languages of ISO 639-1 and a few more: of one that num2words does not know, digits stay as they are
 LANGUAGES = set("""aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz
 ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja
@@ -46,7 +47,9 @@ DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 RUSSIAN = re.compile(rf"(?:(?<![\w.,-])|(?<=\d-))({DAY})(?= (?:{MONTHS})\b|(?: и | по |-){DAY} (?:{MONTHS})\b)"
                      r"|(?<![\w.,-])([12]\d{3})(?= (год(?:а|у|ом|е)?)\b)")
 CASES = {"год": "n", "года": "g", "году": "p", "годом": "i", "годе": "p"}
-NUMERO = {"ru": "номер ", "uk": "номер ", "bg": "номер ", "be": "нумар "}  # what is said for №
+NUMERO = {"ru": "номер ", "uk": "номер ", "bg": "номер ", "be": "нумар ",
+          "de": "Nummer ", "fr": "numéro ", "es": "número ", "it": "numero ", "pt": "número ", "nl": "nummer ",
+          "pl": "numer "}  # what is said for №
 
 
 def known(language):
@@ -167,6 +170,9 @@ def words_of(number, name, form="cardinal", **inflected):
     """In the words of num2words; none where it fails."""
     from num2words import num2words
 
+    if number.startswith("-") and name in MINUS:
+        words = words_of(number[1:], name, form, **inflected)
+        return words and f"{MINUS[name]} {words}"
     try:
         return str(num2words(number if "." in number else int(number), lang=name, to=form, **inflected))
     except Exception:  # each of its languages has its own limits and errors

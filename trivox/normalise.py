@@ -232,12 +232,15 @@ def once(text, accents, language):
 def fold(text, accents, english, language):
     """A text that is not in ASCII, with marks, digits, and, unless `accents`, Latin letters as in ASCII."""
     text = DASH.sub(say_dash, CLOSE_BLANK.sub("," if english else "", text))
+    if code_of(language) in UNITS:
+        text = re.sub(r"(?<!\w)[nN]\.?[º°]\s?(?=\d)", "№", text)
     text = name_emoji(text.replace("№", NUMERO.get(code_of(language), "№")), language)
     if english:
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
         text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1\2°", text))))
     elif code_of(language) in UNITS:
-        text = re.sub("(?<=[mм])²", "^2", text)
+        text = re.sub(r"(?<=\d)(\s?)º(?=\s?[CF]\b)", r"\1°", text)
+        text = re.sub(r"(?<=\d)(\s?[kк]?[mм])²(?!\w)", r"\1^2", re.sub(r"(?<=\d)(\s?m)³(?!\w)", r"\1^3", text))
     text = INVISIBLE.sub("", text).replace("−", "-").translate(FOLDS)
     text = "".join(number_apart(c, following) for c, following in zip(text, text[1:] + " "))
     text = unicodedata.normalize("NFKC" if accents else "NFKD", text).translate(FOLDS)
