@@ -164,7 +164,7 @@ def tokenize_corpus(p):
     add_list(p)
     add_language(p)
     p.add_argument("--codec", type=flag(Folder), required=True, help=f"{', '.join(CODECS)}, mel_rvq, or the folder of "
-                   "a mel_rvq's tokens, which is used again as it is")
+                   "a mel_rvq's tokens or a run on them, which is used again as it is")
     p.add_argument("--fit", type=some_path, nargs="+", default=[], help="more corpora that mel_rvq is fitted to, to be "
                    "tokenized with the same one later: for fine-tuning on them")
     p.add_argument("--characters", choices=("echolancer", "auto"), default="", help="that the LLM TTS reads: "

@@ -809,6 +809,7 @@ class LLMConfig:
 
     @property
     def first_code(self):
+        """The token of the first code, behind those of the characters."""
         if self.characters == "auto":
             raise UserError("characters: auto takes those of a data set, and none has been opened: the config.yaml of "
                             "a run has them")

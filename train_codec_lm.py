@@ -192,6 +192,8 @@ def main(argv):
     features = TextFeatures("bytes", phonemes=c.phonemes)
     if c.phonemes:
         features.check(c.data_dir, [row["text"] for row in data.rows])
+        if rank == 0:
+            features.tell_language(c.language)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]

@@ -184,6 +184,8 @@ def main(argv):
     # Data
     data = MelDataset(c.data_dir, mel_config(c), c.language)
     features = TextFeatures(c.text_encoder, device, c.phonemes)
+    if rank == 0:
+        features.tell_language(c.language)
     train, val = data.clips("train"), data.clips("val")
     if c.overfit:
         train = val = data.clips("all")[:c.overfit]

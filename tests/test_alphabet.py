@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import random_texts
 
-from trivox.alphabet import SYMBOLS, Alphabet, of_texts
+from trivox.alphabet import SYMBOLS, Alphabet, alphabet, of_texts
 from trivox.normalise import normalise_text
 
 PUBLISHED = {"a": 5, "b": 6, "c": 7, "d": 8, "e": 9, "f": 10, "g": 11, "h": 12, "i": 13, "j": 14, "k": 15, "l": 16,
@@ -50,7 +50,7 @@ def test_that_of_a_corpus_holds_its_texts(language):
     """Each text comes back from its numbers as it was, in small letters but for what is no language; and the model
     knows all of it."""
     texts = [normalise_text(text, True, language) for text in TEXTS[language]]
-    letters = Alphabet(of_texts(texts, language == "und"))
+    letters = alphabet(of_texts(texts, language == "und"), language)
     for text in texts:
         ids = letters.ids(text)
         assert ids.dtype == np.uint16 and ids.min() >= 5 and not letters.unknown(text)
@@ -71,6 +71,13 @@ def test_what_a_corpus_lacks_is_read_as_its_like():
         Alphabet("감사 é").ids(decomposed[:-2])) == "감사 é"
     assert letters.unknown("a ★ b ☃") == "★☃" and letters.ids("★").tolist() == [1]
     assert 1 not in Alphabet(of_texts(["Ab"], cased=True)).ids("Ab") and Alphabet(of_texts(["Ab"])).symbols == " ab"
+
+
+def test_symbols_are_none_but_themselves():
+    """Of what is no language: in X-SAMPA D and d are two sounds."""
+    letters = alphabet(" dɛː", "und")
+    assert letters.unknown("DƐ dɛː é") == "DƐé" and letters.ids("Dd").tolist() == [1, 6]
+    assert letters.ids("dɛː  d").tolist() == [6, 7, 8, 5, 6]
 
 
 def test_random_texts_there_and_back():

@@ -9,6 +9,7 @@ from conftest import refusal
 from helpers import make_corpus, tone
 
 import data
+from trivox import corpora
 from trivox.recordings import write_wav
 
 
@@ -49,6 +50,22 @@ def test_the_alphabet_of_another_language(tmp_path, one_process):
     named = {name: bool(unknown) for unknown, name in re.findall(r'<span( class="unknown")? title="([^"]*)"', html)}
     assert "latin small letter u with diaeresis" in named and not any("digit" in name for name in named)  # fünf
     assert named["cyrillic small letter te"] and not named["latin small letter z"]  # zwölf
+    assert "<td>Es war 5 Uhr.</td><td>Es war fünf Uhr.</td>" in html
+
+
+def test_a_language_that_was_not_told(tmp_path, one_process, capsys):
+    """A tenth of the texts and more with letters that English has not; not the odd café."""
+    texts = ["Zwölf Hühner.", "Der Weg, 5 km.", "Größe."]
+    root = make_corpus(tmp_path / "corpus", {id: tone(1.0) for id in "abc"}, [f"{i}|{t}" for i, t in zip("abc", texts)])
+    flags = "--root", str(root), "--out"
+    for command in (["check"], ["ljspeech"], ["tokenize", "--codec", "mel_rvq", "--codebook_size", "4"]):
+        data.main([*command, *flags, str(tmp_path / command[0])])
+        said = capsys.readouterr().out
+        assert "67% of the texts have letters such as ö ü ß" in said or "letters such as ö" in said, said
+        data.main([*command, *flags, str(tmp_path / f"{command[0]}_de"), "--language", "de"])
+        assert "have letters such as" not in capsys.readouterr().out
+    corpora.tell_language([{"text": "A café."}] + [{"text": "A house."}] * 20, "en")
+    assert not capsys.readouterr().out
 
 
 def test_nothing_to_check(tmp_path, one_process):

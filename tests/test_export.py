@@ -114,7 +114,7 @@ def test_the_script_needs_no_pytorch(whole, tmp_path):
                         (["--text", "a\udcff", *voiced], "not UTF-8"),
                         (["--text", "hi", "--speaker", tmp_path / "none.npy"], "none.npy"),
                         (["--text", "hi", "--top_p", 2, *voiced], "--top_p 2"),
-                        (["--text", "x" * 99, *voiced], "99 bytes")):
+                        (["--text", "x" * 99, *voiced], "99 letters")):
         said = say(whole, env, *argv)
         assert said.returncode == 1 and said.stderr.startswith("error: ") and words in said.stderr
         assert said.stderr.count("\n") == 1

@@ -16,7 +16,7 @@ from scipy.io import wavfile
 
 from trivox.audio import MelConfig, log_mel
 from trivox.common import UserError
-from trivox.recordings import PYAV_ENDINGS, SNDFILE_ENDINGS, read_recording, read_start, read_wav, write_wav
+from trivox.recordings import PYAV_ENDINGS, SNDFILE_ENDINGS, rate_of, read_recording, read_start, read_wav, write_wav
 from trivox.synthesisers import speak_espeak as speak
 
 
@@ -280,6 +280,7 @@ def test_the_start_of_a_recording(tmp_path, form, codec, av):
     content = (muxed(av, wav, 48000, muxer, codec, live) if codec else encoded(wav, 48000, form.upper()))
     (path := tmp_path / f"a.{ending}").write_bytes(content)
     whole = read_wav(path, 48000)
+    assert rate_of(path) == 48000
     tracemalloc.start()
     start, full_scale = read_start(path, 48000, 2)
     assert tracemalloc.get_traced_memory()[1] < 8e6 < whole.nbytes + 4e6

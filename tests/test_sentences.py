@@ -1,13 +1,14 @@
 """sentences.py: where the sentences of a text end, and how long it takes to find that."""
 
 import time
+import unicodedata
 
 import pytest
 from conftest import ROOT
 
 from trivox.errors import UserError
 from trivox.normalise import normalise_text
-from trivox.sentences import sentences, split_text
+from trivox.sentences import in_letters, sentences, split_text
 
 
 def test_sentences():
@@ -38,6 +39,18 @@ def test_splitting_takes_linear_time(piece, language):
 def test_scripts_without_blanks(text, pieces):
     """What is too long is cut behind a comma, else anywhere but before a mark or within a word of Latin letters."""
     assert split_text(text, 45, "zh") == pieces and "".join(pieces) == text
+
+
+def test_length_in_letters():
+    """A sentence of phonemes is as long as its symbols, and not as their bytes; a Han character takes a syllable."""
+    ipa = "ˈzɪlbən ʃtˈeːən vˈoːɐ̯ dɛm hˈaʊ̯s ʊnt vˈaʁtən"
+    assert in_letters(ipa) == sum(unicodedata.category(c) != "Mn" for c in ipa) < len(ipa.encode()) - 10
+    assert split_text(ipa, in_letters(ipa), "und", in_letters) == [ipa]
+    assert in_letters("好 a한ก") == 3 + 1 + 1 + 3 + 1
+    assert split_text("今天天气很好我们去公园然后回家。", 30, "zh", in_letters) == [
+        "今天天气很好我们去公", "园然后回家。"]
+    with pytest.raises(UserError, match="is a word of 31 letters; the model reads 30"):
+        split_text("x" * 31, 30, "de", in_letters)
 
 
 def test_words_that_are_too_long():

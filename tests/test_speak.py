@@ -167,7 +167,7 @@ def test_no_word_is_lost():
 ], ids=str)
 @pytest.mark.parametrize("system", ["flow", "llm"])
 def test_texts_that_cannot_be_said(runs, system, text, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words.replace("bytes", "letters") if system == "llm" else words):
         next(speak.load(runs / system).stream(text))
 
 

@@ -163,3 +163,12 @@ def test_encoder_put_there_by_hand(encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("TRIVOX_WEIGHTS", str(tmp_path))
     shutil.copytree(encoder[1], tmp_path / "byt5-small")
     assert TextFeatures("google/byt5-small")(["hello"])[0].shape == (1, 6, 32)
+
+
+def test_a_voice_of_another_language_is_told(capsys):
+    for told, pairs in ((False, "en-us en, cmn zh, de de, nb no, en-us+f2 en"), (True, "en-us de, en-gb fr, de en")):
+        for voice, language in map(str.split, pairs.split(",")):
+            TextFeatures("bytes", phonemes=voice).tell_language(language)
+            assert ("read in the phonemes" in capsys.readouterr().out) == told
+    TextFeatures("bytes").tell_language("de")
+    assert not capsys.readouterr().out

@@ -228,7 +228,7 @@ def test_what_can_be_spoken(llm_tokens):
     assert whole == [i for i in clips.tolist() if speaker.sentences(data.text(i)) == [data.text(i)]]
     assert 0 < len(whole) < len(clips)
     for i in whole:
-        next(generate.stream_speech(model, [speak.read_prompt(model.c, data.text(i))], [0], 1))
+        next(generate.stream_speech(model, [speak.read_prompt(model.c, data.text(i), data.alphabet)], [0], 1))
 
 
 def test_sentences_are_followed_in_order():
@@ -551,7 +551,7 @@ def test_refused_samples(base, voiced, run, corpus, tmp_path):
     recording = next((corpus / "wavs").glob("*.wav"))
     for ckpt, argv, words in (
         (base, ["--text", ""], ["nothing to say"]), (base, ["--text", "Ω 你好"], ["English letters"]),
-        (base, ["--text", "x" * 300], ["300 bytes"]), (base, [], ["--text or --text_file"]),
+        (base, ["--text", "x" * 300], ["300 letters"]), (base, [], ["--text or --text_file"]),
         (base, ["--text", "hi", "--speaker", recording], ["without voices"]),
         (voiced, ["--text", "hi"], ["--speaker"]),
         (voiced, ["--text", "hi", "--speaker", tmp_path / "silent.wav"], ["silent.wav: it is silent"]),

@@ -16,12 +16,13 @@ class Alphabet:
 
     Echolancer's are small letters, to which others are decomposed (NFKD). One of a corpus is in composed letters (NFC),
     in lower case where it has no capital; a character that it lacks is read as what it has of its lower case or, of
-    Latin letters and marks, its like in ASCII, such as e for é.
+    Latin letters and marks, its like in ASCII, such as e for é. exact: where each character is a symbol of its own, as
+    in texts of phonemes, none is read as another.
     """
 
-    def __init__(self, symbols=SYMBOLS):
-        self.symbols, self.own = symbols, symbols != SYMBOLS
-        self.form, self.cased = "NFC" if self.own else "NFKD", symbols != symbols.lower()
+    def __init__(self, symbols=SYMBOLS, exact=False):
+        self.symbols, self.own, self.exact = symbols, symbols != SYMBOLS, exact
+        self.form, self.cased = "NFC" if self.own else "NFKD", exact or symbols != symbols.lower()
         self.number = {c: i for i, c in enumerate(symbols, FIRST)}
         self.dtype = np.uint16 if self.own else np.uint8
         points = np.array(list(map(ord, symbols)))
@@ -36,7 +37,7 @@ class Alphabet:
         text = folded(text, self.form, self.cased)
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
         ids = self.by_point[np.minimum(points, len(self.by_point) - 1)]
-        if self.own and UNKNOWN in ids:
+        if self.own and not self.exact and UNKNOWN in ids:
             ids = np.array([i for c in text for i in self.spell(c)], self.dtype)
         return ids
 
@@ -63,7 +64,6 @@ class Alphabet:
         """Whether letters are among some numbers."""
         return bool(self.letters[ids].any())
 
-
     def what(self):
         """What it holds, in words."""
         some = [c for c in self.symbols if c.isalpha()]
@@ -71,9 +71,9 @@ class Alphabet:
 
 
 @lru_cache(16)
-def alphabet(symbols):
-    """The Alphabet of these characters, made once."""
-    return Alphabet(symbols)
+def alphabet(symbols, language="en"):
+    """The Alphabet of these characters, for texts in a language, made once."""
+    return Alphabet(symbols, language == "und")
 
 
 def folded(text, form, cased):

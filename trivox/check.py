@@ -10,15 +10,15 @@ from tqdm import tqdm
 
 from trivox.alphabet import UNKNOWN, Alphabet, folded
 from trivox.common import UserError
-from trivox.corpora import ending_of, read_corpus
+from trivox.corpora import ending_of, read_corpus, tell_language
 from trivox.files import write_whole
 from trivox.normalise import normalise_text
 from trivox.parallel import parallel
 from trivox.plots import HERE, save, subplots
-from trivox.recordings import read_wav
+from trivox.recordings import rate_of, read_wav
 from trivox.unusual import find_unusual, measure, value_of
 
-MOST_UNUSUAL, MOST_SKIPPED = 20, 200
+MOST_UNUSUAL, MOST_SKIPPED, MOST_OTHERWISE = 20, 200, 100
 
 
 def check_corpus(root, out, language="en", **listed):
@@ -38,10 +38,15 @@ def check_corpus(root, out, language="en", **listed):
                         f"{skipped[0]['skipped']}")
     out.mkdir(parents=True, exist_ok=True)
     plot(out / "check.png", used)
-    facts = facts_of(used, skipped, heldout)
+    for clip in used:
+        clip["read"] = normalise_text(clip["text"], True, language)
+    tell_language(used, language)
+    otherwise = [clip for clip in used if clip["read"] != " ".join(clip["text"].split())]
+    facts = facts_of(used, skipped, heldout) | {"texts that are read otherwise": f"{len(otherwise):,}"}
     write_listening_page(out / "index.html", root.resolve().name, facts, "The most unusual clips",
-                         unusual_clips(root, out, used), alphabet=alphabet(used, language),
-                         skipped=skipped[:MOST_SKIPPED], left=max(0, len(skipped) - MOST_SKIPPED))
+                         unusual_clips(root, out, used), alphabet=alphabet(used, language), language=language,
+                         skipped=skipped[:MOST_SKIPPED], left=max(0, len(skipped) - MOST_SKIPPED),
+                         otherwise=otherwise[:MOST_OTHERWISE], others=max(0, len(otherwise) - MOST_OTHERWISE))
     for what, value in facts.items():
         print(f"{what}: {value}")
     print(f"{out / 'index.html'} shows it; the most unusual clips are to be heard there")
@@ -49,16 +54,11 @@ def check_corpus(root, out, language="en", **listed):
 
 def _listen(job):
     """What is heard of a clip: its seconds, its sample rate and what `measure` says, or why it cannot be used."""
-    import soundfile
-
     root, clip = job
     if "skipped" in clip:
         return {}
     try:
-        try:
-            rate = soundfile.info(os.fsencode(root / clip["source"])).samplerate
-        except soundfile.LibsndfileError:
-            rate = 16000  # what another library reads
+        rate = rate_of(root / clip["source"]) or 16000  # where there is none, reading says why
         wav = read_wav(root / clip["source"], rate)
         if np.abs(wav).max() < 1e-4:
             raise UserError("it is silent")
@@ -92,9 +92,8 @@ def facts_of(used, skipped, heldout):
 
 def alphabet(used, language):
     """The characters of the texts as they are spoken, [(character, its name, how often, whether Echolancer's alphabet
-    has it)], the rarest first of those that it has not."""
-    counts = Counter(c for clip in used for c in folded(normalise_text(clip["text"], True, language), "NFC",
-                                                        language == "und"))
+    has it, or its like)], the rarest first of those that it has not."""
+    counts = Counter(c for clip in used for c in folded(clip["read"], "NFC", language == "und"))
     letters, rows = Alphabet(), []
     for c, n in counts.items():
         known = UNKNOWN not in letters.ids(normalise_text(f"x{c}x", language=language))
@@ -121,6 +120,7 @@ def unusual_clips(root, out, used):
             shown[clip["id"]]["why"] += [why] if far > 1 else []
         elif len(shown) < MOST_UNUSUAL:
             shown[clip["id"]] = {"id": clip["id"], "speaker": clip["speaker"], "text": clip["text"],
+                                 "read": clip["read"] if clip["read"] != " ".join(clip["text"].split()) else "",
                                  "url": link(root / clip["source"], out), "why": [why]}
     return [*shown.values()]
 
@@ -128,6 +128,9 @@ def unusual_clips(root, out, used):
 def link(file, folder):
     """The address of a file for a page in a folder."""
     return quote(os.fsencode(os.path.relpath(os.path.abspath(file), os.path.abspath(folder))))
+
+
+NOTHING = {"alphabet": [], "skipped": [], "left": 0, "language": "en", "otherwise": [], "others": 0}
 
 
 def write_listening_page(path, name, facts, heading, clips, **more):
@@ -138,4 +141,4 @@ def write_listening_page(path, name, facts, heading, clips, **more):
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     write_whole(path, environment.get_template("check.html").render(
-        name=name, facts=facts, heading=heading, clips=clips, **{"alphabet": [], "skipped": [], "left": 0} | more))
+        name=name, facts=facts, heading=heading, clips=clips, **NOTHING | more))

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 
 from trivox.common import UserError
@@ -255,6 +255,16 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
         for clip in [clip for clip in clips if "skipped" not in clip][:FIRST]:
             print(f"    {clip['source']}: {clip['text'][:99]!r}, {clip['speaker'] or 'no speaker named'}")
     return clips, heldout
+
+
+def tell_language(clips, language):
+    """Say where many texts have letters that English has not, and yet are read as English."""
+    texts = [clip["text"] for clip in clips if clip.get("text")]
+    letters = [{c for c in text if c.isalpha() and not c.isascii()} for text in texts]
+    if language == "en" and sum(map(bool, letters)) > 0.1 * len(texts):
+        some = " ".join(c for c, _ in Counter(c.lower() for found in letters for c in found).most_common(5))
+        print(f"note: {sum(map(bool, letters)) / len(texts):.0%} of the texts have letters such as {some}, and their "
+              "numbers are read in English: --language de and so on says what they are in")
 
 
 def leave_out(clips, drop):

@@ -5,15 +5,19 @@ import re
 import sys
 from functools import lru_cache, partial
 
+from trivox import units
 from trivox.chinese import say_chinese
 from trivox.errors import UserError
-from trivox.units import plain, say_units
+from trivox.units import STARTERS, WEAK, plain, say_units
 
 LONGEST = {"am": 6}  # digits, of which num2words makes Amharic words; with more it does not end
 NAMED = {"nb": "no", "nn": "no", "kk": "kz"}  # what num2words calls a language
 # What is said of the mark before decimals, where num2words loses them, or zeros among them
 POINTS = {"it": "virgola", "cy": "pwynt", "bn": "দশমিক", "tr": "virgül", "ar": "فاصلة", "fa": "ممیز", "id": "koma",
           "vi": "phẩy"}
+# What is said of the stops in 1.2.3
+DOTS = {"de": "Punkt", "fr": "point", "es": "punto", "it": "punto", "pt": "ponto", "nl": "punt", "ru": "точка",
+        "pl": "kropka"}
 MINUS = {"pl": "minus"}  # where num2words knows no number below zero
 # The languages of ISO 639-1 and a few more: of one that num2words does not know, digits stay as they are
 LANGUAGES = set("""aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz
@@ -35,14 +39,10 @@ Juni Juli August September Oktober November Dezember Kapitel Band Akt Szene Tag 
 Lebensjahr Geburtstag Klasse Platz Rang Stock Stockwerk Etage Auflage Ausgabe Weltkrieg Weltkriegs Weltkrieges
 Bundesliga Liga Runde Satz Halbzeit Minute Stunde Mal Spieltag Semester Bezirk Armee Division Korps Infanterie
 Wahlperiode Staffel Folge Etappe Advent""".split())
-WEAK = re.compile(r"\b(?:[dD]e[mns]|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[sS]eit|[aA]b|[bB]is|[nN]ach"
-                  r"|(?:[iI]n|[aA]uf|[aA]n|[mM]it|[aA]us|[bB]ei|[nN]ach|[vV]on|[zZ]u|[vV]or) der)(?: \w+ten)? $")
 ARTICLE = re.compile(r"\b(?:[dD](?:er|ie|as|e[mns])|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[aAiI]ns) $")  # before any noun
-NO_NOUN = set("""Dann Da Danach Darauf Er Sie Es Wir Ich Ihr Du Das Die Der Ein Eine Aber Und Nun So In Am Im An Auf Mit
-Nach Bei Von Zu Als Wenn Weil Doch Jetzt Heute Hier Dort Man Was Wer Wie Wo Warum Alle Viele""".split())
 
 # Russian days of months and years of four digits, which are ordinals, and the case that what follows asks for
-MONTHS = "января|февраля|марта|апреля|мая|июня|июля|августа|сентября|октября|ноября|декабря"
+MONTHS = "|".join(units.MONTHS["ru"])
 DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 RUSSIAN = re.compile(rf"(?:(?<![\w.,-])|(?<=\d-))({DAY})(?= (?:{MONTHS})\b|(?: и | по |-){DAY} (?:{MONTHS})\b)"
                      r"|(?<![\w.,-])([12]\d{3})(?= (год(?:а|у|ом|е)?)\b)")
@@ -63,7 +63,7 @@ def known(language):
             return names[name]
     if code not in (*LANGUAGES, "und"):
         raise UserError(f"there is no language {language!r}: give a code of ISO 639, such as "
-                        f"{', '.join(sorted(LANGUAGES)[:8])} …, or und, for texts that stay as they are")
+                        "en, de, fr, es, ru or zh, or und, for texts that stay as they are")
     return None
 
 
@@ -104,7 +104,7 @@ def say_ordinal(match, code, name):
     """19. Jahrhundert, before which a sentence does not end: neunzehntes, after im neunzehnten."""
     number, following = match.groups()
     before = match.string[max(0, match.start() - 30):match.start()]
-    counts = code == "de" and (following in COUNTED or ARTICLE.search(before) and following not in NO_NOUN)
+    counts = code == "de" and (following in COUNTED or ARTICLE.search(before) and following not in STARTERS)
     if not following[0].islower() and not counts:
         return match[0]
     words = words_of(number, name, "ordinal") or words_of(number, name)
@@ -131,11 +131,12 @@ def say_number(match, name):
     minus, number = match.groups()
     grouped = plain(number)
     number = grouped if re.fullmatch(r"\d+(?:\.\d+)?", grouped) else number
-    parts = re.fullmatch(r"(0|[1-9]\d{0,14})(?:[.,](\d{1,15}))?", number)
+    parts, dots = re.fullmatch(r"(0|[1-9]\d{0,14})(?:[.,](\d{1,15}))?", number), {".": DOTS.get(name, ".")}
     if parts and len(parts[1]) > LONGEST.get(name, 15):
         parts = None
     words = parts and decimal_words("-" * bool(minus), parts[1], parts[2], name)
-    words = words or (minus or "") + " ".join(words_of(c, name) or c if c.isdecimal() else c for c in number)
+    words = words or (minus or "") + " ".join(words_of(c, name) or c if c.isdecimal() else dots.get(c, c)
+                                           for c in number)
     found, (start, end) = match.string, match.span()
     return " " * found[start - 1:start].isalnum() + words + " " * found[end:end + 1].isalnum()
 

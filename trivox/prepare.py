@@ -19,7 +19,7 @@ from trivox.alphabet import SYMBOLS, UNKNOWN, alphabet, of_texts
 from trivox.audio import log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
-from trivox.corpora import draw_key, draw_validation, file_stamp, find_list, read_corpus
+from trivox.corpora import draw_key, draw_validation, file_stamp, find_list, read_corpus, tell_language
 from trivox.datasets import AGAIN, SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
 from trivox.metadata import LISTS
@@ -44,6 +44,7 @@ def prepare_mels(root, out, mel, max_seconds, language="en", **listed):
     if not (listed.get("metadata") or find_list(root)):
         raise UserError(f"{root} has no list of clips ({', '.join(LISTS)})")
     clips, heldout = read_corpus(root, **listed)
+    tell_language(clips, language)
     jobs = [(out / f"mels_{i:05d}", root, clips[i * SHARD_CLIPS:(i + 1) * SHARD_CLIPS], mel, max_seconds, language)
             for i in range(-(-len(clips) // SHARD_CLIPS))]
     plan = {"mel": asdict(mel), "max_seconds": max_seconds, "root": str(root.resolve()), **of_language(language)}
@@ -271,6 +272,10 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
     """
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     (sources, heldout), fitted = read_corpus(root, **listed), None
+    if rank == 0:
+        tell_language(sources, language)
+    if (Path(name) / "codec" / "codec.json").exists():  # a run
+        name = str(Path(name) / "codec")
     if name not in (*CODECS, "mel_rvq"):
         if not (Path(name) / "codec.json").exists():
             raise UserError(f"{name} is neither a codec ({', '.join(CODECS)}, mel_rvq) nor a folder of tokens")
@@ -324,7 +329,7 @@ def tokenize(root, out, name, chunk=None, device="cpu", mel=None, sizes=None, fi
     rows = {path: kept_rows(path.with_suffix(".jsonl"), speaker=str) for path, _ in shards}
     kept = [row for some in rows.values() for row in some]
     own = (characters or ("echolancer" if language == "en" else "auto")) == "auto" and any(row["text"] for row in kept)
-    letters = alphabet(of_texts([row["text"] for row in kept], language == "und") if own else SYMBOLS)
+    letters = alphabet(of_texts([row["text"] for row in kept], language == "und") if own else SYMBOLS, language)
     unknown = sum(write_sentences(path, rows[path], speakers, letters, language) for path in rows)
     if unknown > 0.001 * (there := sum(len(row["text"]) for row in kept)):
         print(f"note: {unknown / there:.1%} of the characters of these texts are none of Echolancer's, and so unknown "

@@ -53,6 +53,18 @@ def read_wav(path, sample_rate, max_seconds=None):
     return wav
 
 
+def rate_of(path):
+    """The sample rate of a recording in Hz, by its header; None where that cannot be read."""
+    import soundfile
+
+    with suppress(soundfile.LibsndfileError, ValueError, TypeError):
+        return soundfile.info(os.fsencode(path)).samplerate
+    if av := pyav():
+        with suppress(av.FFmpegError, OSError, ValueError), av.open(os.fspath(path)) as container:
+            return container.streams.best("audio").rate
+    return None
+
+
 def read_recording(path, sample_rate, max_seconds=None):
     """Read any file that libsndfile or PyAV knows as mono, the mean of its channels, at `sample_rate` Hz.
 

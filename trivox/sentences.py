@@ -13,13 +13,26 @@ WHEN = re.compile(rf"(?:{'|'.join([*CALENDAR, *CALENDAR.values(), 'May'])}|[ECMP
 AT = re.compile(r"(?:At|By|From|Around|About|Since|Until|After|Before|Every|On|Near|Between)(?: \S+){1,5}$")
 SHORT = 200  # characters, of which AT has fewer
 UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]")
+SYLLABLE = re.compile("[\u1100-\u11ff\u3040-\u318f\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 CLINGING = "Mn", "Mc", "Me", "Pe", "Pf", "Po", "Pd"  # categories of what stays with the character before
 STOP = re.compile(r"[。！？।॥۔؟።։](?![\"'」』”’)\]）。！？।])")
 
 
-def split_text(text, limit, language="en"):
+def in_bytes(text):
+    """How much of what a text encoder reads a text is."""
+    return len(text.encode())
+
+
+def in_letters(text):
+    """How long a text is when it is spoken: its characters, of which one that stands for a syllable or a word counts as
+    three letters, and one that goes with the one before as none."""
+    return sum(0 if unicodedata.category(c) == "Mn" else 3 if SYLLABLE.match(c) else 1 for c in text)
+
+
+def split_text(text, limit, language="en", size=in_bytes):
     """The sentences of a text, by the rules of sentencex, which know abbreviations and the stops of many scripts; those
-    beyond `limit` bytes are cut between words, and of scripts without blanks behind a comma or, failing that, anywhere.
+    whose `size` is beyond `limit` are cut between words, and of scripts without blanks behind a comma or, failing that,
+    anywhere.
     Marks by themselves stay with the sentence beside them, closing ones with the one before; where that is cut, those
     that would stand alone are left out.
 
@@ -34,22 +47,22 @@ def split_text(text, limit, language="en"):
         piece = ""
         for word in sentence.split():
             blank = " "
-            for part in cut_word(word, limit):
-                if len((piece + blank + part).encode()) > limit + (not piece):
+            for part in cut_word(word, limit, size):
+                if size(piece + blank + part) > limit + (not piece):
                     pieces, piece = [*pieces, piece], ""
                 piece, blank = (piece + blank + part).strip(), ""
         pieces.append(piece)
     return list(filter(says, pieces))
 
 
-def cut_word(word, limit):
-    """What may be put apart of a word: all of it, unless it has more than `limit` bytes and is of a script without
+def cut_word(word, limit, size):
+    """What may be put apart of a word: all of it, unless its size is beyond `limit` and it is of a script without
     blanks."""
-    if len(word.encode()) <= limit:
+    if size(word) <= limit:
         return [word]
     parts = []
     for part in re.findall(r"[^、，,;；:：]+[、，,;；:：]*|[、，,;；:：]+", word):
-        if len(part.encode()) <= limit:
+        if size(part) <= limit:
             parts.append(part)
             continue
         for n, c in enumerate(part):
@@ -58,8 +71,9 @@ def cut_word(word, limit):
                 parts[-1] += c
             else:
                 parts.append(c)
-    if max(len(part.encode()) for part in parts) > limit:
-        raise UserError(f"{word[:20]!r}… is a word of {len(word.encode())} bytes; the model reads {limit}")
+    if max(map(size, parts)) > limit:
+        unit = "bytes" if size is in_bytes else "letters"
+        raise UserError(f"{word[:20]!r}… is a word of {size(word)} {unit}; the model reads {limit}")
     return parts
 
 

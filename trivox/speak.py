@@ -33,7 +33,7 @@ from trivox.normalise import normalise_text
 from trivox.options import OPTIONS, SAMPLING, read_options
 from trivox.parallel import parallel
 from trivox.recordings import read_wav
-from trivox.sentences import split_text
+from trivox.sentences import in_letters, split_text
 from trivox.text import MAX_TEXT_BYTES, TextFeatures
 from trivox.voices import read_voice
 
@@ -241,7 +241,8 @@ class Speaker:
             (part, most), seconds = cut[0], cut[0][1] / self.c.frame_rate
             which = f"{len(cut)} of {of} sentences, {part['text'][:40]!r} for one, have" if len(cut) > 1 else (
                 f"{part['text'][:40]!r} has")
-            allows = "" if most == self.room(part) else "--seconds allows more, "
+            flag = "--seconds" if part["end"] else "--seconds, or --eval_seconds in training,"
+            allows = "" if most == self.room(part) else f"{flag} allows more, "
             self.note(f"{which} no end after {seconds:.3g} s, and no more is heard: {allows}another seed may end "
                       "sooner")
         if unheard:
@@ -456,7 +457,8 @@ class LLMSpeaker(Speaker):
 
     def __init__(self, model, config, codec):
         super().__init__(model, config, MelConfig(sample_rate=model.c.sample_rate))
-        self.codec, self.limit, self.letters = codec, speech_limit(model.c), alphabet(model.c.characters)
+        self.codec, self.limit, self.letters = codec, speech_limit(model.c), alphabet(
+            model.c.characters, self.language)
 
     def lacks(self):
         return {} if self.c.speaker_width else {"speaker": "this checkpoint was trained without voices"}
@@ -474,9 +476,10 @@ class LLMSpeaker(Speaker):
         if text is None:
             return super().sentences(text)
         letters = self.letters
-        sentences = split_text(normalise_text(text, letters.own, self.language), self.limit, self.language)
+        text = normalise_text(text, letters.own, self.language)
+        sentences = split_text(text, self.limit, self.language, in_letters)
         for one in sentences:
-            read_prompt(self.c, one)
+            read_prompt(self.c, one, letters)
         self.tell_unread(letters.unknown(" ".join(sentences)), f"the model reads {letters.what()}, and not",
                          "each is one unknown character to it")
         return sentences
@@ -504,7 +507,10 @@ class LLMSpeaker(Speaker):
         return min(frames_left(self, part, spoken), self.room(part))
 
     def room(self, part):
-        return self.c.context - len(read_prompt(self.c, part["text"]))
+        return self.c.context - len(self.prompt(part))
+
+    def prompt(self, part):
+        return read_prompt(self.c, part["text"], self.letters)
 
     def make(self, parts):
         """Codes, a list of (n, 1) int64."""
@@ -515,28 +521,27 @@ class LLMSpeaker(Speaker):
         how = self.shared(parts[0])
         if self.c.speaker_width:
             how["speaker"] = torch.stack([part["speaker"] for part in parts]).to(self.device)
-        return loop(self.model, [read_prompt(self.c, part["text"]) for part in parts], [part["seed"] for part in parts],
+        return loop(self.model, [self.prompt(part) for part in parts], [part["seed"] for part in parts],
                     [max(1, self.most_frames(part)) for part in parts], **how)
 
     def clip(self, codes, part):
         return Clip(wav := decode(self.codec, codes), log_mel(wav, self.mel), codes)
 
 
-def read_prompt(c, text):
+def read_prompt(c, text, letters):
     """A text as the tokens that a sentence begins with. Raises UserError where the model knows none of its letters."""
-    letters = alphabet(c.characters)
     if not letters.has_letters(characters := letters.ids(text)):
         raise UserError(f"the model reads {letters.what()}, and {text[:20]!r} has none")
     return sentence(c, characters)
 
 
 def speech_limit(c):
-    """How many bytes of text a sentence may have: each needs room for about four codes."""
+    """How many letters a sentence may have, as `in_letters` counts: each needs room for about four codes."""
     return (c.context - 3) // 5
 
 
 def speakable(c, data, clips):
     """Those of some clips of a SentenceDataset that are spoken whole: neither too long nor without a letter."""
     limit = speech_limit(c)
-    return [i for i in clips[data.lengths(clips)[1] <= limit].tolist()
-            if data.alphabet.has_letters(data.characters(i)) and len(data.text(i).encode()) <= limit]
+    return [i for i in clips.tolist()
+            if data.alphabet.has_letters(data.characters(i)) and in_letters(data.text(i)) <= limit]

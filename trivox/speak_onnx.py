@@ -41,7 +41,7 @@ try:
     from trivox.alphabet import alphabet
     from trivox.errors import UserError
     from trivox.normalise import normalise_text
-    from trivox.sentences import split_text
+    from trivox.sentences import in_letters, split_text
 except ImportError as e:
     if __name__ != "__main__":
         raise
@@ -84,8 +84,8 @@ class Speaker:
     def sentences(self, text):
         """What is spoken one by one of a text. Says on stderr what of it the model does not read, and raises UserError
         for a text that nothing can be made of."""
-        letters, language = alphabet(self.c["characters"]), self.c["language"]
-        found = split_text(normalise_text(text, letters.own, language), self.c["sentence"], language)
+        letters, language = self.letters(), self.c["language"]
+        found = split_text(normalise_text(text, letters.own, language), self.c["sentence"], language, in_letters)
         for one in found:
             if not letters.has_letters(letters.ids(one)):
                 raise UserError(f"the model reads {letters.what()}, and {one[:20]!r} has none")
@@ -95,7 +95,10 @@ class Speaker:
 
     def ids(self, sentence):
         """The characters of a sentence as ids; 1 is any that the model does not know."""
-        return alphabet(self.c["characters"]).ids(sentence).tolist()
+        return self.letters().ids(sentence).tolist()
+
+    def letters(self):
+        return alphabet(self.c["characters"], self.c["language"])
 
     def speak(self, text, seed=0, seconds=None, **options):
         """The waveform of a text, (samples,) in [-1, 1]. seconds: of the whole text at most, to the nearest code;

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import unicodedata
 from functools import cached_property
@@ -92,6 +93,14 @@ class TextFeatures:
         """The symbols of a text that the voice of `phonemes` has no sound for, each once: a string."""
         some = [c for c in dict.fromkeys(text) if not c.isascii() and unicodedata.category(c)[0] == "S"]
         return "".join(c for c in some if not phonemes(c, self.phonemes).strip())
+
+    def tell_language(self, language):
+        """Say where the voice of `phonemes` is of another language than the texts are."""
+        names = {"cmn": "zh", "nb": "no"}  # one language, two codes
+        voice, language = (names.get(code, code) for code in (re.split("[-+]", self.phonemes)[0], language))
+        if self.phonemes and voice != language:
+            print(f"note: texts in {language} are read in the phonemes of espeak-ng's voice {self.phonemes}: another "
+                  "--phonemes, such as de, reads them in those of theirs")
 
     def check(self, folder, texts):
         """Raises UserError where the voice of `phonemes` cannot say all texts of the data set in `folder`."""

@@ -4,6 +4,7 @@ of words. A language is a column of data below; of what it has not, and of all o
 
 import re
 
+
 def marks(units, some):
     """A pattern of those of some marks that there are, the longest first."""
     return "|".join(re.escape(mark) for mark in sorted({*units} & {*some}, key=len, reverse=True))
@@ -62,6 +63,8 @@ UNITS = {
 }
 UNITS = {language: {mark.strip(): said.strip().split("/") for mark, said in (
     " ".join(row.split()).split(": ") for row in rows.split(";"))} for language, rows in UNITS.items()}
+for _units in UNITS.values():
+    _units |= {"EUR": _units["€"], "USD": _units["$"]}
 ONE = {"de": ("ein", "eine"), "fr": ("un", "une"), "es": ("un", "una"), "it": ("un", "una"), "pt": ("um", "uma"),
        "nl": ("één", "één"), "ru": ("один", "одна"),
        "pl": ("jeden", "jedna")}  # before a unit, of either gender
@@ -70,12 +73,19 @@ FEMININE = {"de": "kWh t h Std. min Mio. Mrd.", "fr": "£ t min", "es": "£ ha t
 INFLECTED = {"fr": [("un$", "une")], "es": [("veintiún$", "veintiuna"), ("ientos", "ientas")],
              "pt": [("dois$", "duas"), ("entos", "entas")], "ru": [("один$", "одна"), ("два$", "две")],
              "pl": [("dwa$", "dwie")]}  # before a feminine unit
+# Words that begin a German sentence and are no nouns
+STARTERS = """Dann Da Danach Darauf Er Sie Es Wir Ich Ihr Du Das Die Der Ein Eine Aber Und Nun So In Am Im An Auf Mit
+Nach Bei Von Zu Als Wenn Weil Doch Jetzt Heute Hier Dort Man Was Wer Wie Wo Warum Alle Viele""".split()
+# Before these a German ordinal ends in n
+WEAK = re.compile(r"\b(?:[dD]e[mns]|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[sS]eit|[aA]b|[bB]is|[nN]ach"
+                  r"|(?:[iI]n|[aA]uf|[aA]n|[mM]it|[aA]us|[bB]ei|[nN]ach|[vV]on|[zZ]u|[vV]or) der)(?: \w+ten)? $")
 # Before feminine nouns, and what a number that ends in one becomes there
-NOUNS = {"de": "Stunde|Minute|Sekunde|Woche|Million|Milliarde|Person|Frau|Seite", "pl":
+NOUNS = {"de": "Million|Person|Frau|Schwester|Mutter|Tochter|Stadt|Nacht|Hand|Bank|Wand|Zahl|Fahrt|Art|Kraft"
+               "|[A-ZÄÖÜ]\\w*(?:[^n]e|ung|heit|keit|schaft|tät|ion|ik|in)", "pl":
          "(?:minut|godzin|sekund|osob|kobiet)[aey]", "ru": "(?:минут|секунд|тонн|страниц|книг)[аыи]|недел[яи]",
          "es": "horas?|semanas?|vez|veces|personas?|páginas?", "it": "ora|volta|settimana|persona|pagina", "fr":
          "heures?|minutes?|semaines?|personnes?|pages?", "pt": "horas?|vez(?:es)?|semanas?|pessoas?|páginas?"}
-MASCULINE = {"de": "Jahr|Tag|Monat|Mal|Kind|Mann|Punkt|Euro|Dollar|Meter|Kilometer|Liter|Prozent|Grad", "es":
+MASCULINE = {"de": "[A-ZÄÖÜ]\\w+", "es":
              "años?|días?|mes|minutos?|euros?|metros?|kilómetros?|hombres?|niños?|libros?", "it":
              "anno|giorno|mese|minuto|secondo|euro|metro|chilometro|uomo|libro|milione|miliardo"}
 # What makes money large, and what stands between
@@ -83,15 +93,15 @@ LARGE = {"de": "Million(?:en)?|Milliarden?", "fr": "millions?|milliards?", "es":
          "it": "milion[ei]|miliard[oi]", "pt": "[mb]ilh(?:ão|ões)", "nl": "miljoen|miljard",
          "ru": "(?:миллион|миллиард)(?:а|ов)?|тысяч[аи]?", "pl": "(?:milion|miliard)(?:y|ów|a)?|tysi[ąę]c[ey]?"}
 OF = {"fr": " de", "es": " de", "it": " di", "pt": " de"}
-MONEY = {"€": "EUR", "$": "USD", "£": "GBP", "₽": "RUB", "R$": "BRL", "CHF": "CHF", "zł": "PLN"}
+MONEY = {"€": "EUR", "$": "USD", "£": "GBP", "₽": "RUB", "R$": "BRL", "CHF": "CHF", "zł": "PLN", "EUR": "EUR",
+         "USD": "USD"}
 CENTS = {"de": "Cent/Cent", "fr": "centime/centimes", "es": "céntimo/céntimos", "it": "centesimo/centesimi", "pt":
          "cêntimo/cêntimos", "nl": "cent/cent", "ru": "цент/цента/центов",
          "pl": "cent/centy/centów"}  # of less than 1 €
 BETWEEN = {"de": " ", "fr": " ", "es": " con ", "it": " e ", "pt": " e ", "nl": " ",
            "pl": " "}  # whole money and its hundredths
-SIGNS = {"de": "und plus gleich", "fr": "et plus égale", "es": "y más igual", "it": "e più uguale",
-         "pt": "e mais igual", "nl": "en plus is", "ru": "и плюс равно",
-         "pl": "i plus równa_się"}  # of & + =
+SIGNS = {"de": "und/plus/gleich", "fr": "et/plus/égale", "es": "y/más/igual", "it": "e/più/uguale",
+         "pt": "e/mais/igual", "nl": "en/plus/is", "ru": "и/плюс/равно", "pl": "i/plus/równa się"}  # of & + =
 SECTION = {"de": "Paragraf", "fr": "paragraphe", "it": "paragrafo", "pt": "parágrafo", "nl": "paragraaf",
            "ru": "параграф", "pl": "paragraf"}  # of § before a number
 FRACTIONS = {language: dict(zip("1/2 1/3 2/3 1/4 3/4".split(), words.split(", "))) for language, words in {
@@ -124,7 +134,10 @@ SHORT = {  # short forms of words, which lose their stop; those that may end a s
     "de": {"z. ?B.": "zum Beispiel", "d. ?h.": "das heißt", "u. ?a.": "unter anderem", "usw.": "und so weiter",
            "etc.": "et cetera", "v. ?Chr.": "vor Christus", "n. ?Chr.": "nach Christus", "Nrn.": "Nummern",
            "bzw.": "beziehungsweise", "ca.": "circa", "Dr.": "Doktor", "Prof.": "Professor", "Nr.": "Nummer",
-           "Hr.": "Herr", "Hrn.": "Herrn", "St.": "Sankt", "evtl.": "eventuell", "inkl.": "inklusive"},
+           "Hr.": "Herr", "Hrn.": "Herrn", "St.": "Sankt", "evtl.": "eventuell", "inkl.": "inklusive",
+           "Jh.": "Jahrhundert", "Bd.": "Band", "Abb.": "Abbildung", "Kap.": "Kapitel", "Str.": "Straße",
+           "ggf.": "gegebenenfalls", "vgl.": "vergleiche", "Tel.": "Telefon", "s. ?o.": "siehe oben",
+           "s. ?u.": "siehe unten", "S.(?= \\d)": "Seite"},
     "fr": {"Mme": "Madame", "Mlle": "Mademoiselle", "(?<![A-Z]. )M.(?= [A-ZÉ])": "Monsieur",
            "MM.(?= [A-Z])": "Messieurs", "Dr": "Docteur", "p. ?ex.": "par exemple", "etc.": "et cetera"},
     "es": {"Sr.": "señor", "Sra.": "señora", "Srta.": "señorita", "Dr.": "doctor", "Dra.": "doctora",
@@ -140,9 +153,18 @@ SHORT = {  # short forms of words, which lose their stop; those that may end a s
     "pl": {"np.": "na przykład", "tzn.": "to znaczy", "tj.": "to jest", "m. ?in.": "między innymi", "itd.":
            "i tak dalej", "itp.": "i tym podobne", "wg": "według"},
 }
-SHORT = {language: [(re.compile(rf"(?<![\w.]){short.replace('.', '[.]').replace('[.][.]', '[.]')}(?!\w)"), word)
-                    for short, word in sorted(rows.items(), key=lambda row: -len(row[0]))]
-         for language, rows in SHORT.items()}
+
+
+
+def short_forms(rows):
+    """[(pattern, word)] of {short: word}, the longest first; those in small letters may also begin a sentence."""
+    both = rows | {short[0].upper() + short[1:]: word[0].upper() + word[1:]
+                   for short, word in rows.items() if short[0].islower()}
+    return [(re.compile(rf"(?<![\w.]){short.replace('.', '[.]')}(?!\w)"), word)
+            for short, word in sorted(both.items(), key=lambda row: -len(row[0]))]
+
+
+SHORT = {language: short_forms(rows) for language, rows in SHORT.items()}
 # Which may end a sentence that another one follows
 ENDING = {"und so weiter", "vor Christus", "nach Christus", "et cetera", "etcétera", "eccetera", "enzovoort",
           "и так далее", "и тому подобное", "другие", "i tak dalej", "i tym podobne"}
@@ -160,8 +182,11 @@ MEASURED = {language: re.compile(rf"(?<![\w.,/-])(\d{{1,4}}(?:[.,]\d{{1,2}})?)-(
                                  rf"(?= ?(?:{marks(units, units)})(?![\w/]))") for language, units in UNITS.items()}
 SCORE = re.compile(r"(?<![\w:.,-])(\d{1,2}):(?=\d(?![\w:]|[.,]\d))")
 ISO = re.compile(r"(?<![\w-])((?:1\d|20)\d\d)-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])(?![\w-])")
-# am 3.10. war
-DAY = re.compile(r"(?:(?<=\b[aA]m )|(?<=\b[vV]om ))(0?[1-9]|[12]\d|3[01])\.(0?[1-9]|1[0-2])\.(?= [a-zäöü])")
+# am 3.10. war, 01.05.
+DAY = re.compile(r"(?<![\w.,-])(?:(?:(?<=\b[aA]m )|(?<=\b[vV]om )|(?<=\b[zZ]um )|(?<=\b[dD]e[mnr] )|(?<=\b[aA]b )"
+                 r"|(?<=\b[bB]is )|(?<=\b[sS]eit ))(0?[1-9]|[12]\d|3[01])\.(0?[1-9]|1[0-2])"
+                 r"|(0[1-9]|[12]\d|3[01])\.(0[1-9]|1[0-2]))\.(?!\w|\.\d)")
+SECONDS = re.compile(r"(?<![\d:])(\d{1,2}):([0-5]\d):([0-5]\d)(?![\d:])")
 OCLOCK = re.compile(r"(?:(?<=\b[oO]re )|(?<=\b[aA]lle ))([01]?\d|2[0-4])\.([0-5]\d)(?![\w:]|[.,]\d)")  # alle 14.30
 # Those that are read digit by digit
 PHONE = re.compile(r"(?<![\w.,+/-])(?:\+[1-9]\d{0,2}|0\d{1,5})(?:[ /-]\d{2,8}){1,4}(?![\w/-]|[.,]\d)")
@@ -202,9 +227,8 @@ def say_units(text, language, say):
         text = short.sub(lambda match, word=word: word + ("." if ends(match, word) else ""), text)
     if language not in UNITS:
         return text
-    for sign, word in zip("&+=", SIGNS[language].split()):
+    for sign, word in zip("&+=", SIGNS[language].split("/")):
         stands = "(?<= )&(?= )" if sign == "&" else rf"(?<=[\w%€$)]) ?{re.escape(sign)} ?(?=[\w(])"
-        word = word.replace("_", " ")
         text = re.sub(stands, word if sign == "&" else f" {word} ", text)
     if language in SECTION:
         text = re.sub(r"(?<![\w§])§ ?(?=\d)", f"{SECTION[language]} ", text)
@@ -215,9 +239,10 @@ def say_units(text, language, say):
         text = ENDED.sub(lambda match: say_ended(match, say), GRAMS.sub(say_year_mark, text))
     if language in SPELT:
         text = PHONE.sub(lambda match: say_phone(match, say), text)
-    text = ISO.sub(r"\3.\2.\1", text)
+    text = SECONDS.sub(r"\1 \2 \3", ISO.sub(r"\3.\2.\1", text))
     if language == "de":
-        text = DAY.sub(lambda match: f"{int(match[1])}. {MONTHS['de'][int(match[2]) - 1]}", text)
+        text = re.sub(r"(?<=[a-zäöüß])str\.(?!\w)", "straße", text)
+        text = DAY.sub(say_day, text)
     if language == "it":
         text = OCLOCK.sub(r"\1:\2", text)
     if language in RATIO:
@@ -259,6 +284,14 @@ def ends(match, word):
     """Whether a short form that has a stop ends its text, or a sentence before another."""
     rest = match.string[match.end():].lstrip("\"')")
     return match[0].endswith(".") and (not rest.strip() or word in ENDING and rest[:1] == " " and rest[1:2].isupper())
+
+
+def say_day(match):
+    """24.12.: the day, which `foreign.py` reads, and the month. Its last stop may end a sentence too."""
+    day, month = match[1] or match[3], match[2] or match[4]
+    rest = match.string[match.end():].lstrip("\"')")
+    stop = not rest.strip() or re.match(rf" (?:{'|'.join(STARTERS)})\b", rest)
+    return f"{int(day)}. {MONTHS['de'][int(month) - 1]}" + "." * bool(stop)
 
 
 def say_phone(match, say):
@@ -420,8 +453,8 @@ def say_date(match, language, say):
         return f"{words[0]} {month} {words[1]}{rest}"
     before = match.string[max(0, match.start() - 30):match.start()]
     if language == "de":
-        weak = re.search(r"\b(?:[dD]e[mns]|[aA]m|[vV]om|[zZ]um|[bB]eim|[sS]eit|[aA]b|[bB]is)(?: zum)? $", before)
-        first = (say(day, "ordinal") or "") + ("n" if weak else "" if re.search(r"\b[dD]er $", before) else "r")
+        ending = "n" if WEAK.search(before) else "" if re.search(r"\b[dD]er $", before) else "r"
+        first = (say(day, "ordinal") or "") + ending
     else:
         first = {"fr": "premier", "it": "primo", "pt": "primeiro"}.get(language) if day == "1" else None
         first = first or say(day)
