@@ -296,7 +296,7 @@ class SentenceDataset:
         """Number characters as a model does that reads these. Raises UserError where it knows not all of the texts'."""
         if lacks := "".join(c for c in self.stored.symbols if c not in symbols):
             raise UserError(f"the texts of {self.folder} have the characters {lacks!r}, and the model reads "
-                            f"{symbols!r}: --characters auto for a new model that reads theirs, or data.py tokenize "
+                            f"{symbols!r}: --characters auto for a model that reads these too, or data.py tokenize "
                             "--characters again")
         self.alphabet = alphabet(symbols)
         self.number = np.array([*range(FIRST), *(self.alphabet.number[c] for c in self.stored.symbols)],
