@@ -125,9 +125,10 @@ def test_configs_survive_being_written(tmp_path, path):
 @pytest.mark.parametrize("ask, words", [
     (lambda: torch.empty(10**14), "372,529.0 GiB"), (lambda: torch.empty(2**62), ""),
     (lambda: np.empty(10**14), "728 TiB"), (lambda: bytearray(2**60), ""),
-    (lambda: np.empty((2**40, 2**40)), ""),
+    (lambda: np.empty((2**40, 2**40)), ""), (lambda: torch.empty(10**30), ""), (lambda: np.zeros(10**30), ""),
     (lambda: exec("raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0')"), "2.5 GiB"),
-], ids=["torch", "torch, beyond numbers", "numpy", "Python", "numpy, beyond numbers", "a GPU"])
+], ids=["torch", "torch, beyond numbers", "numpy", "Python", "numpy, beyond numbers",
+        "torch, beyond 64 bits", "numpy, beyond 64 bits", "a GPU"])
 def test_where_memory_runs_out(ask, words):
     said = refusal(lambda argv: ask())
     assert "the memory ran out" in said and words in said and "trivox" not in said

@@ -21,7 +21,7 @@ from trivox import speak
 from trivox import metrics as figures
 from trivox import common
 from trivox.audio import MelConfig
-from trivox.checkpoints import codec_of
+from trivox.checkpoints import codec_of, read_config
 from trivox.codecs import MelRVQ, decode_stream
 from trivox.datasets import TokenDataset
 from trivox.recordings import read_wav, write_wav
@@ -223,7 +223,10 @@ def test_refused_codec(flags, in_process, codec_tokens, tmp_path):
     MelRVQ(MelConfig(hop_length=441), torch.zeros(80), [torch.zeros(16, 80) for _ in range(2)]).save(other)
     assert "fitted anew" in refusal(in_process, *flags("--resume", steps=2, data_dir=other))
     assert "fitted anew" in refusal(evaluate.main, "--ckpt", tmp_path / "run", "--data_dir", other)
-    assert codec_of(tmp_path / "run", {}) == tmp_path / "run" / "codec"
+    run = tmp_path / "run"
+    assert codec_of(run, read_config(run)) == run / "codec"
+    said = refusal(lambda argv: codec_of(run, read_config(run) | {"frame_rate": 1e30}))
+    assert "frame_rate 1e+30" in said and f"the codec at {run / 'codec'} has 50.0" in said
 
 
 def test_refused_model_of_the_same_shapes(flags, in_process, tmp_path):

@@ -119,11 +119,26 @@ def without_imports(path):
 
 def codec_of(ckpt, config):
     """The codec that a checkpoint's tokens are of, as `load_codec` takes it: RUN/codec, in which the trainer keeps it,
-    the folder of its data set, or, for Echolancer's files, its name."""
+    the folder of its data set, or, for Echolancer's files, its name. Raises UserError where it is another by now."""
     if echolancer.is_one(ckpt):
         return config["codec"]
     kept = find_checkpoint(ckpt).parent.parent / "codec"
-    return kept if kept.exists() else config["data_dir"]
+    if not kept.exists():
+        kept = config["data_dir"]
+    if Path(kept).is_dir() and (lacks := differs(read_codec(kept), config)):
+        key, here, there = lacks
+        raise UserError(f"{ckpt} was trained on tokens of {key} {there}, but the codec at {kept} has {here}: put back "
+                        "the one that it was trained with, or its config.yaml")
+    return kept
+
+
+def differs(codec, config):
+    """The first setting of a codec that is not the config's: (key, the codec's, the config's); None where all are."""
+    for key in "codec", "sample_rate", "frame_rate":
+        here, there = codec[key], config[key]
+        if abs(here - there) > 0.01 if key == "frame_rate" else here != there:
+            return key, here, there
+    return None
 
 
 def check_codec(folder, ckpt):
@@ -132,11 +147,10 @@ def check_codec(folder, ckpt):
     if echolancer.is_one(ckpt):  # which does not tell
         return
     before, codec, kept = read_config(ckpt), read_codec(folder), find_checkpoint(ckpt).parent.parent / "codec"
-    for key in "codec", "sample_rate", "frame_rate":
-        here, there = codec[key], before[key]
-        if abs(here - there) > 0.01 if key == "frame_rate" else here != there:
-            raise UserError(f"{ckpt} was trained on tokens of {key} {there}, but those at {folder} have {here}: name "
-                            "tokens of its own codec by --data_dir")
+    if lacks := differs(codec, before):
+        key, here, there = lacks
+        raise UserError(f"{ckpt} was trained on tokens of {key} {there}, but those at {folder} have {here}: name "
+                        "tokens of its own codec by --data_dir")
     mine, theirs = (Path(place) / "codec.safetensors" for place in (kept, folder))
     if theirs.exists() and not mine.exists():
         raise UserError(f"{mine} is gone, which tells whether the tokens at {folder} are of the codec of {ckpt}: put "

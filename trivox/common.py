@@ -116,7 +116,8 @@ def disk_is_full(error):
 def memory_lacks(error):
     """", as N bytes were asked for" where an exception tells that memory ran out, "" where it does not say how many;
     None for any other."""
-    words = "can't allocate memory", "Storage size calculation overflowed", "array is too big"  # the last is numpy's
+    words = ("can't allocate memory", "Storage size calculation overflowed", "Overflow when unpacking long",
+             "array is too big", "Maximum allowed dimension exceeded")  # the last two are numpy's
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and all(word not in str(error) for word in words):
         return None
     size = re.search(r"allocate (\d+(?:\.\d+)?)\.? (\w+)", str(error))

@@ -62,6 +62,11 @@ def prepare_mels(root, out, mel, max_seconds, language="en", **listed):
     kept = []
     for path, *_ in jobs:
         rows = kept_rows(path.with_suffix(".jsonl"), sum=float, sum_sq=float)
+        for row in rows:
+            mean, square = (row[key] / (row["frames"] * mel.n_mels) for key in ("sum", "sum_sq"))
+            if not mean * mean <= square * (1 + 1e-9):
+                raise UserError(f"{path}.jsonl has a log-mel of mean {mean:g} and mean square {square:g} for "
+                                f"{row['id']}, which none can have: {AGAIN}")
         index = [(row["offset"] + row["frames"], SPLITS.index(row["split"])) for row in rows]
         write_whole(path.with_suffix(".idx"), np.array(index, np.int64).tobytes())
         kept += rows
@@ -69,9 +74,12 @@ def prepare_mels(root, out, mel, max_seconds, language="en", **listed):
     tell_unusual(kept, mel.frame_rate)
     take_grammar(root, out)
     frames, text_bytes = sum(r["frames"] for r in kept), [len(r["text"].encode()) for r in kept]
-    mean = sum(r["sum"] for r in kept) / (frames * mel.n_mels)
+    mean, square = (sum(r[key] for r in kept) / (frames * mel.n_mels) for key in ("sum", "sum_sq"))
+    if square - mean * mean <= 1e-9 * square:
+        raise UserError(f"every clip of {root} sounds the same throughout (log-mel {mean:.3g}): there is nothing to "
+                        "learn in silence")
     stats = {
-        "mel_mean": mean, "mel_std": (sum(r["sum_sq"] for r in kept) / (frames * mel.n_mels) - mean**2) ** 0.5,
+        "mel_mean": mean, "mel_std": (square - mean * mean) ** 0.5,
         "clips": len(kept), "validation_clips": sum(r["split"] == "val" for r in kept), "skipped": len(skipped),
         "seconds": frames / mel.frame_rate, "frames": frames, "max_frames": max(r["frames"] for r in kept),
         "text_bytes": {"min": min(text_bytes), "mean": sum(text_bytes) / len(kept), "max": max(text_bytes)},
