@@ -49,7 +49,7 @@ def test_each_rule_is_reached(monkeypatch):
     ("£1.01", "one pound, one penny"), ("€0.99", "ninety-nine cents"), ("$1", "one dollar"), ("$0.00", "zero dollars"),
     ("$1,200", "one thousand, two hundred dollars"), ("£2.5 million", "two point five million pounds"),
     ("12.5% or 3 %", "twelve point five percent or three percent"), ("1.2.3", "one point two point three"),
-    ("007", "zero zero seven"), ("1,23,4", "one, two three, four"), ("5stars or 5S", "five stars or five S"),
+    ("007", "zero zero seven"), ("1,23,4", "one, twenty-three, four"), ("5stars or 5S", "five stars or five S"),
     ("٣ and १२ and ３", "three and twelve and three"), ("2½ of ½", "two and one half of one half"),
     ("10² CO₂", "ten squared CO two"), ("MP3s, B2B, 4K", "MP threes, B two B, four K"), ("$", "dollar"),
     ("%", "percent"), ("café Zürich Ångström", "cafe Zurich Angstrom"), ("", ""), (" two\n lines ", "two lines"),

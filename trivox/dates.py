@@ -75,8 +75,9 @@ def say_year(match):
 
 HALF = rf"(?: ?([AaPp])(?:\. ?)?[Mm]{END}\.?)"  # of the day
 CLOCK = re.compile(rf"{FREE}(\d{{1,2}}):([0-5]\d)(?::([0-5]\d))?(\.\d{{1,3}})?(?:{HALF}| ?o'clock)?(?![\w:]|[.,/]\d)")
-HOUR = re.compile(rf"{FREE}(1[0-2]|0?[1-9])(?:\.([0-5]\d))?{HALF}")
+HOUR = re.compile(rf"(?:{FREE}|(?<=[a-zA-Z]/))(1[0-2]|0?[1-9])(?:\.([0-5]\d))?{HALF}")
 HOUR_RANGE = re.compile(rf"{FREE}(\d{{1,2}}(?:[:.]\d\d)?{HALF}?) ?- ?(?=\d{{1,2}}(?:[:.]\d\d)?{HALF}|\d{{1,2}}:\d\d)")
+MILITARY = re.compile(rf"{FREE}([01]\d|2[0-3])([0-5]\d) ?(?:hours|hrs?|h){END}")
 LASTED = re.compile(rf"{FREE}(\d{{1,3}}) ?h ?(\d{{1,2}}) ?m(?:in)?(?: ?(\d{{1,2}}) ?s(?:ec)?)?{END}")
 RATIO = re.compile(r"(?<![\w.,:/])\d++(?:\.\d++)?+(?: ?: ?\d++(?:\.\d++)?+)++(?![\w:]|[.,/]\d)")
 
@@ -124,6 +125,13 @@ def say_hour(match):
 
 def say_hour_range(match):
     return f"{match[1].removesuffix(':00')} to "  # as the hour behind it says what it is
+
+
+def say_military(match):
+    """0730 hours, 1400h, 1900 hrs."""
+    hour, minutes = match.groups()
+    hour = "oh " * (hour[0] == "0") + in_words(hour)
+    return f"{hour} {'hundred' if minutes == '00' else 'oh ' * (minutes[0] == '0') + in_words(minutes)} hours"
 
 
 def say_lasted(match):

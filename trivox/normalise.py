@@ -19,7 +19,7 @@ from trivox import dates, numerals, quantities, usage
 from trivox.dates import MONTHS
 from trivox.foreign import NUMERO, code_of, say_foreign
 from trivox.markup import TAG, one_line, untagged
-from trivox.numerals import STARTERS, ends, in_words
+from trivox.numerals import LABELS, STARTERS, ends, in_words
 from trivox.units import UNITS
 
 # ------------------------------------------------------------------------------------------------------------
@@ -33,6 +33,7 @@ BRACKETS = str.maketrans("[]{}", "()()")  # where letters are those of English, 
 DEGREE = re.compile(r"(?<=\d)( ?)º(?= ?[CF]\b)|(?<=\d\d)()º(?!\w)")
 MINUS = re.compile(r"(?<=\d) ?− ?(?=\d)|(?<=\w) − (?=\w)")
 NEGATIVE = re.compile(r"− (?=[$£€¥]?\.?\d)")
+BELOW = re.compile(r"(?:(?<=[^\d\s]\s)|^)–(?=[$£€¥]?\.?\d)")
 DASH = re.compile(r"(?:(?<!\s)\s++)?[—―]+\s*+|(?<!\s)\s++–\s*+|–\s++")  # which is a pause
 INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e"
                        r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]")
@@ -57,7 +58,8 @@ PAIRS = {"<=": "less than or equal to", ">=": "greater than or equal to", "!=": 
 PAIR = re.compile("|".join(rf" ?(?<![=<>!+-]){re.escape(pair)}(?![=<>-]) ?" for pair in PAIRS))
 SHARP = re.compile(r"(?<![^\W_])([A-GJ])#(?!\w)")
 MARKS = tuple("#*>")  # of Markdown, before a line
-BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[a-z]--[a-z]|[A-Za-z]\.[A-Za-z]{2}")  # what most sentences have none of
+BUSY = re.compile(r"[^A-Za-z ,.;:'\"!?()-]|[a-z]--[a-z]|[A-Za-z]\.[A-Za-z]{2}|[ (]\.[A-Za-z]"
+                  r"|^\.[A-Za-z]")  # what most sentences have none of
 
 # ------------------------------------------------------------------------------------------------------------
 # Abbreviations: without their stop, which stays only where it also ends the sentence
@@ -68,7 +70,8 @@ TITLES = {  # before a name
     "Maj": "Major", "Cpl": "Corporal", "Pvt": "Private", "Cmdr": "Commander", "Adm": "Admiral", "Rev": "Reverend",
     "Hon": "Honorable", "Gov": "Governor", "Sen": "Senator", "Rep": "Representative", "Pres": "President",
     "Fr": "Father", "Supt": "Superintendent", "Det": "Detective", "Insp": "Inspector", "Amb": "Ambassador",
-    "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister", "Asst": "Assistant"}
+    "Msgr": "Monsignor", "Atty": "Attorney", "Mt": "Mount", "Ft": "Fort", "St": "Saint", "Sr": "Sister",
+    "Asst": "Assistant"}
 SAINTS = set("""Arnaud Aubyn Cloud Honore Joe Leger Nazaire Vrain Xavier Barbara Boniface
 Brendan Cyril Gall Gallen Hilaire Hilda Hubert Ignatius
 Malo Moritz Quentin Remo Rita
@@ -87,7 +90,8 @@ WORDS = {"etc": "et cetera", "e.g": "for example", "i.e": "that is", "vs": "vers
          "dept": "department", "Univ": "University", "Assn": "Association", "Govt": "Government", "govt": "government",
          "Jr": "Junior", "Sr": "Senior", "Esq": "Esquire", "Bldg": "Building", "misc": "miscellaneous",
          "incl": "including", "excl": "excluding", "Ph.D": "PhD", "Tel": "Telephone", "tel": "telephone",
-         "max": "maximum", "min": "minimum", "avg": "average", "est": "estimated"}
+         "max": "maximum", "min": "minimum", "avg": "average", "est": "estimated", "abt": "about", "asst": "assistant",
+         "mgr": "manager", "intl": "international", "natl": "national", "mfg": "manufacturing"}
 NAMES = {"Max", "Min", "Avg", "Est"}  # but for what begins a sentence that goes on
 CLOSELY = {"max", "min", "avg", "est", "Tel", "tel"}  # only where the sentence visibly goes on
 SURE = {"Mr", "Mrs", "Ms", "Mx", "Dr", "Messrs", "Prof", "Capt", "Lt", "Sgt", "Cpl", "Cmdr"}  # whatever follows
@@ -104,6 +108,8 @@ TITLE = re.compile(rf"(?<![\w.])({'|'.join(PLAIN)}|St)(?= [A-Z]| and (?:Mrs?|Ms|
 ROADWAY = re.compile(r"(?<=[a-z] )(St|Ave|Rd|Blvd|Ln|Hwy|Pkwy)(?![\w.'/-]| [A-Z])")
 GLUED = re.compile(rf"\b({'|'.join(SURE)}|etc|e\.g|i\.e)\.(?=[A-Za-z])")  # Mr.Poe
 SHORT = re.compile(rf"(?<![\w/])({'|'.join(SMALL)})(?![\w/.])")
+NUMERAL = re.compile(r"\b([Vv]ols?|[Cc]h(?:ap)?|[Pp]p?|[Pp]t|[Ff]igs?|[Ss]ec)\. ([ivxlc]{1,9})"
+                     r"(?:-([ivxlc]{1,9}))?(?!\w)")
 RANGE_ENDS = re.compile(rf"(?:\d|\d ?[ap]\.?m\.?|\d[%°'\"€])$|\b(?:{'|'.join(CALENDAR)})\.?$")
 RANGE_STARTS = re.compile(rf"[$£€]?\d|(?:{'|'.join(CALENDAR)})\b")
 WHEN = re.compile(r"\b(?:[Ii]n|[Oo]n|since|until|till|late|early|mid|last|next|by|of|this|every|through)[ -]$")
@@ -146,6 +152,9 @@ EMAIL = re.compile(rf"(?<![\w.+@-])[\w.+-]{{1,64}}@{LABEL}(?:\.{LABEL}){{1,8}}(?
 URL = re.compile(r"(?<![\w@.])(?:(?:https?|ftp)://|www\.(?=\w))[^\s<>\"|]++")
 DOMAIN = re.compile(rf"(?<![\w@./-])(?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,6}}"
                     rf"(?:(?:{SUFFIXES})(?![\w-]|\.\w|@)(?:/[^\s<>\"|]*+)?|(?:{FILES})(?![\w-]))")
+DOTTED = re.compile(rf"(?<![\w.,;:!?'\")])\.(?=(?:com|org|net|edu|gov|NET|{FILES}|mp[34]|flac|ogg|env|git|gitignore|ini"
+                    r"|cfg|toml|log|bin|dll|tar|gz|rar|\w{2,6}rc)(?!\w)"
+                    r"|[a-z]{2,5} (?:domain|file|extension|site|address|format)(?:s|es)?\b)")
 HANDLE = re.compile(r"(?<![\w@])@(?=\w)")
 HASHTAG = re.compile(r"(?<![\w#])#([^\W\d]\w{0,99})")
 SPELT = {".": "dot", "-": "dash", "_": "underscore", "/": "slash", "@": "at", "+": "plus", "?": "question mark",
@@ -170,7 +179,7 @@ def say_addresses(text):
     if "#" in text:
         text = HASHTAG.sub(lambda tag: "hashtag " + re.sub(r"(?<=[a-z])(?=[A-Z])", " ", tag[1]).replace("_", " "), text)
     if "." in text:
-        text = DOMAIN.sub(address, URL.sub(address, text))
+        text = DOTTED.sub("dot ", DOMAIN.sub(address, URL.sub(address, text)))
     return text
 
 
@@ -213,7 +222,7 @@ def once(text, accents, language):
         text = fold(text, accents, english, language)
     elif not text.isprintable():
         text = INVISIBLE.sub("", text)
-    text = " ".join((text if accents else text.translate(BRACKETS)).split())
+    text = re.sub(r" ?\.(?: \.){2,}", "...", " ".join((text if accents else text.translate(BRACKETS)).split()))
     if not english:
         return say_foreign(text, language)
     text = re.sub(r"\bWW(?=(?:II?|[12])\b)", "World War ", calm(text))
@@ -225,17 +234,21 @@ def once(text, accents, language):
         text = SPAN.sub(say_span, text)
     if re.search("[A-Za-z.] [IVXLC]", text):
         text = NUMBERED.sub(say_roman, text)
+    text = NUMERAL.sub(say_numeral, text)
     text = ABBREVIATION.sub(say_abbreviation, ROADWAY.sub(say_road, TITLE.sub(say_title, text)))
     return " ".join(text.split())
 
 
 def fold(text, accents, english, language):
     """A text that is not in ASCII, with marks, digits, and, unless `accents`, Latin letters as in ASCII."""
+    text = BELOW.sub("-", text) if english else text
     text = DASH.sub(say_dash, CLOSE_BLANK.sub("," if english else "", text))
     if code_of(language) in UNITS:
         text = re.sub(r"(?<!\w)[nN]\.?[º°]\s?(?=\d)", "№", text)
     text = name_emoji(text.replace("№", NUMERO.get(code_of(language), "№")), language)
     if english:
+        text = text.replace("≠", "!=")  # which is not to become = and a stroke
+        text = re.sub(r"(?<=[\d)]) ?[∙⋅] ?(?=[\d(])|(?<=\d) · (?=\d)", "×", re.sub(r"(?<=\d)·(?=\d)", ".", text))
         text = re.sub("[™℠]", lambda mark: f" {SYMBOLS[mark[0]]}", text)  # before it is two letters
         text = SUPERSCRIPT.sub(say_superscript, NEGATIVE.sub("-", MINUS.sub(" minus ", DEGREE.sub(r"\1\2°", text))))
     elif code_of(language) in UNITS:
@@ -315,12 +328,12 @@ def english_letters(c):
 # The rules of what digits say, in the order in which they are tried: what is longest and surest first. What a rule has
 # read has no digit any more, so that no other reads it.
 RULES = [(getattr(room, name), getattr(room, f"say_{name.lower()}")) for room, names in (
-    (usage, "VERSE DIRECTION TYPE MILLIONS DECADES HUNDREDS OUT_OF EVENLY METRE AIRCRAFT CVE SEASON"),
+    (usage, "VERSE DIRECTION TYPE MILLIONS DECADES HUNDREDS OUT_OF EVENLY METRE AIRCRAFT CVE YEARS STANDARD SEASON"),
     (quantities, "PLACE FEET"), (numerals, "PHONE TOLL_FREE CALLED FLIGHT"), (quantities, "THOUSANDS"),
     (dates, "ISO_DATE SLASH_DATE SHORT_DATE MONTH_DAY DAY_MONTH MONTH_YEAR YEAR"), (numerals, "CHAIN"),
-    (dates, "HOUR_RANGE CLOCK HOUR LASTED RATIO"),
-    (quantities, "SPREAD CODE_BEFORE PRICE PRICE_BEHIND CENTS FRACTION"),
-    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "SQUARE UNIT RATE"),
+    (dates, "HOUR_RANGE CLOCK HOUR MILITARY LASTED RATIO"),
+    (quantities, "NOTES SPREAD CODE_BEFORE PRICE PRICE_BEHIND CENTS FRACTION SCIENTIFIC"),
+    (numerals, "LABEL HASH DECADE SHORT_YEAR BY TIMES DIVIDED RANGE"), (quantities, "SIZE SQUARE POWERED UNIT RATE"),
     (numerals, "POWER COUNT"),
 ) for name in names.split()]
 
@@ -356,6 +369,7 @@ def say_marks(text):
     text = re.sub(r"(?<=\))/(?=[\w(])", " over ", text)
     text = SPACED_MINUS.sub(lambda minus: "-" if minus[0] == "- " else f"{minus[0][0]} minus ", text)
     text = re.sub(r"(?<=[^\W_])--(?=[^\W_\d])", " -- ", text)
+    text = re.sub(r"(?<=\d)\*\*(?=\d)", "^", text)
     text = re.sub(r"(?<=[^\W_])\^(?=[A-Za-z])", " to the power of ", text)
     text = re.sub(r"(?<=\d) ?~ ?(?=\d)", "-", text)
     text = re.sub(r"(?<![^\s(])~ ?(?=[$£€]?\d)", "about ", text)
@@ -392,6 +406,22 @@ SHORTENED = {*TITLES, *ROADS, *WORDS, *CALENDAR, "Vs", "Shh", "Hmm", "Pst", "Pss
              "Th", "Rd", "Nd"}  # without a vowel, and yet in small letters
 
 
+def value(numeral):
+    """A Roman numeral's."""
+    values = [VALUES[c] for c in numeral]
+    return sum(-v if v < w else v for v, w in zip(values, [*values[1:], 0]))
+
+
+def say_numeral(match):
+    """vol. xii, pp. iv-x."""
+    numerals = [numeral.upper() for numeral in match.groups()[1:] if numeral]
+    if not all(re.fullmatch(ROMAN, numeral) for numeral in numerals):
+        return match[0]
+    label = SHORTER.get(f"{match[1]}.") or LABELS[match[1].lower()]
+    words = f"{label} " + " to ".join(in_words(value(numeral)) for numeral in numerals)
+    return words.capitalize() if match[1][0].isupper() else words
+
+
 LOUDLY = {name.upper() for name in COUNTED}
 
 
@@ -408,8 +438,7 @@ def say_roman(match):
             return match[0]
         if rest[:1] == "." and kind in RULERS and not ends(match, 1) or numeral != "I" and kind in ALSO_LETTERS:
             return match[0]
-    values = [VALUES[c] for c in numeral]
-    number = sum(-v if v < w else v for v, w in zip(values, [*values[1:], 0]))
+    number = value(numeral)
     return f"{name} the {in_words(number, 'ordinal')}" if name in RULERS else (
         f"{SHORTER.get(name, name)} {in_words(number)}")
 

@@ -7,7 +7,7 @@ space as single blanks. They take linear time: by possessive quantifiers (`++`),
 import re
 from functools import lru_cache
 
-DIGITS = dict(zip("0123456789.,", "zero one two three four five six seven eight nine point ,".split()))
+DIGITS = dict(zip("0123456789.", "zero one two three four five six seven eight nine point".split()))
 DIGIT = "zero one two three four five six seven eight nine".split()
 # Abbreviations that are such only before a number
 LABELS = {"No": "number", "no": "number", "Nos": "numbers", "nos": "numbers", "Nr": "number", "Vol": "volume",
@@ -18,7 +18,7 @@ LABELS = {"No": "number", "no": "number", "Nos": "numbers", "nos": "numbers", "N
           "apt": "apartment", "Rm": "room", "ext": "extension", "Ext": "extension", "Tab": "table", "ca": "circa",
           "max": "maximum", "Max": "maximum", "min": "minimum", "Min": "minimum", "avg": "average", "Avg": "average",
           "c": "circa", "est": "established", "Est": "established", "v": "version", "ver": "version", "Rte": "route",
-          "Hwy": "highway", "Ste": "suite"}
+          "Hwy": "highway", "Ste": "suite", "approx": "approximately"}
 WORDLIKE = {"art", "sec", "par", "min", "ex"}  # which also end sentences: wait a sec.
 MAGNITUDES = {"k": "thousand", "K": "thousand", "m": "million", "M": "million", "mn": "million", "mm": "million",
               "MM": "million", "mio": "million", "b": "billion", "B": "billion", "bn": "billion", "Bn": "billion",
@@ -54,13 +54,15 @@ def plain(number):
 
 def number_words(number):
     """Digits, with points or commas among them, in words: one by one where they are no number, as in 007 and what has
-    more than 15 of them; the parts of 10.2.1 by themselves."""
+    more than 15 of them; the parts of 10.2.1 and of 10,20,30 by themselves."""
+    if "," in number:
+        return ", ".join(map(number_words, number.split(",")))
     whole, point, decimals = number.partition(".")
     if re.fullmatch(r"0|[1-9]\d{0,14}", whole) and (decimals.isdecimal() or not point):
         return " ".join([in_words(whole), *(DIGITS[c] for c in point + decimals)])
     if re.fullmatch(r"\d{1,2}(\.(0|[1-9]\d?)){2,}", number):  # a version
         return " point ".join(map(in_words, number.split(".")))
-    return " ".join(DIGITS[c] for c in number).replace(" ,", ",")
+    return " ".join(DIGITS[c] for c in number)
 
 
 def said(number):
@@ -135,7 +137,7 @@ def say_chain(match):
 
 ALIKE = r"(?!\d{1,9} (?:[a-z]{1,20}s|people|men|women|children) (?:are|were|have|can|will|should|could|ever)\b)"
 LABELLED = re.compile(r"(?:^|[(,;:.]|\b(?:[Ss]ee|[Ii]n|of|[Uu]nder|by|and|to|per|with|from|or|the|cf|[Aa]s)) ?$")
-LABEL = re.compile(rf"(?<![^\W_])(?:({'|'.join(LABELS)})\. ?|(No|Nos|pp|Vol|Fig|Apt|Hwy) {ALIKE})(?=[$£€]?\d)")
+LABEL = re.compile(rf"(?<![^\W_])(?:({'|'.join(LABELS)})\. ?|(No|Nos|pp|Vol|Fig|Apt|Hwy|approx) {ALIKE})(?=[$£€]?\d)")
 HASH = re.compile(r"(?<!\w)# ?(?=\d)")
 DECADE = re.compile(rf"(?<![\w.,'])'?([2-9]0)'?s{END}")
 SHORT_YEAR = re.compile(r"(?<![^\s(-])'(\d)(\d)(?![\w'\"]|[.,:]\d)")
@@ -145,7 +147,7 @@ TIMES = re.compile(r"(?<=\d) ?[x×](?=[ .,;!?)]|$)(?! ?[=+*/<>-])")
 DIVIDED = re.compile(r"(?<=\d) / (?=\d)")
 RANGE = re.compile(rf"(?<=[\d%°'\"])( ?)-\1(?={SYMBOL}?\d)")
 COUNT = re.compile(rf"({SIGN})({POINTED})(\s?%|‰|(?:st|nd|rd|th|(?-i:s)){END}|\s(?:thousand|million|billion|trillion)\b"
-                   rf"|(?-i:mn|bn|tn){END}|(?<=\.\d)(?-i:[MB]){END}|(?-i:M)(?= [a-z]))?", re.IGNORECASE)
+                   rf"|(?-i:mn| ?bn| ?tr?n| ?pct){END}|(?<=\.\d)(?-i:[MB]){END}|(?-i:M)(?= [a-z]))?", re.IGNORECASE)
 
 
 def say_label(match):
@@ -168,7 +170,10 @@ def say_short_year(match):
 
 
 def say_power(match):
-    _, sign, power = match.groups()
+    return power_words(*match.groups()[1:])
+
+
+def power_words(sign, power):
     if not sign and power in POWERS:
         return f" {POWERS[power]}"
     return f" to the power of {sign_words(sign)}{number_words(power)}"
@@ -192,8 +197,9 @@ def say_range(match):
     start, end = match.span()
     if re.search(r"[^\W\d_][\d.,]+$", match.string[max(0, start - 12):start]):
         return match[0]
-    near = match.string[max(0, start - 12):start] + match.string[end:end + 12]
-    return " minus " if re.search("[=+×÷]", near) else " to "
+    before, after = match.string[max(0, start - 12):start], match.string[end:end + 12]
+    sums = re.search("[=×÷]", before + after) or re.search(r"\+ ?[\d.]+$", before) or re.match(r"[\d.]+ ?\+ ?\d", after)
+    return " minus " if sums else " to "
 
 
 def say_count(match):
@@ -212,7 +218,7 @@ def say_count(match):
         if suffix == "s":  # the 1990s
             words = many(words)
         elif suffix:
-            words += " " + {"%": "percent", "‰": "per mille"}.get(suffix, suffix)
+            words += " " + {"%": "percent", "pct": "percent", "‰": "per mille"}.get(suffix, suffix)
     return sign_words(sign) + words
 
 

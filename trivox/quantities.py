@@ -4,7 +4,7 @@ import re
 from math import gcd
 
 from trivox.numerals import (END, FROM, MAGNITUDES, NUMBER, POINTED, POWERS, SIGN, SYMBOL, in_words, number_words,
-                             plain, said, sign_words, year_words)
+                             many, plain, power_words, said, sign_words, year_words)
 
 # ------------------------------------------------------------------------------------------------------------
 # Tables
@@ -28,6 +28,7 @@ UNITS = {
     "mm": "millimeter", "cm": "centimeter", "dm": "decimeter", "m": "meter", "km": "kilometer", "nm": "nanometer",
     "μm": "micrometer", "mi": "mile", "yd": "yard", "yds": "yard", "ft": "foot feet", "in.": "inch inches",
     "ha": "hectare", "mg": "milligram", "g": "gram", "kg": "kilogram", "μg": "microgram", "lb": "pound", "lbs": "pound",
+    "kgs": "kilogram", "Kg": "kilogram", "KG": "kilogram", "kms": "kilometer",
     "oz": "ounce", "fl oz": "fluid_ounce", "ml": "milliliter", "mL": "milliliter", "cl": "centiliter",
     "dl": "deciliter", "l": "liter", "L": "liter", "gal": "gallon", "qt": "quart", "pt": "pint", "cc": "cc cc",
     "tsp": "teaspoon", "tbsp": "tablespoon", "Tbsp": "tablespoon", "Tsp": "teaspoon",
@@ -81,16 +82,19 @@ PRICE = re.compile(rf"({SIGN}){DOLLARS}?({SYMBOL}) ?(-(?=\.?\d))?({AMOUNT})"
                    rf"(?: (?:USD|AUD|CAD|EUR|GBP))?{EACH}?")
 PRICE_BEHIND = re.compile(rf"({SIGN})(?<![\w.,])({NUMBER})(?: ?- ?({NUMBER}))?{MAGNITUDE}?"
                           rf"(?: ?({SYMBOL}(?!\d))| ({'|'.join(CODES)}){END}){EACH}?")
+NOTES = re.compile(rf"[$£€](\d{{1,3}}(?:,\d{{3}})*+)s{END}")
 SPREAD = re.compile(rf"(?<=[$£€])(\d{{1,3}}(?:\.\d{{1,3}})?)(?:m|M|k|K|bn|B)-(?=\d)"
                     rf"|(?<=illion)-(?={SYMBOL}?\d)|(?<=\d[KkMm])-(?={SYMBOL}\d)|(?<=inches)-(?=\d)")
-CODE_BEFORE = re.compile(rf"(?<![^\W_])({'|'.join(CODES)}) ?(?=\d)")
+CODE_BEFORE = re.compile(rf"(?<![^\W_])(?:({'|'.join(CODES)})|Rs\.?) ?(?=\d)")
 CENTS = re.compile(rf"(?<![\w.,])({NUMBER}) ?¢")
-THOUSANDS = re.compile(r"(?<![\w.,'])([1-9]\d{0,2})((?:[ _']\d{3})++)(?:,(\d{1,2}))?(?![\w.]*\d)")
+THOUSANDS = re.compile(r"(?<![\w.,'])([1-9]\d{0,2})((?:[ _']\d{3})++)(?:[,.](\d{1,2}))?(?![\w.]*\d)")
 
 
 def before_noun(match):
     """Whether an amount stands before a noun that it is one of, where its unit has no plural: a $5 bill, a 6 ft man."""
     start, end = match.span()
+    if re.match("-an?-[a-z]", match.string[end:end + 5]):  # $100-a-day
+        return True
     before, after = match.string[max(0, start - 18):start], re.match(r"[ -]([a-z]+)", match.string[end:end + 30])
     if not after or after[1] in NO_NOUN:
         return False
@@ -140,13 +144,18 @@ def say_price_behind(match):
     return words + (f" per {PER.get(unit, '')}" if per else "")
 
 
+def say_notes(match):
+    """Paid in $20s, in fives, in hundreds."""
+    return many(re.sub("^one (?=hundred$|thousand$)", "", said(match[1])))
+
+
 def say_spread(match):
     """$1m-2m as $1-2m."""
     return f"{match[1]}-" if match[1] else " to "
 
 
 def say_code_before(match):
-    return CODES[match[1]]
+    return CODES.get(match[1], "₹")
 
 
 def say_cents(match):
@@ -165,13 +174,17 @@ def say_thousands(match):
 # ------------------------------------------------------------------------------------------------------------
 # Units and fractions
 
+SIZE = re.compile(r"(?<=\d)( ?(?:ft|in|cm|mm|m|km|yd|inch|inches|feet|meters|metres|px)\.?|') ?[x×] ?(?=\d)")
 SQUARE = re.compile(r"(?<=\d )([Ss]q|[Cc]u|fl)\. ?(?=(?:ft|in|yd|m|km|mi|oz)\b)")
 STOP = r"(\.(?= [a-z]|[,;:]| \d{1,3} ?(?:min|sec|oz|in|ft)s?\b))"  # which ends no sentence
 COUNTED = re.compile(r" [A-Z][a-z]{1,20} \d")  # Group 3 V Group 4
 NAMES = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 UNIT = re.compile(rf"({SIGN}){FROM}(?<!\^)(?<!\^-)({POINTED})( (?:thousand|million|billion))?([ -]?)"
                   rf"(?:({'|'.join(SQUARED)})\^?([23])|({NAMES}))(?:/({'|'.join(PER)})(?:\^?([23]))?)?"
-                  rf"{END}(?!['^/]\w){STOP}?")
+                  rf"{END}(?!['^]\w|/[^\W\d]){STOP}?")
+SCIENTIFIC = re.compile(rf"(?<![\w.,:/$£€])(\d{{1,9}}(?:\.\d{{1,12}}(?=[eE])|(?=e|E[-+])))[eE]\+?(-?\d{{1,3}}){END}"
+                        r"(?![.,]\d)")
+POWERED = re.compile(rf"(?<=\b10)\^([-+]?)(\d{{1,3}}) ({NAMES})(?:/({'|'.join(PER)})(?:\^?([23]))?)?{END}{STOP}?")
 RATE = re.compile(rf"(?<=\d)/({'|'.join(name for name in PER if len(name) > 2)}){END}")
 FEET = re.compile(r"(?<![\w.])(\d{1,2})(?:' ?| ?ft\.? )(\d{1,2}(?:\.\d++)?+)"
                   r"(?:\"|''| ?in(?:\.(?! [A-Z])|\b)|(?![\w']))")
@@ -180,6 +193,10 @@ PLACE = re.compile(r"(?<![\w.])(-?\d{1,3}(?:\.\d++)?+) ?° ?"
                    r"(?:(\d{1,2}(?:\.\d++)?+)' ?(?:(\d{1,2}(?:\.\d++)?+)\" ?)?)?(?:([NSEW])\b)?")
 FRACTION = re.compile(rf"(?<![\w.,/$£€])(?:(\d{{1,3}})[ -])?(\d{{1,4}})/(\d{{1,4}})"
                       rf"(?:(?:ths?|rds?|nds?|s){END}|[ -]?({NAMES}){END}{STOP}?)?(?![\w/]|[.,]\d)")
+
+
+GRADED = re.compile(r"\b(?:scored?|scores|rat(?:ed?|es|ing)|graded?|marks?|g(?:a|i)ve[sn]? (?:it|him|her|them|this))"
+                    r"(?: of| at| it)?(?: an?)?:? (?:only |just |about )?$")
 
 
 def unit_names(sign):
@@ -201,14 +218,36 @@ def say_unit(match):
         one, several = (f"{'square' if power == '2' else 'cubic'} {name}" for name in (one, several))
     single = number == "1" and not scale or mark == "-" or not per and before_noun(match)
     words = f"{said(number)}{scale or ''}{mark if mark == '-' else ' '}{one if single else several}"
-    if per:
-        words += f" per {PER[per]}" if not per_power or per != "s" else f" per second {POWERS[per_power]}"
-        words = words if not per_power or per == "s" else words.replace(" per ", " per " + (
-            "square " if per_power == "2" else "cubic "))
+    words += per_words(per, per_power)
     following = match.string[match.end():match.end() + 3]
     if unit == "in." and (not following.strip("\"')") or re.match(" [A-Z]", following)):
         words += "."  # of the sentence, too
     return sign_words(sign) + words
+
+
+def per_words(per, power):
+    """" per second squared", " per cubic meter"."""
+    if not per:
+        return ""
+    if per == "s" and power:
+        return f" per second {POWERS[power]}"
+    return f" per {'square ' * (power == '2')}{'cubic ' * (power == '3')}{PER[per]}"
+
+
+def say_scientific(match):
+    """1.5e-3 as 1.5×10^-3, which is read as that is."""
+    return f"{match[1]}×10^{match[2]}"
+
+
+def say_powered(match):
+    """3×10^8 m/s: what a rule for units does not see is that a number stands before the power."""
+    sign, power, unit, per, per_power, _ = match.groups()
+    return f"{power_words(sign, power)} {unit_names(unit)[1]}{per_words(per, per_power)}"
+
+
+def say_size(match):
+    """5 ft. x 8 ft."""
+    return f"{match[1]} by "
 
 
 def say_square(match):
@@ -222,8 +261,9 @@ def say_rate(match):
 def say_feet(match):
     feet, inches = match.groups()
     single = before_noun(match)  # a 6 ft. 2 in. man
+    stop = "." * (match[0].endswith(".") and not match.string[match.end():].strip("\"')"))  # of the sentence, too
     return (f"{in_words(feet)} {'foot' if single or feet == '1' else 'feet'} "
-            f"{said(inches)} inch{'es' * (not single and inches != '1')}")
+            f"{said(inches)} inch{'es' * (not single and inches != '1')}{stop}")
 
 
 def say_inches(text):
@@ -235,7 +275,8 @@ def say_inches(text):
         if match[1]:
             return match[0]
         if match[2] and not is_open:
-            return f"{match[2]} inch" + "es" * (not re.search(r"\b[Aa]n? [\d.]{1,6}$", text[:match.end(2)][-10:]))
+            single = re.search(r"\b[Aa]n? [\d.]{1,6}$|(?<![\d/])(?<!\d )\d{1,2}/\d{1,3}$", text[:match.end(2)][-10:])
+            return f"{match[2]} inch" + "es" * (not single)
         is_open = not is_open
         return match[0]
 
@@ -266,6 +307,8 @@ def say_fraction(match):
     last = f" {unit_names(unit)[n > m or bool(whole)]}" if unit else ""
     if f"{over}/{under}" in SLASHED:
         return first + SLASHED[f"{over}/{under}"] + last
+    if n <= m in (5, 10, 20, 100) and GRADED.search(match.string[max(0, match.start() - 24):match.start()]):
+        return f"{first}{in_words(over)} out of {in_words(under)}{last}"
     if m in FRACTIONS and n and n < 100 and gcd(n, m) == 1 and over[0] != "0":
         return first + "and " * (n < m and bool(whole)) + fraction_words(over, under) + last
     if len(over) == 4:  # 2019/20
