@@ -48,6 +48,18 @@ def write_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_rows_whose_figures_no_log_mel_has(tmp_path, one_process):
+    """A mean square below the square of the mean gave statistics that are no numbers, and a traceback."""
+    root = make_corpus(tmp_path / "corpus", {"a": tone(0.3), "b": tone(0.4)})
+    prepare_mels(root, tmp_path / "out", MelConfig(), 2.0)
+    rows = tmp_path / "out" / "mels_00000.jsonl"
+    kept = [json.loads(line) for line in rows.read_text().splitlines()]
+    for changes in ({"sum": 1e200}, {"sum_sq": -1.0}):
+        write_lines(rows, [row | (changes if row["id"] == "b" else {}) for row in kept])
+        said = refusal(lambda argv: prepare_mels(root, tmp_path / "out", MelConfig(), 2.0))
+        assert "mels_00000.jsonl has a log-mel" in said and "for b" in said and "delete the files" in said
+
+
 @pytest.mark.parametrize("indexed", [True, False], ids=["", "as they were before .idx"])
 def test_damaged_log_mels(three_shards, indexed):
     """Whatever is missing, cut off or at odds: the file is named, and never a wrong mel returned."""

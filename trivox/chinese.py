@@ -118,6 +118,8 @@ RULES = [(re.compile(pattern), say) for pattern, say in (
      lambda match: f"{digits(match[1])}年{words_of(str(int(match[2])))}月"),
     (r"(?<![\d.-])([12]\d{3})([-/.])(0?[1-9]|1[0-2])\2(0?[1-9]|[12]\d|3[01])(?![\d.-])", say_date),
     (r"(?<![\d.,第-])([12]\d{3})[-~]([12]\d{3})(?=年)", lambda match: f"{digits(match[1])}到{digits(match[2])}"),
+    (r"(?<![\d.第-])(?<!\d,)[12]\d{3}(?=(?:[、和与與及或][12]\d{3})+年)",  # 1998、1999年
+     lambda match: digits(match[0])),
     # A year, and not 1000年 or 2000年前, which are so many of them; 98年5月
     (r"(?<![\d.,第-])(?:(?!1000|[12]\d00年[前来來间間历歷以之])[12]\d{3}(?=年)|\d\d(?=年\d{1,2}月))",
      lambda match: digits(match[0])),

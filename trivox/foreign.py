@@ -39,13 +39,23 @@ Juni Juli August September Oktober November Dezember Kapitel Band Akt Szene Tag 
 Lebensjahr Geburtstag Klasse Platz Rang Stock Stockwerk Etage Auflage Ausgabe Weltkrieg Weltkriegs Weltkrieges
 Bundesliga Liga Runde Satz Halbzeit Minute Stunde Mal Spieltag Semester Bezirk Armee Division Korps Infanterie
 Wahlperiode Staffel Folge Etappe Advent""".split())
-ARTICLE = re.compile(r"\b(?:[dD](?:er|ie|as|e[mns])|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[aAiI]ns) $")  # before any noun
+# Before any noun; the last leave its gender to the ordinal
+ARTICLE = re.compile(r"\b(?:[dD](?:er|ie|as|e[mns])|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[aAiI]ns"
+                     r"|(?:[mdsk]?ein|ihr|unser|eur|jed|dies)e[mnrs]?|[mdskMDSK]?[eE]in|[iI]hr|unser|euer) $")
+MINE = re.compile(r"\b(?:[mdskMDSK]?[eE]in|[iI]hr|unser|euer) $")
+NEUTER = re.compile(r"Auto|Bein|Bier|Bild|Boot|Buch|Dorf|Fahrrad|Fenster|Foto|Geschäft|Glas|Haus|Jahr|Kapitel|Kind"
+                    r"|Konzert|Land|Leben|Lied|Mal|Pferd|Rad|Spiel|Stück|Tor|Zimmer|\w+(?:chen|lein|ment|um|zeug)")
+# 1., 2. und 3. Platz
+LISTED = re.compile(r"(?<![\w.,])\d{1,3}\.(?:, \d{1,3}\.)+(?:,? (?:und|oder|bis|sowie) \d{1,3}\.)? (?=[A-ZÄÖÜ])")
 
 # Russian days of months and years of four digits, which are ordinals, and the case that what follows asks for
 MONTHS = "|".join(units.MONTHS["ru"])
 DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 RUSSIAN = re.compile(rf"(?:(?<![\w.,-])|(?<=\d-))({DAY})(?= (?:{MONTHS})\b|(?: и | по |-){DAY} (?:{MONTHS})\b)"
                      r"|(?<![\w.,-])([12]\d{3})(?= (год(?:а|у|ом|е)?)\b)")
+SINCE = re.compile(r"(?<=\b[Сс] )([12]\d{3})(?= (?:по|до) [12]\d{3} г(?:од|[.]|\b))"
+                   r"|(?<=\b[Оо]т )([12]\d{3})(?= до [12]\d{3} г(?:од|[.]|\b))")
+DURING = re.compile(r"(\b[Вв] )?(?<![\w.,-])([12]\d{3})-([12]\d{3}) ?(гг?\.|год(?:ах|ы|ов))(?!\w)")
 CASES = {"год": "n", "года": "g", "году": "p", "годом": "i", "годе": "p"}
 NUMERO = {"ru": "номер ", "uk": "номер ", "bg": "номер ", "be": "нумар ",
           "de": "Nummer ", "fr": "numéro ", "es": "número ", "it": "numero ", "pt": "número ", "nl": "nummer ",
@@ -94,7 +104,10 @@ def say_foreign(text, language):
         return text
     text = say_units(text, code, partial(say_plain, name=name))
     if code == "ru":
+        text = DURING.sub(say_during, SINCE.sub(lambda match: ordinal_year(match[0], "g"), text))
         text = RUSSIAN.sub(say_russian, text)
+    if code == "de":
+        text = LISTED.sub(say_listed, text)
     if code in ORDINALS:
         text = ORDINAL.sub(lambda match: say_ordinal(match, code, name), text)
     return " ".join(NUMBER.sub(lambda match: say_number(match, name), text).split())
@@ -110,8 +123,34 @@ def say_ordinal(match, code, name):
     words = words_of(number, name, "ordinal") or words_of(number, name)
     if not words:
         return match[0]
-    weak = code == "de" and WEAK.search(before)
-    return words + "n" * bool(weak) + " "
+    return words + german_ending(before, following) * (code == "de") + " "
+
+
+def german_ending(before, following):
+    """Of an ordinal, by what stands before it and by its noun: im zweiten, mein zweites Auto."""
+    if WEAK.search(before):
+        return "n"
+    return ("s" if NEUTER.fullmatch(following) else "r") * bool(MINE.search(before) and following[0].isupper())
+
+
+def say_listed(match):
+    """Der 1., 2. und 3. Platz."""
+    ending = "n" * bool(WEAK.search(match.string[max(0, match.start() - 30):match.start()]))
+    return re.sub(r"(\d+)\.", lambda number: (words_of(number[1], "de", "ordinal") or number[1]) + ending, match[0])
+
+
+def ordinal_year(digits, case, **more):
+    return words_of(digits, "ru", "ordinal", case=case, gender="m", **more) or digits
+
+
+def say_during(match):
+    """В 1941-1945 гг.: в … первом - … пятом годах."""
+    within, first, last, word = match.groups()
+    case = "p" if within or word == "годах" else "g" if word == "годов" else "n"
+    rest = match.string[match.end():]
+    stop = "." * (word[-1] == "." and (not rest or rest[1:2].isupper()))
+    word = {"p": "годах", "g": "годов", "n": "годы"}[case]
+    return f"{within or ''}{ordinal_year(first, case)} - {ordinal_year(last, case)} {word}{stop}"
 
 
 def say_russian(match):

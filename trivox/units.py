@@ -78,6 +78,7 @@ STARTERS = """Dann Da Danach Darauf Er Sie Es Wir Ich Ihr Du Das Die Der Ein Ein
 Nach Bei Von Zu Als Wenn Weil Doch Jetzt Heute Hier Dort Man Was Wer Wie Wo Warum Alle Viele""".split()
 # Before these a German ordinal ends in n
 WEAK = re.compile(r"\b(?:[dD]e[mns]|[aAiI]m|[vV]om|[zZ]u[mr]|[bB]eim|[sS]eit|[aA]b|[bB]is|[nN]ach"
+                  r"|(?:[mdskMDSK]?[eE]in|[iI]hr|[uU]nser|[eE]ur)e[mnrs]"
                   r"|(?:[iI]n|[aA]uf|[aA]n|[mM]it|[aA]us|[bB]ei|[nN]ach|[vV]on|[zZ]u|[vV]or) der)(?: \w+ten)? $")
 # Before feminine nouns, and what a number that ends in one becomes there
 NOUNS = {"de": "Million|Person|Frau|Schwester|Mutter|Tochter|Stadt|Nacht|Hand|Bank|Wand|Zahl|Fahrt|Art|Kraft"
