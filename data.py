@@ -31,7 +31,7 @@ from trivox.audio import MelConfig
 from trivox.check import check_corpus
 from trivox.codecs import CODECS
 from trivox.common import Folder, Language, Limit, Positive, UserError, flag, run, some_path
-from trivox.corpora import download_ljspeech, find_list, other_lists
+from trivox.corpora import download_ljspeech, has_texts, other_lists
 from trivox.cut import cut_corpus
 from trivox.demo_music import make_demo_music
 from trivox.demo_speech import make_demo_corpus
@@ -110,13 +110,13 @@ def ljspeech(p):
 
     def make(args):
         root, metadata = args.root or download_ljspeech(args.out.parent), args.metadata
-        if not metadata and not find_list(root):
+        if not metadata and not has_texts(root):
             if (others := other_lists(root)) and not args.whisper:
                 raise UserError(f"{root} has no list of clips under a name that is known, but {others[0].name}: "
                                 f"--metadata {others[0]} reads that, --whisper base transcribes anyway")
             metadata = transcribe(root, args.out, args.language, args.whisper)
         elif args.whisper:
-            raise UserError(f"--whisper is for recordings without a list, and there is {metadata or find_list(root)}")
+            raise UserError(f"--whisper is for recordings without texts, and {metadata or root} has some")
         prepare_mels(root, args.out, mel_config(args), args.max_seconds, args.language,
                      **listed(args) | {"metadata": metadata})
 
@@ -175,7 +175,7 @@ def tokenize_corpus(p):
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     def make(args):
-        chunk = None if args.metadata or find_list(args.root) else (2040, "frames")
+        chunk = None if args.metadata or has_texts(args.root) else (2040, "frames")
         if args.chunk_seconds or args.chunk_frames:
             chunk = (args.chunk_seconds, "seconds") if args.chunk_seconds else (args.chunk_frames, "frames")
         fitted = dict(mel=mel_config(args), sizes=args.codebook_size, fit=args.fit)

@@ -56,6 +56,10 @@ LAYOUTS = {
     "semicolons": (table(IDS, [text.replace(";", ",") for text in NORMALIZED], delimiter=";"), "t;"),
     "quoted bars": (table(IDS, [f'{text} | "yes"' for text in NORMALIZED], SPEAKERS, quote=csv.QUOTE_MINIMAL), "ts|"),
     "JSON": (objects(audio_filepath=FILES, duration=[1.5] * 8, text=NORMALIZED, speaker=SPEAKERS), "ts"),
+    "JSON, one array": (json.dumps([dict(file=f, text=t) for f, t in zip(FILES, NORMALIZED)], indent=1) + "\n", "t"),
+    "JSON, a text for each": (json.dumps(dict(zip(FILES, NORMALIZED)), indent=1) + "\n", "t"),
+    "Kaldi": (table(IDS, NORMALIZED, delimiter=" "), "t"),
+    "Festival": ("".join(f'( {id} "{text}" )\n' for id, text in zip(IDS, NORMALIZED)), "t"),
     "JSON of datasets": (objects(audio=[{"path": f} for f in FILES], sentence=NORMALIZED, speaker_id=[0, 1] * 4), "t0"),
 }
 
@@ -64,7 +68,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\ufeff"])
 def test_layouts(tmp_path, content, what, ends):
     """Whatever the order and the marks, the same clips; with a BOM and with Windows' ends of lines too."""
-    path = tmp_path / ("list.jsonl" if content.startswith("{") else "metadata.csv")
+    path = tmp_path / ("list.jsonl" if content[0] in "[{" else "metadata.csv")
     path.write_bytes((ends if ends == "\ufeff" else "").encode() + content.replace(
         "\n", ends if ends != "\ufeff" else "\n").encode())
     texts = [text.replace(";", ",") if ";" in what else f'{text} | "yes"' if "|" in what else text
@@ -132,6 +136,16 @@ def test_transcripts(tmp_path, content, clips):
         assert [(clip["id"], clip["text"]) for clip in read_transcripts(tmp_path / "a.txt")] == clips
     else:
         assert clips in refusal(lambda argv: read_transcripts(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("a.json", b'[{"file": "a", "text": "Hm."},\n', "cut off"),
+    ("a.json", b'[{"file": "a", "text": "Hm."},\n5]', "line 2"),
+    ("a.xlsx", b"PK\x03\x04", "spreadsheet"), ("a.parquet", b"PAR1", "Parquet"), ("a.csv", b"\x1f\x8b\x08", "gzip"),
+])
+def test_files_of_other_kinds(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    assert words in refusal(lambda argv: read_list(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", [

@@ -1,7 +1,8 @@
 """Corpora: folders of recordings with their texts, read.
 
 A corpus is a folder with recordings anywhere below it and a list of them (trivox/metadata.py): `metadata.csv` in
-LJSpeech's layout, for one, whose recordings are `wavs/<id>.wav`, of any rate. Links are followed, to files and to
+LJSpeech's layout, for one, whose recordings are `wavs/<id>.wav`, of any rate; or what they say stands in files beside
+them (trivox/beside.py). Links are followed, to files and to
 folders; what is hidden, as .git is, is passed over. Where there is a `heldout.txt`, an id a line, it names the clips
 for validation; else some of those that can be used are drawn by hash, 2 % for log-mels and 5 % for tokens.
 `grammar.jsgf` says which sentences can occur, for evaluate.py.
@@ -16,6 +17,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 
+from trivox.beside import OTHERS, find_texts, is_text, read_beside
 from trivox.common import UserError
 from trivox.files import lines_of, write_whole
 from trivox.metadata import LISTS, read_list
@@ -24,6 +26,7 @@ from trivox.recordings import AUDIO_ENDINGS
 LJSPEECH_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 LJSPEECH_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
 FIRST = 3  # clips that are shown as they were understood
+LIST_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".xls", ".ods", ".parquet", ".lst", ".list")
 
 
 MARK = ".made_by_trivox"  # in a corpus that a demo has made, and may make anew
@@ -67,7 +70,8 @@ def download_ljspeech(folder):
 
 
 class Recordings:
-    """The recordings below the folder `root`: `paths`, sorted, as they stand under it, with / between their names."""
+    """The recordings below the folder `root`: `paths`, sorted, as they stand under it, with / between their names; and
+    `texts`, likewise, the files that may say what they say."""
 
     def __init__(self, root):
         def refused(e):
@@ -76,7 +80,8 @@ class Recordings:
 
         if not Path(root).is_dir():
             raise UserError(f"there is no folder {root}")
-        self.root, self.paths, above = Path(root), [], {}  # above: the true paths of a folder and of those it is in
+        self.root, self.paths, self.texts = Path(root), [], []
+        above = {}  # the true paths of a folder and of those it is in
         for folder, folders, files in os.walk(root, followlinks=True, onerror=refused):
             folders[:] = [name for name in folders if not name.startswith(".")]
             real, outer = os.path.realpath(folder), above.get(os.path.dirname(folder), frozenset())
@@ -85,9 +90,10 @@ class Recordings:
                 continue
             above[folder] = outer | {real}
             inside = Path(folder).relative_to(root).as_posix()
-            self.paths += [f"{inside}/{name}".removeprefix("./") for name in files
-                           if not name.startswith(".") and ending_of(name)]
-        self.paths.sort()
+            seen = [name for name in files if not name.startswith(".")]
+            self.paths += [f"{inside}/{name}".removeprefix("./") for name in seen if ending_of(name)]
+            self.texts += [f"{inside}/{name}".removeprefix("./") for name in seen if is_text(name)]
+        self.paths.sort(), self.texts.sort()
         self.exact, self.bare, self.called = {}, {}, defaultdict(list)  # by the path; without ending; by the name alone
         for path in self.paths:
             plain = unicodedata.normalize("NFC", path)
@@ -124,6 +130,12 @@ class Recordings:
             if fit:
                 return self.there(self.exact[min(fit, key=rank)])
         raise UserError(f"cannot read {plain[:200]}: there is no such recording below {self.root}")
+
+    def beside(self):
+        """Where the texts of recordings stand that have files of their own, as `find_texts` returns it: ({}, those that
+        there are) where fewer than half of the recordings have one."""
+        found, left = find_texts(self.root, {path: without_ending(path) for path in self.paths}, self.texts)
+        return (found, left) if len(found) * 2 >= len(self.paths) else ({}, [path for path, _ in found.values()])
 
     def there(self, path):
         """The same path. Raises UserError for a link to what is not here."""
@@ -178,6 +190,8 @@ def find_list(root):
     """The list of clips of a corpus; None where there is none."""
     by_name = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_file()} \
         if root.is_dir() else {}
+    if (festival := root / "etc" / "txt.done.data").is_file():
+        by_name.setdefault(festival.name, festival)
     found = [by_name[name] for name in LISTS if name in by_name]
     if len(found) > 1:
         print(f"note: {root} has {' and '.join(path.name for path in found)}: the first is read, --metadata names "
@@ -185,12 +199,25 @@ def find_list(root):
     return found[0] if found else None
 
 
+def has_texts(root):
+    """Whether a corpus says what its recordings say, in a list or beside them."""
+    return bool(find_list(root) or Recordings(root).beside()[0])
+
+
+def few_texts(recordings, left):
+    """In words. left: the texts that `Recordings.beside` has found where they are too few."""
+    return (f"{len(left):,} of {len(recordings.paths):,} recordings of {recordings.root} have a text beside them, such "
+            f"as {left[0]}: too few to be its texts")
+
+
 def other_lists(root):
     """Files of a corpus without a list that may be one under another name."""
-    known = ("heldout.txt", "readme.txt", "license.txt", "speakers.json", "dropped.csv")
+    stems = {path.stem for folder in (root, root / "wavs") if folder.is_dir() for path in folder.iterdir()
+             if ending_of(path.name)}  # beside one of which a text is that recording's
+    known = OTHERS | {"speakers.json", "dropped.csv"}
     return [path for folder in (root, root / "wavs", root / "filelists") if folder.is_dir() for path in sorted(
-        folder.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json", ".jsonl")
-            and path.name.lower() not in known and not path.name.startswith(".")]
+        folder.iterdir()) if path.suffix.lower() in LIST_ENDINGS
+            and path.name.lower() not in known and not path.name.startswith(".") and path.stem not in stems]
 
 
 def clip_id(path, ids):
@@ -221,7 +248,18 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
                             f"({', '.join(AUDIO_ENDINGS)})")
         if columns:
             raise UserError(f"{root} has no list of clips that --columns could be about: --metadata names one")
-        if others := other_lists(root):
+        found, left = recordings.beside()
+        if found:
+            ids, bare = {}, {path: without_ending(path) for path in recordings.paths}
+            clips = read_beside(recordings.root, bare, found, lambda path: clip_id(path, ids))
+            leave_out(clips, drop)
+            if left:
+                print(f"note: {len(left):,} texts beside recordings of {root} are of none of them, such as {left[0]}")
+            show(f"{root}: texts in files such as {min(path for path, _ in found.values())}", clips)
+            return clips, held_out(recordings, called(clips))
+        if left:
+            print(f"note: {few_texts(recordings, left)}, and it is read without texts")
+        elif others := other_lists(root):
             print(f"note: {root} has no list of clips under a name that is known, and is read without texts; it has "
                   f"{', '.join(path.name for path in others[:3])}{', …' * (len(others) > 3)}: --metadata names a list")
         clips = bare_clips(recordings)
@@ -251,10 +289,16 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
     if not int(os.environ.get("RANK") or 0):
         if unnamed := [path for path in recordings.paths if path not in seen]:
             print(f"note: {metadata} names none of {len(unnamed):,} recordings of {root}, such as {unnamed[0]}")
-        print(f"{metadata}: {layout}; {len(clips):,} clips, of which the first are")
+        show(f"{metadata}: {layout}", clips)
+    return clips, heldout
+
+
+def show(how, clips):
+    """Print how a corpus was understood, with its first clips."""
+    if not int(os.environ.get("RANK") or 0):
+        print(f"{how}; {len(clips):,} clips, of which the first are")
         for clip in [clip for clip in clips if "skipped" not in clip][:FIRST]:
             print(f"    {clip['source']}: {clip['text'][:99]!r}, {clip['speaker'] or 'no speaker named'}")
-    return clips, heldout
 
 
 def tell_language(clips, language):

@@ -19,7 +19,8 @@ from trivox.common import UserError
 from trivox.files import lines_of
 
 ROLES = ("id", "text", "normalized", "speaker")
-LISTS = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.txt", "filelist.txt", "manifest.jsonl")
+LISTS = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.txt", "filelist.txt",
+         "manifest.jsonl", "manifest.json", "validated.tsv", "line_index.tsv", "txt.done.data", "text")
 NAMES = {role: names.split() for role, names in {  # what headers and JSON call them, the best first
     "id": "file_name filename file file_path filepath path audio_filepath audio_path audio_file audio_filename audio "
           "wav_path wav_file wav_filename wav wavs recording clip id clip_id utterance_id utt_id utterance utt key "
@@ -63,7 +64,8 @@ def read_list(path, columns=None, is_recording=None):
     Raises UserError where the file is missing, holds no clip, has a line with more columns than the others, or columns
     of which it does not show what they are.
     """
-    path, lines = Path(path), lines_of(Path(path))
+    refuse_binary(path := Path(path))
+    lines = lines_of(path)
     if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
         if columns:
             raise UserError(f"--columns is for a list with columns, and {path} has objects of JSON")
@@ -111,21 +113,28 @@ def read_transcripts(path):
     return [{key: clip[key] for key in ("id", "text", "speaker")} for clip in clips]
 
 
+BINARY = {b"PK\x03\x04": "a spreadsheet or an archive", b"\xd0\xcf\x11\xe0": "a spreadsheet",
+          b"PAR1": "in Parquet's format", b"\x1f\x8b": "packed by gzip"}  # what files begin with that are no text
+
+
+def refuse_binary(path):
+    """Raises UserError for a file that holds no text, as spreadsheets do."""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(4)
+        for mark, what in BINARY.items():
+            if start.startswith(mark):
+                raise UserError(f"{path} is {what}: write it as CSV in UTF-8, or as JSON, an object a line")
+
+
 # ------------------------------------------------------------------------------------------------------------
 # JSON
 
 def read_objects(path, lines):
-    """Rows of a file with an object of JSON a line: [(number of the line, {role: str})], and the layout."""
+    """Rows of a file with an object of JSON a line, or of one array of them, or of one object that has a text for each
+    recording: [(number of the line, {role: str})], and the layout."""
     rows, used = [], Counter()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            raise UserError(f"line {number} of {path} is no object of JSON: {line[:40]!r}")
+    for number, value in objects_of(path, lines):
         for key in PARTS:
             if isinstance(value.get(key), (int, float)) and value[key] > 0:
                 raise UserError(f"line {number} of {path} is about a part of a recording ({key} {value[key]}): cut the "
@@ -136,6 +145,49 @@ def read_objects(path, lines):
         used.update(f"{key} ({roles[key]})" if roles.get(key) else f"{key} (not used)" for key in value)
         rows.append((number, {role: row[key] for key, role in roles.items() if role}))
     return rows, f"JSON: {', '.join(used)}"
+
+
+def objects_of(path, lines):
+    """[(number of the line, object)]."""
+    content = "\n".join(lines)
+    if content.lstrip().startswith("["):
+        return array_of(path, content)
+    try:
+        whole = json.loads(content)
+    except (ValueError, RecursionError):
+        whole = None
+    if isinstance(whole, dict) and len(whole) > 1 and not {"id", "text"} <= {*roles_of(whole)} and all(
+            isinstance(text, str) for text in whole.values()):  # {"a.wav": "It was late."}
+        return [(n, {"id": id, "text": text}) for n, (id, text) in enumerate(whole.items(), 1)]
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            if not isinstance(value, dict):
+                raise UserError(f"line {number} of {path} is no object of JSON: {line[:40]!r}")
+            found.append((number, value))
+    return found
+
+
+def array_of(path, content):
+    """[(number of the line on which it begins, object)] of an array of objects."""
+    decode, found, at, skip = json.JSONDecoder().raw_decode, [], content.index("[") + 1, re.compile(r"[\s,]*")
+    while (at := skip.match(content, at).end()) < len(content) and content[at] != "]":
+        number = content.count("\n", 0, at) + 1
+        try:
+            value, end = decode(content, at)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"line {number} of {path} is no object of JSON: {content[at:at + 40]!r}")
+        found.append((number, value))
+        at = end
+    if at >= len(content):
+        raise UserError(f"{path} is cut off: its array of JSON has no end")
+    return found
 
 
 def plain(cell):
@@ -150,8 +202,15 @@ def plain(cell):
 # ------------------------------------------------------------------------------------------------------------
 # Columns
 
+FESTIVAL = re.compile(r'\(\s*(\S+)\s+"(.*)"\s*\)')  # ( arctic_a0001 "Author of the danger trail." )
+
+
 def read_table(path, lines, columns=None, is_recording=None):
     """Rows of a file with columns: [(number of the line, {role: str})], and the layout."""
+    festival = [(n, FESTIVAL.fullmatch(line.strip())) for n, line in enumerate(lines, 1) if line.strip()]
+    if festival and all(match for _, match in festival):
+        return [(n, {"id": match[1], "text": match[2].replace('\\"', '"')}) for n, match in festival], (
+            "id, text, in brackets")
     named = header(lines)
     delimiter = named[0] if named else find_delimiter(lines, is_recording)
     if not delimiter:
@@ -173,7 +232,7 @@ def read_table(path, lines, columns=None, is_recording=None):
     else:
         width = most_common_width(rows)
     width, where = width or len(roles), "the first line" if named else "--columns" if columns else "most lines"
-    mark = {"|": "a bar", "\t": "a tab", ",": "a comma", ";": "a semicolon"}[delimiter]
+    mark = {" ": "a blank", "|": "a bar", "\t": "a tab", ",": "a comma", ";": "a semicolon"}[delimiter]
     for number, cells in rows:
         if (has := max(n for n, cell in enumerate(cells, 1) if cell)) > width:
             raise UserError(f"line {number} of {path} has {has} columns, and {where} {width}: {mark} in a text "
@@ -217,7 +276,8 @@ def header(lines):
 
 def find_delimiter(lines, is_recording):
     """What stands between the columns: a bar or a tab in half of the lines; a comma or a semicolon where what stands
-    before the first of them is a recording in half of the lines. None for nothing of that."""
+    before the first of them is a recording in half of the lines; a blank where the first words are. None for nothing of
+    that."""
     lines = [line for line in lines if line.strip()]
     usual = [mark for mark in "|\t" if sum(mark in line for line in lines) * 2 >= len(lines) > 0]
     for delimiter in usual[::-1] if is_recording else ():  # tabs behind recordings: then bars are in texts
@@ -230,6 +290,8 @@ def find_delimiter(lines, is_recording):
                 is_recording(cell.strip().strip('"')) for cell in line.split(delimiter)[:3]
                 if delimiter in line) for line in lines) * 2 >= len(lines):
             return delimiter
+    if is_recording and lines and sum(is_recording(line.split()[0]) for line in lines) * 2 >= len(lines):
+        return " "  # as Kaldi has it
     return None
 
 
@@ -237,6 +299,8 @@ def split_cells(path, lines, delimiter, is_recording=None):
     """[(number of the line, cells)]. Between commas and semicolons a cell that begins with a quote is quoted, as RFC
     4180 has it; between bars and tabs where it shows (`quoted`), as people write plain quotes there. Raises UserError,
     by its line, for a quote that does not end, or not before the next clip begins."""
+    if delimiter == " ":
+        return [(number, line.split(None, 1)) for number, line in enumerate(lines, 1)]
     plain = [(number, [cell.strip() for cell in line.split(delimiter)]) for number, line in enumerate(lines, 1)]
     starts = [cell for _, cells in plain for cell in cells if cell.startswith('"')]
     if not starts or delimiter in "|\t" and not quoted(lines, delimiter):

@@ -19,7 +19,7 @@ from trivox.alphabet import SYMBOLS, UNKNOWN, alphabet, of_texts
 from trivox.audio import log_mel
 from trivox.codecs import CODECS, MelRVQ, load_codec, read_codec
 from trivox.common import UserError
-from trivox.corpora import draw_key, draw_validation, file_stamp, find_list, read_corpus, tell_language
+from trivox.corpora import draw_key, draw_validation, file_stamp, has_texts, read_corpus, tell_language
 from trivox.datasets import AGAIN, SPLITS, kept_rows
 from trivox.files import drop_parts, map_file, read_json, read_rows, read_text, wait_for, whole_file, write_whole
 from trivox.metadata import LISTS
@@ -41,8 +41,8 @@ def prepare_mels(root, out, mel, max_seconds, language="en", **listed):
     and listed with the reason. language: in which numbers become words. listed: more for `corpora.read_corpus`.
     Raises UserError where no clip is left or `out` holds another corpus's shards or those of other settings.
     """
-    if not (listed.get("metadata") or find_list(root)):
-        raise UserError(f"{root} has no list of clips ({', '.join(LISTS)})")
+    if not (listed.get("metadata") or has_texts(root)):
+        raise UserError(f"{root} has no list of clips ({', '.join(LISTS)}), nor texts in files beside them")
     clips, heldout = read_corpus(root, **listed)
     tell_language(clips, language)
     jobs = [(out / f"mels_{i:05d}", root, clips[i * SHARD_CLIPS:(i + 1) * SHARD_CLIPS], mel, max_seconds, language)

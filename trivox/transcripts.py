@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from trivox.common import UserError
-from trivox.corpora import Recordings, without_ending
+from trivox.corpora import Recordings, few_texts, without_ending
 from trivox.files import lines_of, read_rows, write_whole
 from trivox.metadata import LISTS
 from trivox.recognisers import load_recogniser
@@ -33,6 +33,8 @@ def transcribe(root, out, language="en", model=None):
     recordings, growing = Recordings(root), out / "transcripts.jsonl"
     if not recordings.paths:
         raise UserError(f"{root} holds neither a list of clips ({', '.join(LISTS)}) nor recordings")
+    if left := recordings.beside()[1]:
+        print(f"note: {few_texts(recordings, left)}, and Whisper hears all")
     paths, before = can_be_listed(recordings.paths), transcribed(out)
     names = {path: clip_name(recordings, path) for path in paths}
     if before and before.keys() >= {*names.values()}:
