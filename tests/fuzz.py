@@ -381,6 +381,10 @@ def of_sentences(rng, world, here):
 def of_corpus(rng, world, here):
     """Read, prepared, tokenized with a codec that is there, and embedded."""
     root = shutil.copytree(world / "corpus", here / "corpus")
+    if rng.random() < 0.2:  # texts beside the recordings
+        (root / "metadata.csv").unlink()
+        for path in sorted((root / "wavs").iterdir()):
+            path.with_suffix(rng.choice((".txt", ".lab", ".normalized.txt"))).write_text("It was late.")
     done = change_some(rng, root, 3)
     columns = rng.choice((None, None, "id|text|normalized|speaker", "id|-|text", as_text(nasty(rng))))
 

@@ -309,7 +309,8 @@ def load_run(checkpoint, c, models, optimizers, scaler, base=None):
     Returns the trainer's own state. UserError for a checkpoint of another system, model or optimizer.
     """
     before, *found, state = load_checkpoint(checkpoint, c.system, *models, "state")
-    state = {"best": float("inf"), "sums": [], "place": None} | state  # older runs had none
+    state = {"best": float("inf"), "sums": [], "place": None} | checked(  # older runs had none
+        dict, state, f"what {checkpoint / 'state.pt'} holds")
     for key, kind in {"step": NonNegativeInt, "best": float, "sums": list[float], "place": Place | list | None}.items():
         checked(kind, state.get(key), f"{key} in {checkpoint / 'state.pt'}")
     if (optimizer := before.get("optimizer")) != c.optimizer:
