@@ -8,7 +8,8 @@ OUT is the folder of corpora, data sets and runs: what is done there is not done
 The table has of each run its loss on the same sentences, first and last, and error rates: of what the model says, of
 the recordings through the same vocoder or codec, and of the recordings; words, and of Chinese characters. espeak-ng's
 voices are hard to hear for Whisper base, so the last column leaves the text aside: character errors of what it hears
-of the model beside what it hears of the recording through codec or vocoder, and in brackets beside that of the next."""
+of the model beside what it hears of the recording through codec or vocoder, and in brackets beside that of the next;
+and of how many sentences the recording whose log-mel is nearest, stretched in time (librosa's dtw), is their own."""
 
 import argparse
 import json
@@ -20,10 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from trivox.files import write_whole  # noqa: E402 as they lie above this folder
+from trivox.audio import MelConfig, log_mel  # noqa: E402 as they lie above this folder
+from trivox.files import write_whole  # noqa: E402 likewise
 from trivox.judges import total, word_errors  # noqa: E402 likewise
 from trivox.normalise import normalise_text  # noqa: E402 likewise
-from trivox.recordings import write_wav  # noqa: E402 likewise
+from trivox.recordings import read_wav, write_wav  # noqa: E402 likewise
 from trivox.synthesisers import speak  # noqa: E402 likewise
 
 VOICES = {"de": "de", "ru": "ru", "zh": "cmn"}  # espeak-ng's, of what data.py and Whisper call the language
@@ -70,6 +72,24 @@ def learn(language, system, out):
     python("evaluate.py", ckpt=run)
 
 
+def nearest(evaluation):
+    """Of how many clips the recording whose log-mel is nearest is their own, by dynamic time warping."""
+    import librosa
+
+    mel = MelConfig()
+    paths = sorted(evaluation.glob("*_reference.wav"))
+    real = [log_mel(read_wav(path, mel.sample_rate), mel).T.numpy() for path in paths]
+    made = [log_mel(read_wav(path.with_name(path.name.replace("_reference", "")), mel.sample_rate), mel).T.numpy()
+            for path in paths]
+
+    def distance(a, b):
+        costs, steps = librosa.sequence.dtw(a, b)
+        return costs[-1, -1] / len(steps)
+
+    found = [min(range(len(real)), key=lambda n: distance(one, real[n])) for one in made]
+    return f"{sum(n == own for own, n in enumerate(found))} of {len(made)}"
+
+
 def row(language, system, out):
     """A line of the table, as Markdown; None where the run has not been evaluated."""
     run = out / language / system
@@ -89,7 +109,7 @@ def row(language, system, out):
                         for some in (real, real[1:] + real[:1]))
         same = f"{100 * same:.1f} % ({100 * chance:.0f} %)"
     return (f"| {language} | {system} | {logged[-1]['step']} | {minutes} | {losses[0]:.3f} → {losses[-1]:.3f} | "
-            f"{rates} | {same} |")
+            f"{rates} | {same} | {nearest(run / 'evaluation')} |")
 
 
 def main(argv):
@@ -104,7 +124,7 @@ def main(argv):
             if not row(language, system, out):
                 learn(language, system, out)
     print("\n| language | system | steps | minutes | loss | errors: model / recordings through codec or vocoder / "
-          "recordings | model beside recording, as heard |\n|---|---|---|---|---|---|---|")
+          "recordings | model beside recording, as heard | nearest is its own |\n|---|---|---|---|---|---|---|---|")
     print("\n".join(filter(None, (row(language, system, out) for language in VOICES for system in SYSTEMS))))
 
 
