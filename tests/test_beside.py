@@ -38,6 +38,8 @@ LAYOUTS = {
         "19"),
     "Montreal's aligner": ({f"bob/{n}{ending}": text and said for n, said in enumerate(TEXTS)
                             for ending, text in ((".wav", None), (".lab", True))}, ""),
+    "a folder of texts": ({f"{folder}{n}{ending}": text and said for n, said in enumerate(TEXTS)
+                           for folder, ending, text in (("wavs/", ".wav", None), ("transcripts/", ".txt", True))}, ""),
     "a word a line": ({f"wavs/é{n}.TXT": said.replace(" ", "\n") for n, said in enumerate(TEXTS)}
                       | {f"wavs/e\u0301{n}.wav": None for n in range(3)}, ""),
 }
@@ -68,6 +70,19 @@ def test_what_is_missing_is_told(tmp_path, capsys):
         next(root.glob(f"{name}.[tl]*")).unlink()
     assert {clip["text"] for clip in read_corpus(root)[0]} == {""} and not has_texts(root)
     assert "1 of 6 recordings" in capsys.readouterr().out
+
+
+def test_nothing_is_guessed(tmp_path, capsys):
+    """One text for recordings of one name in two folders is neither's; a metadata.json that is no list is none; numbers
+    before a text are no labels, but for TIMIT's."""
+    twice = folder(tmp_path / "twice", {"a/1.wav": None, "b/1.wav": None, "txt/1.txt": "Whose?", "metadata.json": "{}"})
+    assert [clip["text"] for clip in read_corpus(twice)[0]] == ["", ""]
+    assert "metadata.json" in capsys.readouterr().out
+    (twice / "metadata.json").unlink()
+    assert read_corpus(twice) and "txt/1.txt, are of no recording" in capsys.readouterr().out
+    root = folder(tmp_path / "corpus", {"a.wav": None, "a.txt": "5 000 hommes", "b.wav": None, "b.txt": "0 46797 She"})
+    (root / "metadata.json").write_text('{"name": "mine", "licence": "none"}')
+    assert [clip.get("skipped", clip["text"])[:12] for clip in read_corpus(root)[0]] == ["5 000 hommes", "b.txt tells "]
 
 
 def test_from_a_folder_to_data_sets(tmp_path, one_process, capsys):

@@ -117,6 +117,13 @@ def test_rows_that_cannot_be_used(tmp_path):
         "line 5 of m.csv has no text", "line 6 of m.csv names it again, after line 1", "One two three."]
 
 
+def test_what_comes_twice_in_a_map_of_json(tmp_path):
+    (tmp_path / "a.json").write_text('{\n  "a": "One.",\n  "b": "Two.",\n\n  "a": "Three."\n}\n')
+    clips, _ = read_list(tmp_path / "a.json")
+    assert [clip.get("skipped", clip["text"]) for clip in clips] == [
+        "One.", "Two.", "line 5 of a.json names it again, after line 2"]
+
+
 @pytest.mark.parametrize("columns, words", [
     ("id|words", "'words'"), ("id|speaker", "an id and a text"), ("id|text|text", "comes twice"), ("", "''"),
     ("text", "an id and a text"),
@@ -141,7 +148,9 @@ def test_transcripts(tmp_path, content, clips):
 @pytest.mark.parametrize("name, content, words", [
     ("a.json", b'[{"file": "a", "text": "Hm."},\n', "cut off"),
     ("a.json", b'[{"file": "a", "text": "Hm."},\n5]', "line 2"),
-    ("a.xlsx", b"PK\x03\x04", "spreadsheet"), ("a.parquet", b"PAR1", "Parquet"), ("a.csv", b"\x1f\x8b\x08", "gzip"),
+    ("a.json", b'[{"file": "a", "text": "Hm."}]\n[]', "behind its array"),
+    ("a.xlsx", b"PK\x03\x04\xff", "spreadsheet"), ("a.parquet", b"PAR1\xff", "Parquet"),
+    ("a.csv", b"\x1f\x8b\x08", "gzip"),
 ])
 def test_files_of_other_kinds(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)

@@ -12,7 +12,7 @@ ONE = (".normalized.txt", ".txt", ".lab", ".original.txt")  # endings of the fil
 MANY = (".trans.tsv", ".trans.txt")  # of the file of a folder: ids, and behind a tab or a blank what they say
 OTHERS = {"heldout.txt", "readme.txt", "license.txt", "licence.txt", "copying.txt", "speakers.txt", "speaker-info.txt"}
 MICROPHONE = re.compile(r"_mic(\d)$")  # VCTK has each sentence twice
-LABELS = re.compile(r"\d+(?:\.\d+)?\s+\d+(?:\.\d+)?\s")  # when a sound begins and ends, and which: no text
+LABEL = re.compile(r"\s*\d+(?:\.\d+)?\s+\d+(?:\.\d+)?\s+\S+\s*|0 \d{3,} .*")  # when a sound begins and ends; TIMIT's
 
 
 def is_text(name):
@@ -27,6 +27,9 @@ def find_texts(root, bare, texts):
     bare: {path of a recording below `root`: the same without its ending}. texts: paths of the files `is_text` takes.
     """
     beside, named, lines, found, used = defaultdict(dict), defaultdict(set), {}, {}, set()
+    places = defaultdict(set)  # in which folders recordings of a name are
+    for stem in bare.values():
+        places[MICROPHONE.sub("", unicodedata.normalize("NFC", name_of(stem)))].add(folder_of(stem))
     for path in texts:
         plain = unicodedata.normalize("NFC", path)
         if plain.lower().endswith(MANY):
@@ -35,12 +38,14 @@ def find_texts(root, bare, texts):
             continue
         ending = next(ending for ending in ONE if plain.lower().endswith(ending))
         beside[stem := plain[:-len(ending)]][ending] = path
-        named[last_two(stem)].add(stem)
+        named[name_of(stem)].add(stem)
     for path, stem in bare.items():
         stem = unicodedata.normalize("NFC", stem)
         if stem not in beside and stem not in lines:  # wav48/p225/p225_001_mic1.flac and txt/p225/p225_001.txt
             stem = MICROPHONE.sub("", stem)
-            others = named[last_two(stem)] if "/" in stem else ()
+            others = named.get(name_of(stem), ())
+            if len(others) > 1 or len(places[name_of(stem)]) > 1:
+                others = [other for other in others if "/" in stem and last_two(other) == last_two(stem)]
             stem = min(others) if len(others) == 1 else stem
         if stem in beside:
             found[path] = beside[stem][min(beside[stem], key=ONE.index)], None
@@ -54,6 +59,10 @@ def find_texts(root, bare, texts):
 
 def folder_of(path):
     return path.rpartition("/")[0]
+
+
+def name_of(path):
+    return path.rpartition("/")[2]
 
 
 def last_two(path):
@@ -71,10 +80,11 @@ def read_lines(path):
 
 def read_text(root, file, line):
     """What a recording says, with single blanks. Raises UserError where nothing stands there, or no text."""
-    said = " ".join((" ".join(lines_of(root / file)) if line is None else line).split())
+    lines = [one for one in (lines_of(root / file) if line is None else [line]) if one.strip()]
+    said = " ".join(" ".join(lines).split())
     if not said:
         raise UserError(f"{file} has no text" if line is None else f"{file} has no text for it")
-    if LABELS.match(said):
+    if (len(lines) > 1 or said.startswith("0 ")) and all(map(LABEL.fullmatch, lines)):
         raise UserError(f"{file} tells when each sound begins and ends, and has no text")
     return said
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from trivox.beside import OTHERS, find_texts, is_text, read_beside
@@ -187,16 +188,23 @@ def clip_path(root, id):
 
 
 def find_list(root):
-    """The list of clips of a corpus; None where there is none."""
+    """The list of clips of a corpus; None where there is none. A .json that is no array may be about anything."""
     by_name = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_file()} \
         if root.is_dir() else {}
     if (festival := root / "etc" / "txt.done.data").is_file():
         by_name.setdefault(festival.name, festival)
-    found = [by_name[name] for name in LISTS if name in by_name]
+    found = [by_name[name] for name in LISTS if name in by_name and (
+        not name.endswith(".json") or begins_array(by_name[name]))]
     if len(found) > 1:
         print(f"note: {root} has {' and '.join(path.name for path in found)}: the first is read, --metadata names "
               "another")
     return found[0] if found else None
+
+
+def begins_array(path):
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return False
 
 
 def has_texts(root):
@@ -217,7 +225,8 @@ def other_lists(root):
     known = OTHERS | {"speakers.json", "dropped.csv"}
     return [path for folder in (root, root / "wavs", root / "filelists") if folder.is_dir() for path in sorted(
         folder.iterdir()) if path.suffix.lower() in LIST_ENDINGS
-            and path.name.lower() not in known and not path.name.startswith(".") and path.stem not in stems]
+            and path.name.lower() not in known and not path.name.startswith(".")
+            and not (is_text(path.name) and path.stem in stems)]
 
 
 def clip_id(path, ids):
@@ -262,6 +271,9 @@ def read_corpus(root, metadata=None, columns=None, drop=None):
         elif others := other_lists(root):
             print(f"note: {root} has no list of clips under a name that is known, and is read without texts; it has "
                   f"{', '.join(path.name for path in others[:3])}{', …' * (len(others) > 3)}: --metadata names a list")
+        elif recordings.texts:
+            print(f"note: {len(recordings.texts):,} files of text below {root}, such as {recordings.texts[0]}, are of "
+                  "no recording that shows, and it is read without texts")
         clips = bare_clips(recordings)
         leave_out(clips, drop)
         return clips, held_out(recordings, called(clips))

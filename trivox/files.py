@@ -131,6 +131,10 @@ def read_text(path):
         raise UserError(f"cannot read {path} ({getattr(e, 'strerror', None) or e})") from None
 
 
+BINARY = {b"PK\x03\x04": "a spreadsheet or an archive", b"\xd0\xcf\x11\xe0": "a spreadsheet",
+          b"PAR1": "in Parquet's format", b"\x1f\x8b": "packed by gzip"}  # what files begin with that are no text
+
+
 def lines_of(path):
     """The lines of a text file, without their ends: a list of str, of which the blank ones keep their place.
 
@@ -145,6 +149,9 @@ def lines_of(path):
     except UnicodeDecodeError as e:
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(f"{path} is UTF-16: save it as UTF-8") from None
+        for mark, what in BINARY.items():
+            if content.startswith(mark):
+                raise UserError(f"{path} is {what}, and no text: write it as CSV in UTF-8") from None
         line = content[:e.start].count(b"\n") + 1
         raise UserError(f"line {line} of {path} is no UTF-8: save the file as UTF-8") from None
     return [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]

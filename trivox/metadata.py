@@ -21,6 +21,7 @@ from trivox.files import lines_of
 ROLES = ("id", "text", "normalized", "speaker")
 LISTS = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.txt", "filelist.txt",
          "manifest.jsonl", "manifest.json", "validated.tsv", "line_index.tsv", "txt.done.data", "text")
+JSON = (".jsonl", ".json", ".ndjson")
 NAMES = {role: names.split() for role, names in {  # what headers and JSON call them, the best first
     "id": "file_name filename file file_path filepath path audio_filepath audio_path audio_file audio_filename audio "
           "wav_path wav_file wav_filename wav wavs recording clip id clip_id utterance_id utt_id utterance utt key "
@@ -64,9 +65,8 @@ def read_list(path, columns=None, is_recording=None):
     Raises UserError where the file is missing, holds no clip, has a line with more columns than the others, or columns
     of which it does not show what they are.
     """
-    refuse_binary(path := Path(path))
-    lines = lines_of(path)
-    if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
+    path, lines = Path(path), lines_of(Path(path))
+    if path.suffix.lower() in JSON:
         if columns:
             raise UserError(f"--columns is for a list with columns, and {path} has objects of JSON")
         rows, layout = read_objects(path, lines)
@@ -99,7 +99,7 @@ def read_transcripts(path):
     path, lines = Path(path), lines_of(Path(path))
     said = [(number, " ".join(line.split())) for number, line in enumerate(lines, 1) if line.strip()]
     barred = [number for number, line in said if "|" in line or "\t" in line]
-    if path.suffix.lower() not in (".jsonl", ".ndjson") and len(barred) * 2 < len(said) and not header(lines):
+    if path.suffix.lower() not in JSON and len(barred) * 2 < len(said) and not header(lines):
         if barred:
             raise UserError(f"line {barred[0]} of {path} has a bar or a tab in it, and the others are a sentence each: "
                             "take it out, or give each line its id, as in a01|Good morning.")
@@ -111,20 +111,6 @@ def read_transcripts(path):
     if not (clips := [clip for clip in clips if "skipped" not in clip]):
         raise UserError(f"no line of {path} has a text")
     return [{key: clip[key] for key in ("id", "text", "speaker")} for clip in clips]
-
-
-BINARY = {b"PK\x03\x04": "a spreadsheet or an archive", b"\xd0\xcf\x11\xe0": "a spreadsheet",
-          b"PAR1": "in Parquet's format", b"\x1f\x8b": "packed by gzip"}  # what files begin with that are no text
-
-
-def refuse_binary(path):
-    """Raises UserError for a file that holds no text, as spreadsheets do."""
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(4)
-        for mark, what in BINARY.items():
-            if start.startswith(mark):
-                raise UserError(f"{path} is {what}: write it as CSV in UTF-8, or as JSON, an object a line")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -148,17 +134,10 @@ def read_objects(path, lines):
 
 
 def objects_of(path, lines):
-    """[(number of the line, object)]."""
+    """[(number of the line on which it begins, object)]."""
     content = "\n".join(lines)
-    if content.lstrip().startswith("["):
-        return array_of(path, content)
-    try:
-        whole = json.loads(content)
-    except (ValueError, RecursionError):
-        whole = None
-    if isinstance(whole, dict) and len(whole) > 1 and not {"id", "text"} <= {*roles_of(whole)} and all(
-            isinstance(text, str) for text in whole.values()):  # {"a.wav": "It was late."}
-        return [(n, {"id": id, "text": text}) for n, (id, text) in enumerate(whole.items(), 1)]
+    if content.lstrip()[:1] == "[" or re.match(r'\s*\{\s*"[^"\\]*"\s*:\s*"', content) and is_map(content):
+        return list(entries_of(path, content))
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -172,22 +151,37 @@ def objects_of(path, lines):
     return found
 
 
-def array_of(path, content):
-    """[(number of the line on which it begins, object)] of an array of objects."""
-    decode, found, at, skip = json.JSONDecoder().raw_decode, [], content.index("[") + 1, re.compile(r"[\s,]*")
-    while (at := skip.match(content, at).end()) < len(content) and content[at] != "]":
-        number = content.count("\n", 0, at) + 1
+def is_map(content):
+    """Whether JSON is one object with a text for each recording, {"a.wav": "It was late."}, and none of a clip."""
+    try:
+        pairs = json.loads(content, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return False
+    return len(pairs) > 1 and all(isinstance(text, str) for _, text in pairs) and not (
+        {"id", "text"} <= {*roles_of([name for name, _ in pairs])})
+
+
+def entries_of(path, content):
+    """(number of the line on which it begins, object) of each of an array, or of each text of a map, one that comes
+    twice included."""
+    decode, skip, end = json.JSONDecoder().raw_decode, re.compile(r"[\s,:]*"), {"[": "]", "{": "}"}[content.lstrip()[0]]
+    at, number, counted = content.index(content.lstrip()[0]) + 1, 1, 0
+    while (at := skip.match(content, at).end()) < len(content) and content[at] != end:
+        number, counted, start = number + content.count("\n", counted, at), at, at
         try:
-            value, end = decode(content, at)
+            value, at = decode(content, at)
+            if end == "}":
+                text, at = decode(content, skip.match(content, at).end())
+                value = {"id": value, "text": text}
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise UserError(f"line {number} of {path} is no object of JSON: {content[at:at + 40]!r}")
-        found.append((number, value))
-        at = end
+            raise UserError(f"line {number} of {path} is no object of JSON: {content[start:start + 40]!r}")
+        yield number, value
     if at >= len(content):
         raise UserError(f"{path} is cut off: its array of JSON has no end")
-    return found
+    if rest := content[at + 1:].strip():
+        raise UserError(f"behind its array of JSON {path} has more: {rest[:40]!r}")
 
 
 def plain(cell):

@@ -103,6 +103,8 @@ def say_cve(match):
 
 def say_years(match):
     """Circa 1450; (born 1984)."""
+    if re.search(r"\b[aA]\. ?\d", match.string[max(0, match.start() - 40):match.start()]):
+        return match[0]  # a. 1914, b. 1939, c. 1945
     return ("Circa " if match[1] == "C" else "circa ") if match[1] else {"b": "born ", "d": "died "}[match[2]]
 
 
