@@ -24,6 +24,7 @@ from trivox import common, finite, run_folder  # first: from here on Ctrl-C is q
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
@@ -108,9 +109,10 @@ def make_batch(c, data, features, draws, device):
 
 
 def counts(c, data, draws):
-    """How many frames the clips of these draws have, and how many of the clips have text."""
+    """How many frames the clips of these draws have, how many of the clips have text, and how many end in EOS."""
     room = c.context - c.codebooks
-    return sum(min(int(data.frames[d["clip"]]), room) for d in draws), max(1, sum(not d["drop"] for d in draws))
+    frames = sum(min(int(data.frames[d["clip"]]), room) for d in draws)
+    return frames, max(1, sum(not d["drop"] for d in draws)), len(draws) * bool(c.cross_every)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -268,7 +270,7 @@ def main(argv):
         for pairs, behind in steps(c.seed, train, lambda clips: data.frames[clips], micro * c.grad_accum_steps, place,
                                    step * (place is None)):
             draws = [draw(c, *pair) for pair in pairs]
-            n = dict(zip(("n_frames", "n_texts"), torch.tensor(counts(c, data, draws), dtype=torch.float32)))
+            n = dict(zip(("n_frames", "n_texts", "n_ends"), torch.tensor(counts(c, data, draws), dtype=torch.float32)))
             for i in range(0, len(draws), micro):
                 batch = make_batch(c, data, features, draws[i + rank:i + micro:world], device)
                 yield batch | send(n, device), (draws, behind)
@@ -287,7 +289,8 @@ def main(argv):
         duration = duration / batch["n_texts"]
         loss = entropy / (batch["n_frames"] * c.codebooks) + c.duration_loss_weight * duration
         scaler.scale(loss * world).backward()  # DDP takes the mean over processes
-        return torch.cat((torch.cat((of_books, hits)) / batch["n_frames"], duration.detach()[None]))
+        targets = batch["n_frames"] + F.pad(batch["n_ends"][None], (0, c.codebooks - 1))  # the first book has EOS too
+        return torch.cat((of_books / targets, hits / targets, duration.detach()[None]))
 
     learn = replayed(learn, device, world)
     watch = finite.Watch(device, optimizers, scaler)

@@ -75,6 +75,7 @@ class Config(common.RunConfig, FlowConfig):
     eval_prompts_max: PositiveInt = 8
     eval_steps: PositiveInt = 16  # of the solver
     eval_cfg_scale: NotNegative = 2.0  # guidance by the text, 1 for none
+    eval_temperature: NotNegative = 1.0  # deviation of the noise that a clip begins as
     eval_solver: Literal["euler", "midpoint", "heun"] = "euler"
     eval_vocoder: Literal["griffinlim", "bigvgan"] = "griffinlim"
     eval_recogniser: Literal["auto", "whisper", "tiny", "grammar", "sentences", "open"] = "auto"

@@ -251,7 +251,7 @@ def test_what_a_text_becomes(runs):
 
 
 @pytest.mark.parametrize("system, flags, words", [
-    ("flow", ["--temperature", "1"], "--temperature is not an option of 'flow' checkpoints"),
+    ("flow", ["--top_k", "1"], "--top_k is not an option of 'flow' checkpoints"),
     ("flow", ["--steps", "0"], "--steps 0 is out of range: at least 1 and at most 10,000"),
     ("flow", ["--seconds", "nan"], "--seconds nan is out of range"),
     ("flow", ["--seed", "-1"], "--seed -1 is out of range"),

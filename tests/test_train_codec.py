@@ -159,6 +159,8 @@ def test_clips_learnt_by_heart(flags, codec_tokens, tmp_path, in_process):
     in_process(flags(steps=150, overfit=2, context=256, batch_size=2, lr=2e-2, min_lr=1e-3, optimizer="muon", width=64,
                      cross_every=1, phonemes="en-us", text_condition_dropout=0.5, ema_decay=0.9, log_every=50,
                      eval_seconds=4, eval_prompt_seconds=0.5, eval_temperature=0))
+    right = [row["accuracy_book0"] for row in metrics(tmp_path / "run") if "accuracy_book0" in row]
+    assert 0.95 < right[-1] <= 1 + 1e-6  # of codes and EOS
     data, speaker = TokenDataset(codec_tokens), speak.load(tmp_path / "run")
     texts, codes = [data.rows[i]["text"] for i in (0, 1)], [data.codes(i) for i in (0, 1)]
     spoken = [{"text": texts[i]} for i in (0, 1)]
@@ -294,7 +296,7 @@ def test_refused_samples(flags, in_process, run, tmp_path, corpus):
     ):
         said = refusal(sample.main, *ckpt, *argv)
         assert all(word in said for word in words), said
-    for argv, words in ((["--temperature", 1], ["--temperature", "'flow'"]),
+    for argv, words in ((["--top_k", 1], ["--top_k", "'flow'"]),
                         (["--prompt_wav", prompt], ["--prompt_wav", "'flow'"])):
         said = refusal(sample.main, "--ckpt", run, "--text", "hello", *argv)
         assert all(word in said for word in words), said

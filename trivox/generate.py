@@ -18,13 +18,14 @@ FRAMES, BYTES = 128, 32  # to multiples of which a GPU pads clips and texts, so 
 
 
 @torch.inference_mode()
-def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_scale=2.0, solver="euler"):
+def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_scale=2.0, solver="euler",
+               temperature=1.0):
     """Sample log-mels by solving the flow from noise (t = 1) to data (t = 0).
 
     text, length as in `encode_text`; empty (1, 1) or (1, 1, byt5_width) is the empty text; seeds: a number for
     each sample's noise. frames (B,), or None for the predicted durations. cfg_scale is the weight of classifier-
     free guidance (Ho & Salimans, 2022), 1 for none. solver: "euler", or with two evaluations a step "midpoint" or
-    "heun". A GPU replays a step as one CUDA graph, kept for texts and clips of about these lengths.
+    "heun". temperature: the deviation of the noise, as in Matcha-TTS (Mehta et al., 2023), 1 as in training. A GPU replays a step as one CUDA graph, kept for texts and clips of about these lengths.
     Returns a list of log-mels (frames, n_mels), not normalised.
     """
     c, device, captured = model.c, text.device, graphs(text.device) and steps > 2
@@ -36,7 +37,7 @@ def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_sca
     multiple = math.lcm(c.patch, FRAMES) if captured else c.patch
     x = torch.zeros(len(text), -(-int(frames.max()) // multiple) * multiple, c.n_mels, device=device)
     for i, (seed, n) in enumerate(zip(seeds, frames.tolist())):  # a sample does not depend on its neighbours
-        x[i, :n] = torch.randn(n, c.n_mels, generator=torch.Generator().manual_seed(seed))
+        x[i, :n] = temperature * torch.randn(n, c.n_mels, generator=torch.Generator().manual_seed(seed))
     whole = frames
     if cfg_scale != 1:  # samples with their text, then the same without, padded to as many bytes
         null, _ = model.encode_text(empty, torch.ones(1, dtype=torch.long, device=device))

@@ -38,6 +38,8 @@ OPTIONS = {
         Option("steps", int, "of the solver, at least one", 1, 10_000, 64),
         Option("solver", str, "of the flow's equation", choices=("euler", "midpoint", "heun")),
         GUIDANCE,
+        replace(TEMPERATURE, help="deviation of the noise that a clip begins as: 1 as in training, less for clearer words",
+                each_book=False, default=1.0),
         Option("vocoder", str, "from log-mels to sound", choices=("griffinlim", "bigvgan")),
         SECONDS, SEED),
     "codec": (
@@ -59,10 +61,11 @@ def add_flags(parser):
     for name in dict.fromkeys(option.name for options in OPTIONS.values() for option in options):
         found = {system: o for system, options in OPTIONS.items() for o in options if o.name == name}
         first, helps = next(iter(found.values())), dict.fromkeys(o.help for o in found.values())
+        several = any(o.each_book for o in found.values())
         systems = "" if len(found) == len(OPTIONS) else f" ({', '.join(found)})"
         kind = some_path if first.type is Path else first.type
         parser.add_argument(f"--{name}", type=kind, choices=first.choices or None, default=None,
-                            nargs="+" if first.each_book else None, help="; or ".join(helps) + systems)
+                            nargs="+" if several else None, help="; or ".join(helps) + systems)
 
 
 def given_flags(args):

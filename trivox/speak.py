@@ -304,7 +304,7 @@ def load(ckpt, device="cpu", cast=True):
 
 class FlowSpeaker(Speaker):
     """features: the TextFeatures that the model reads, where they are at hand."""
-    system, loop_options = "flow", ("steps", "cfg_scale", "solver")
+    system, loop_options = "flow", ("steps", "cfg_scale", "solver", "temperature")
 
     def __init__(self, model, config, features=None):
         super().__init__(model, config, mel_config(model.c))
