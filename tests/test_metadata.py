@@ -136,13 +136,15 @@ def test_wrong_columns(columns, words):
     ("One.\n\nTwo, and more.\n", [("clip-00000", "One."), ("clip-00002", "Two, and more.")]),
     ("a|One.\nb|Two.|\n", [("a", "One."), ("b", "Two.")]), ("file_name,text\na.wav,One.\n", [("a.wav", "One.")]),
     ("One.\nTwo | three.\nFour.\n", "line 2 of"), ("a|\n", "no line"),
+    ('[{"id": "a", "text": "One."}, {"id": "b", "text": "Two."}]', [("a", "One."), ("b", "Two.")]),
+    ('{"a.wav": "One.", "b.wav": "Two."}', [("a.wav", "One."), ("b.wav", "Two.")]), ('["One.", "Two."]', "no object"),
 ])
 def test_transcripts(tmp_path, content, clips):
-    (tmp_path / "a.txt").write_text(content)
+    (path := tmp_path / ("a.json" if content[0] in "[{" else "a.txt")).write_text(content)
     if isinstance(clips, list):
-        assert [(clip["id"], clip["text"]) for clip in read_transcripts(tmp_path / "a.txt")] == clips
+        assert [(clip["id"], clip["text"]) for clip in read_transcripts(path)] == clips
     else:
-        assert clips in refusal(lambda argv: read_transcripts(tmp_path / "a.txt"))
+        assert clips in refusal(lambda argv: read_transcripts(path))
 
 
 @pytest.mark.parametrize("name, content, words", [

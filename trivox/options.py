@@ -38,8 +38,8 @@ OPTIONS = {
         Option("steps", int, "of the solver, at least one", 1, 10_000, 64),
         Option("solver", str, "of the flow's equation", choices=("euler", "midpoint", "heun")),
         GUIDANCE,
-        replace(TEMPERATURE, help="deviation of the noise that a clip begins as: 1 as in training, less for clearer words",
-                each_book=False, default=1.0),
+        replace(TEMPERATURE, each_book=False, default=1.0, help="deviation of the noise that a clip begins as: 1 as in "
+                "training, less for clearer words, 0 for the same clip with every seed"),
         Option("vocoder", str, "from log-mels to sound", choices=("griffinlim", "bigvgan")),
         SECONDS, SEED),
     "codec": (

@@ -66,7 +66,7 @@ class Speaker:
             except Exception as e:  # missing, cut, another's: onnxruntime has a class for each, and none above them
                 raise UserError(broken(folder / name, e)) from None
 
-        self.model, self.voice, self.folder, self.load = load("model.onnx"), {}, folder, load
+        self.model, self.codec, self.voice, self.folder, self.load = load("model.onnx"), None, {}, folder, load
         if voice is not None and not self.c["speaker_width"]:
             raise UserError("this model speaks without voices: no --speaker")
         if width := self.c["speaker_width"]:
@@ -161,7 +161,8 @@ class Speaker:
     def decode(self, codes):
         """Codes -> a waveform in [-1, 1]."""
         if (self.folder / "codec.onnx").exists():
-            return self.load("codec.onnx").run(None, {"codes": np.array(codes)[None, None]})[0].ravel()
+            self.codec = self.codec or self.load("codec.onnx")
+            return self.codec.run(None, {"codes": np.array(codes)[None, None]})[0].ravel()
         try:
             with np.load(self.folder / "codec.npz", allow_pickle=False) as codec:
                 read = codec["mels"][codes], codec["filters"], int(codec["hop_length"]), int(codec["n_fft"])
