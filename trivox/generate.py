@@ -25,7 +25,8 @@ def solve_flow(model, text, length, empty, seeds, frames=None, steps=16, cfg_sca
     text, length as in `encode_text`; empty (1, 1) or (1, 1, byt5_width) is the empty text; seeds: a number for
     each sample's noise. frames (B,), or None for the predicted durations. cfg_scale is the weight of classifier-
     free guidance (Ho & Salimans, 2022), 1 for none. solver: "euler", or with two evaluations a step "midpoint" or
-    "heun". temperature: the deviation of the noise, as in Matcha-TTS (Mehta et al., 2023), 1 as in training. A GPU replays a step as one CUDA graph, kept for texts and clips of about these lengths.
+    "heun". temperature: the deviation of the noise, 1 as in training (below it as in Grad-TTS, Popov et al., 2021).
+    A GPU replays a step as one CUDA graph, kept for texts and clips of about these lengths.
     Returns a list of log-mels (frames, n_mels), not normalised.
     """
     c, device, captured = model.c, text.device, graphs(text.device) and steps > 2
