@@ -122,15 +122,15 @@ def make_batch(c, data, features, draws, device):
 # Loss
 
 def flow_loss(c, model, batch):
-    """Squared errors of the velocity, summed over a micro-batch's frames and averaged over mel bands; squared errors of
-    the log of the duration, summed over the clips that have text."""
+    """Of each clip of a micro-batch, both (B,): squared errors of the velocity, summed over frames and averaged over mel
+    bands; the squared error of the log of its duration, 0 where it has no text."""
     inner = common.unwrapped(model)
     x, noise, t = (batch["mel"] - inner.mel_mean) / inner.mel_std, batch["noise"], batch["t"][:, None, None]
     velocity, log_seconds = model((1 - t) * x + t * noise, batch["t"], batch["frames"], batch["text"], batch["length"])
     real = torch.arange(x.shape[1], device=x.device) < batch["frames"][:, None]
-    flow = ((velocity.float() - (noise - x)).square().mean(-1) * real).sum()
+    flow = ((velocity.float() - (noise - x)).square().mean(-1) * real).sum(1)
     log_length = (batch["frames"] * (c.hop_length / c.sample_rate)).log()
-    return flow, ((log_seconds - log_length).square() * ~batch["drop"]).sum()
+    return flow, (log_seconds - log_length).square() * ~batch["drop"]
 
 
 def counts(data, draws):
@@ -143,20 +143,29 @@ def counts(data, draws):
 
 @torch.no_grad()
 def validate(c, model, data, features, clips, rank, world, device, dtype):
-    """Mean losses over all validation clips with their text; noise, time and added silence are the same each time.
-    Where training draws some times uniformly, those here are spread evenly over (0, 1], as sampling visits them."""
+    """Mean losses over all validation clips with their text, and that of each tenth of the times t; noise, time and
+    added silence are the same each time. Where training draws some times uniformly, those here are spread evenly
+    over (0, 1], as sampling visits them."""
     model.eval()
     draws = [draw(c, 0, clip) | {"drop": False} for clip in sorted(clips, key=lambda clip: data.frames[clip])]
     if c.timestep_uniform:
         golden = (math.sqrt(5) - 1) / 2  # whose multiples, modulo 1, are even for any number of clips
         draws = [d | {"t": 1 - (n + 0.5) * golden % 1} for n, d in enumerate(draws)]
-    sums = torch.zeros(2, dtype=common.widest(device), device=device)
+    mine, losses = [], [torch.zeros(2, 0, device=device)]
     for i in range(rank * c.batch_size, len(draws), world * c.batch_size):
+        mine += (some := draws[i:i + c.batch_size])
         with autocast(device, dtype):
-            losses = flow_loss(c, model, make_batch(c, data, features, draws[i:i + c.batch_size], device))
-        sums += torch.stack(losses)
-    flow, duration = (total / count for total, count in zip(all_sum(sums.tolist(), device), counts(data, draws)))
-    return {"val_loss": flow, "val_duration_loss": duration}
+            losses.append(torch.stack(flow_loss(c, model, make_batch(c, data, features, some, device))))
+    flow, duration = torch.cat(losses, 1).cpu().double()
+
+    def by_time(draws, values):
+        return np.bincount([int(9.999 * d["t"]) for d in draws], values, minlength=10) if draws else np.zeros(10)
+
+    *flow, duration = all_sum([*by_time(mine, flow), float(duration.sum())], device)
+    n_frames, n_texts = counts(data, draws)
+    frames = by_time(draws, [counts(data, [d])[0] for d in draws])
+    return {"val_loss": sum(flow) / n_frames, "val_duration_loss": duration / n_texts,
+            **{f"val_loss_t{(n + 0.5) / 10:.2f}": flow[n] / frames[n] for n in range(10) if frames[n]}}
 
 
 def make_prompts(c, data, clips, speaker):
@@ -269,7 +278,7 @@ def main(argv):
     def loss_alone(one):
         """Of a single draw, as it is now."""
         with autocast(device, dtype):
-            return sum(flow_loss(c, model, make_batch(c, data, features, [one], device)))
+            return torch.cat(flow_loss(c, model, make_batch(c, data, features, [one], device))).sum()
 
     watch = finite.Watch(device, optimizers, scaler)
     source = ahead(batches(place), device)
@@ -292,7 +301,7 @@ def main(argv):
             with common.memory_advice(c, "clips"), nullcontext() if last or world == 1 else trained.no_sync():
                 with autocast(device, dtype):
                     flow, duration = flow_loss(c, trained, batch)
-                flow, duration = flow / n_frames, duration / n_texts
+                flow, duration = flow.sum() / n_frames, duration.sum() / n_texts
                 loss = (flow + c.duration_loss_weight * duration) * world  # DDP takes the mean over processes
                 scaler.scale(loss).backward()
             losses += torch.stack((flow, duration)).detach()

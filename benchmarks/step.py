@@ -77,7 +77,8 @@ def training(c, device):
             if c.system == "codec":
                 loss = codec_loss(c, model, batch)[0]
             else:
-                loss = sum(flow_loss(c, model, batch) if c.system == "flow" else llm_loss(model, batch))
+                losses = flow_loss(c, model, batch) if c.system == "flow" else llm_loss(model, batch)
+                loss = sum(x.sum() for x in losses)
         (loss / c.batch_size).backward()
         return loss.detach()[None]
 

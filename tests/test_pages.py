@@ -297,21 +297,26 @@ def test_nothing_to_compare_blindly(visit, tmp_path):
 # Without a browser
 
 def test_curves(tmp_path, monkeypatch):
-    """Every number of the log is in its panel; losses and perplexities have logarithmic axes."""
+    """Every number of the log is in its panel; losses and perplexities have logarithmic axes. The loss over the time of
+    the flow is the last."""
     shown, subplots = [], plots.subplots
     monkeypatch.setattr(plots, "subplots", lambda *args: shown.append(subplots(*args)) or shown[-1])
     keys = ["loss", "text_perplexity", "audio_perplexity"]
     rows = [{"step": s, **{key: s * n + 1.0 for n, key in enumerate(keys, 1)}, "lr": 1 / s} for s in (10, 20, 30)]
     rows += [{"step": 30, **{f"val_{key}": 7.0 for key in keys}}, {"step": 30, "wer": 0.25}]
+    rows += [{"step": s, "val_loss": 7.0, "val_loss_t0.25": s / 10, "val_loss_t0.75": 1.0} for s in (20, 30)]
     plots.plot_curves(tmp_path / "curves.png", {"_a $x$": rows, "b": rows[:1], "of nothing": []})
     axes = [axis for axis in shown[0][1].flat if axis.axison]
     assert [axis.get_ylabel() for axis in axes] == [
-        "loss", "perplexity of characters", "perplexity of codes", "learning rate", "word error rate, %"]
-    assert [axis.get_yscale() for axis in axes] == ["log"] * 3 + ["linear"] * 2
+        "loss", "perplexity of characters", "perplexity of codes", "learning rate", "word error rate, %",
+        "validation loss over t"]
+    assert [axis.get_yscale() for axis in axes] == ["log"] * 3 + ["linear"] * 3
     for n, axis in enumerate(axes[:3], 1):
         lines = [line.get_xydata().tolist() for line in axis.get_lines()]
-        assert lines == [[[s, s * n + 1] for s in (10, 20, 30)], [[30, 7]], [[10, 10 * n + 1]], [], [], []]
+        at = [[30, 7]] + [[20, 7], [30, 7]] * (n == 1)
+        assert lines == [[[s, s * n + 1] for s in (10, 20, 30)], at, [[10, 10 * n + 1]], [], [], []]
     assert axes[4].get_lines()[0].get_xydata().tolist() == [[30, 25]]
+    assert axes[5].get_lines()[0].get_xydata().tolist() == [[0.25, 3], [0.75, 1]]
     legend = [text.get_text() for text in shown[0][0].legends[0].get_texts()]
     assert legend == ["_a $x$", "b", "of nothing", "training", "validation, averaged weights"]
 

@@ -67,22 +67,37 @@ CURVES = {  # what an axis shows: the keys of metrics.jsonl, in training and in 
     "learning rate": ("lr",),
     "word error rate, %": ("wer",),
 }
+OVER_T = "val_loss_t"  # begins the keys of the flow TTS's loss at times t of the flow, which follow
+
+
+def over_t(rows):
+    """The loss at times t, [(t, loss)], as the last of some rows of metrics.jsonl has it that does."""
+    found = [[(float(key.removeprefix(OVER_T)), row[key]) for key in row if key.startswith(OVER_T)] for row in rows]
+    return next(filter(None, reversed(found)), [])
 
 
 def plot_curves(path, runs, loss="loss"):
-    """A PNG of the curves of {name: rows of metrics.jsonl}, a panel for each of CURVES that there is, two dots a pixel
-    of the page. Losses and perplexities have logarithmic axes; `loss` tells the unit of the former."""
+    """A PNG of the curves of {name: rows of metrics.jsonl}, a panel for each of CURVES that there is, and one for the
+    last loss over the time of the flow; two dots a pixel of the page. Losses and perplexities over steps have
+    logarithmic axes; `loss` tells the unit of the former."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     there = {key for rows in runs.values() for row in rows for key in row}
     panels = {label: keys for label, keys in CURVES.items() if there & set(keys)}
+    if any(map(over_t, runs.values())):
+        panels["validation loss over t"] = ()
     columns = len(panels) or 1 if len(panels) < 5 else 3
     lines = -(-len(panels) // columns) or 1
     fig, axes = subplots(lines, columns, 3.8 * columns, 3.1 * lines + 0.4)
     for axis in axes.flat[len(panels):]:
         axis.set_axis_off()
     for axis, (label, keys) in zip(axes.flat, panels.items()):
+        if not keys:
+            for i, rows in enumerate(runs.values()):
+                axis.plot(*np.reshape(over_t(rows), (-1, 2)).T, ".--", color=f"C{i if len(runs) > 1 else 1}")
+            axis.set(xlabel="t, from speech (0) to noise (1)", ylabel=label, xlim=(0, 1), ylim=(0, None))
+            continue
         for i, rows in enumerate(runs.values()):
             for key, style in zip(keys, ("-", ".--")):
                 points = [(row["step"], row[key] * (100 if key == "wer" else 1)) for row in rows
