@@ -122,8 +122,8 @@ def make_batch(c, data, features, draws, device):
 # Loss
 
 def flow_loss(c, model, batch):
-    """Of each clip of a micro-batch, both (B,): squared errors of the velocity, summed over frames and averaged over mel
-    bands; the squared error of the log of its duration, 0 where it has no text."""
+    """Of each clip of a micro-batch, both (B,): squared errors of the velocity, summed over frames and averaged over
+    mel bands; the squared error of the log of its duration, 0 where it has no text."""
     inner = common.unwrapped(model)
     x, noise, t = (batch["mel"] - inner.mel_mean) / inner.mel_std, batch["noise"], batch["t"][:, None, None]
     velocity, log_seconds = model((1 - t) * x + t * noise, batch["t"], batch["frames"], batch["text"], batch["length"])

@@ -167,6 +167,16 @@ def test_what_fails_ends_it(house, stage):
     assert (status, said) == (3, "no\n") and stage not in str(out) and "listen" not in out
 
 
+@pytest.mark.parametrize("gpus, flags, wanted", [(0, [], True), (1, [], False), (1, ["--device", "cpu"], True)])
+def test_memory_stays_whole(house, monkeypatch, gpus, flags, wanted):
+    """Without a GPU glibc's cache is off in what trains, unless the user has settings of glibc's."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    stub = "#!/bin/sh\ncase $* in train_*) echo \"tunables ${GLIBC_TUNABLES-none}\" ;; esac" + STUB[9:]
+    for own in (None, "glibc.malloc.arena_max=2"):
+        _, out, _ = house("demo", *flags, stub=stub, **({"GLIBC_TUNABLES": own} if own else {}))
+        assert f"tunables {own or ('glibc.malloc.tcache_count=0' if wanted else 'none')}" in out
+
+
 def test_processes(house, monkeypatch):
     """On the CPU, on GPUs, on several machines."""
     common, found = ["--config", "configs/flow_demo.yaml", "--gpus"], [0]

@@ -15,6 +15,9 @@ from trivox.common import UserError, run
 from trivox.recipes import TRAINERS, load_settings
 
 USAGE = "./run.sh [test | demo] [flow | codec | llm] [--gpus N] [--max-restarts N] [--config FILE] [--key value …]"
+# Of a CPU. glibc puts small objects into the gaps between tensors, and its cache of freed ones keeps such gaps open:
+# free memory falls into ever more pieces, which each new tensor searches, until a step takes twice its time
+TUNABLES = "glibc.malloc.tcache_count=0"
 PUBLISHED = {"flow": "flow_ljspeech", "codec": "codec_ljspeech", "llm": "llm_177m"}
 
 
@@ -56,10 +59,12 @@ def assignments(argv, env):
         return f"exec python {TRAINERS[load_settings(config, system).system]}.py --help\n"
     c, nodes = load_settings(config, system, flags), env.get("NNODES") or "1"
     command, lines = [f"{TRAINERS[c.system]}.py", "--config", config, "--resume", *flags], []
+    found, threads = 0 if c.device in ("cpu", "mps") else torch.cuda.device_count(), 8
+    if found == 0:
+        lines.append(f"export GLIBC_TUNABLES=${{GLIBC_TUNABLES:-{TUNABLES}}}")
     if gpus == 1 and nodes == "1":
         command.insert(0, "python")
     else:
-        found, threads = 0 if c.device in ("cpu", "mps") else torch.cuda.device_count(), 8
         if found == 0:
             whole("--gpus, where there is no GPU,", str(gpus), 1, max(64, os.cpu_count()))
             threads = -(-os.cpu_count() // gpus)
