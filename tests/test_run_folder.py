@@ -45,6 +45,19 @@ def with_links(run):
 # ------------------------------------------------------------------------------------------------------------
 # Saving
 
+def test_a_thread_that_saves_ends_with_it():
+    """One that stayed would keep OpenMP's threads, and all later steps would take 1.6 times as long."""
+    names = []
+    for n in range(2):
+        run_folder.begin_save(lambda: names.append(threading.current_thread().name))
+        run_folder.wait_for_save()
+    assert len(names) == 2 and all(name.startswith("save") for name in names)
+    until = time.monotonic() + 10
+    while alive := [thread for thread in threading.enumerate() if thread.name.startswith("save")]:
+        assert time.monotonic() < until, alive
+        time.sleep(0.01)
+
+
 def test_latest_best_and_keep_last(tmp_path):
     for step, best in ((1, False), (2, True), (3, False), (4, False)):
         save(tmp_path, step, best)

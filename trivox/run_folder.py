@@ -244,7 +244,7 @@ def _open(c):
         there = newest(out_dir)
     elif here and copy != there.name:  # its copy failed, or was not asked for
         best = named(there.parent, "best")
-        _saving.append(_writer.submit(send_copy, out_dir, there.name, c.copy_to, c.keep_last, best == there))
+        begin_save(send_copy, out_dir, there.name, c.copy_to, c.keep_last, best == there)
     return there
 
 
@@ -427,7 +427,15 @@ def processes():
 # ------------------------------------------------------------------------------------------------------------
 # Saving
 
-_writer, _saving = ThreadPoolExecutor(1, "save"), []
+_saving = []
+
+
+def begin_save(work, *args):
+    """Do some work in a thread, which ends with it: OpenMP keeps a team for each thread that has computed, and with one
+    team more than before, those of training wait for each other in every operator (a step took 1.6 times as long)."""
+    pool = ThreadPoolExecutor(1, "save")
+    _saving.append(pool.submit(work, *args))
+    pool.shutdown(wait=False)
 
 
 def save_run(c, step, weights, optimizers, scaler, is_best, **state):
@@ -441,7 +449,7 @@ def save_run(c, step, weights, optimizers, scaler, is_best, **state):
     state |= {"step": step, "is_best": is_best, "world": processes(), "scaler": scaler.state_dict(),
               "optimizers": [o.state_dict() for o in optimizers]}
     copies = to_host(weights), to_host(state)
-    _saving.append(_writer.submit(_save, c, step, *copies, is_best))
+    begin_save(_save, c, step, *copies, is_best)
 
 
 def _save(c, step, weights, state, is_best):
