@@ -290,7 +290,7 @@ def main(argv):
         loss = entropy / (batch["n_frames"] * c.codebooks) + c.duration_loss_weight * duration
         scaler.scale(loss * world).backward()  # DDP takes the mean over processes
         targets = batch["n_frames"] + F.pad(batch["n_ends"][None], (0, c.codebooks - 1))  # the first book has EOS too
-        return torch.cat((of_books / targets, hits / targets, duration.detach()[None]))
+        return torch.cat((of_books / batch["n_frames"], hits / targets, duration.detach()[None]))
 
     learn = replayed(learn, device, world)
     watch = finite.Watch(device, optimizers, scaler)

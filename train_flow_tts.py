@@ -156,7 +156,7 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
         mine += (some := draws[i:i + c.batch_size])
         with autocast(device, dtype):
             losses.append(torch.stack(flow_loss(c, model, make_batch(c, data, features, some, device))))
-    flow, duration = torch.cat(losses, 1).cpu().double()
+    flow, duration = np.float64(torch.cat(losses, 1).cpu())
 
     def by_time(draws, values):
         return np.bincount([int(9.999 * d["t"]) for d in draws], values, minlength=10) if draws else np.zeros(10)

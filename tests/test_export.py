@@ -271,7 +271,7 @@ def test_neucodec(tmp_path, monkeypatch):
     codec = load_codec("neucodec")
     export.export_codec(codec, tmp_path)
     speaker = object.__new__(speak_onnx.Speaker)
-    speaker.folder = tmp_path
+    speaker.folder, speaker.codec = tmp_path, None
     speaker.load = lambda name: speak_onnx.onnxruntime.InferenceSession(tmp_path / name)
     for frames in (7, 33):
         codes = np.random.default_rng(frames).integers(0, 65536, frames)
