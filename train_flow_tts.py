@@ -159,7 +159,7 @@ def validate(c, model, data, features, clips, rank, world, device, dtype):
     flow, duration = np.float64(torch.cat(losses, 1).cpu())
 
     def by_time(draws, values):
-        return np.bincount([int(9.999 * d["t"]) for d in draws], values, minlength=10) if draws else np.zeros(10)
+        return np.bincount([min(9, int(10 * d["t"])) for d in draws], values, minlength=10) if draws else np.zeros(10)
 
     *flow, duration = all_sum([*by_time(mine, flow), float(duration.sum())], device)
     n_frames, n_texts = counts(data, draws)

@@ -305,6 +305,7 @@ def test_curves(tmp_path, monkeypatch):
     rows = [{"step": s, **{key: s * n + 1.0 for n, key in enumerate(keys, 1)}, "lr": 1 / s} for s in (10, 20, 30)]
     rows += [{"step": 30, **{f"val_{key}": 7.0 for key in keys}}, {"step": 30, "wer": 0.25}]
     rows += [{"step": s, "val_loss": 7.0, "val_loss_t0.25": s / 10, "val_loss_t0.75": 1.0} for s in (20, 30)]
+    rows[-1] |= {"val_loss_t0.85": float("nan"), "val_loss_total": 9.0}  # a run may diverge; users log what they like
     plots.plot_curves(tmp_path / "curves.png", {"_a $x$": rows, "b": rows[:1], "of nothing": []})
     axes = [axis for axis in shown[0][1].flat if axis.axison]
     assert [axis.get_ylabel() for axis in axes] == [

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,14 @@ CURVES = {  # what an axis shows: the keys of metrics.jsonl, in training and in 
     "learning rate": ("lr",),
     "word error rate, %": ("wer",),
 }
-OVER_T = "val_loss_t"  # begins the keys of the flow TTS's loss at times t of the flow, which follow
+OVER_T = re.compile(r"val_loss_t(\d\.\d+)")  # keys of the flow TTS's loss, by the time t of the flow
 
 
 def over_t(rows):
-    """The loss at times t, [(t, loss)], as the last of some rows of metrics.jsonl has it that does."""
-    found = [[(float(key.removeprefix(OVER_T)), row[key]) for key in row if key.startswith(OVER_T)] for row in rows]
+    """The loss at times t, [(t, loss)], as the last of some rows of metrics.jsonl has it that does; what is not finite
+    is left out."""
+    found = [[(float(at[1]), x) for key, x in row.items() if (at := OVER_T.fullmatch(key)) and math.isfinite(x)]
+             for row in rows]
     return next(filter(None, reversed(found)), [])
 
 

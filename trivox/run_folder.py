@@ -431,8 +431,9 @@ _saving = []
 
 
 def begin_save(work, *args):
-    """Do some work in a thread, which ends with it: OpenMP keeps a team for each thread that has computed, and with one
-    team more than before, those of training wait for each other in every operator (a step took 1.6 times as long)."""
+    """Do some work in a thread that ends with it, for which `wait_for_save` waits. OpenMP keeps a team for each thread
+    that has computed, and with one team more than before, those of training wait for each other in every operator: a
+    step took 1.6 times as long."""
     pool = ThreadPoolExecutor(1, "save")
     _saving.append(pool.submit(work, *args))
     pool.shutdown(wait=False)
