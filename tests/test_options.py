@@ -32,6 +32,13 @@ def test_refused(config, given, words):
         read_options("codec", {"codebooks": 2} | config, given)
 
 
+@pytest.mark.parametrize("system", ["flow", "llm"])
+def test_one_number(system):
+    """Lists are for codebooks."""
+    with pytest.raises(UserError, match="--temperature has 2 numbers: give one$"):
+        read_options(system, {"eval_solver": "euler"}, {"temperature": [0.5, 0.7]})
+
+
 def test_a_flag_is_of_one_type():
     """What several systems have by one name is read alike."""
     for name in {option.name for some in OPTIONS.values() for option in some}:

@@ -258,7 +258,7 @@ def test_what_a_text_becomes(runs):
     ("codec", ["--top_k", "1", "2", "3"], "3 numbers for 2 codebooks"),
     ("codec", ["--top_p", "0.5", "1.5"], "--top_p 1.5 is out of range"),
     ("codec", ["--prompt_wav", "a.wav"], "cannot read a.wav"),
-    ("llm", ["--top_k", "1", "2"], "2 numbers for 1 codebooks"),
+    ("llm", ["--top_k", "1", "2"], "2 numbers: give one"),
     ("llm", ["--repetition_penalty", "0"], "--repetition_penalty 0.0 is out of range"),
     ("llm", ["--speaker", "a.wav"], "trained without voices"),
 ], ids=str)

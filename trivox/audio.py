@@ -104,7 +104,7 @@ def griffin_lim(log_mel, mel, seed=0, iterations=32):
     log_mel = np.asarray(log_mel, dtype=np.float32)
     if not (log_mel <= LOUDEST_MEL).all():
         raise UserError("the log-mels hold numbers that are no sound, NaN or infinite perhaps: the model or the codec "
-                        "is damaged")
+                        "is damaged, or its temperature or guidance is far too high")
     filters, target = mel_filters(mel).numpy(), np.exp(log_mel.T)
     magnitude, back = filters.T @ target, filters.T @ target
     for _ in range(30):  # closer than librosa's mel_to_stft, in a tenth of its time

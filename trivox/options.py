@@ -91,7 +91,8 @@ def read_options(system, config, given):
             flag = f"--eval_{name}"
         several = value if isinstance(value, list) else [value]
         if len(several) not in ((1, books) if option.each_book else (1,)):
-            raise UserError(f"{flag} has {len(several)} numbers for {books} codebooks: give one, or one for each")
+            raise UserError(f"{flag} has {len(several)} numbers" + (
+                f" for {books} codebooks: give one, or one for each" if option.each_book else ": give one"))
         if option.choices and value not in option.choices:
             raise UserError(f"{flag} {value} is none of {', '.join(option.choices)}")
         low, high = option.low, option.high
